@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Installs the checkers at their pinned versions into .tools: linters from PyPI, cargo-deny from crates.io (compiled
+# once, some minutes). Does nothing where they are there already.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+cargo_deny=0.20.2
+venv=.tools/venv
+
+if ! cmp -s deploy/ci/requirements.txt "$venv/installed.txt"; then
+    echo "  linters from deploy/ci/requirements.txt into $venv"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: -r deploy/ci/requirements.txt
+    cp deploy/ci/requirements.txt "$venv/installed.txt"
+fi
+
+if [ "$(.tools/bin/cargo-deny --version 2>/dev/null)" != "cargo-deny $cargo_deny" ]; then
+    if [ "$(cargo-deny --version 2>/dev/null)" = "cargo-deny $cargo_deny" ]; then
+        mkdir -p .tools/bin
+        ln -sf "$(command -v cargo-deny)" .tools/bin/cargo-deny
+    else
+        echo "  cargo-deny $cargo_deny into .tools/bin, compiled here: several minutes"
+        # Without its default features: those that fetch with gitoxide are needed only for advisories.
+        nice cargo install --quiet --locked --root .tools --version "$cargo_deny" cargo-deny
+    fi
+fi

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Installs what is missing: what the local fleet needs, and with --dev what the tests need besides. Says what it does.
+# Debian/Ubuntu (apt, with sudo when not root) and macOS (Homebrew). Runs with macOS's own bash 3.2.
+set -euo pipefail
+
+say() { printf '  %s\n' "$*"; }
+fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
+# Debian keeps nginx where only root's PATH looks.
+have() { PATH="$PATH:/usr/sbin:/sbin:/opt/homebrew/bin:/usr/local/bin" command -v "$1" >/dev/null 2>&1; }
+python_fits() { have python3 && python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'; }
+
+dev=false
+case "${1:-}" in
+    --dev) dev=true ;;
+    '') ;;
+    *) fail "unknown argument $1 (only --dev is known)" ;;
+esac
+
+apt_packages=()
+brew_packages=()
+services=()
+need() { apt_packages+=("$1"); [ -z "$2" ] || brew_packages+=("$2"); }
+
+if ! have redis-server; then need redis-server redis; services+=(redis-server); fi
+if ! have nginx; then need nginx nginx; services+=(nginx); fi
+have curl || need curl curl
+have cc || need build-essential ''
+python_fits || need python3 python3
+if $dev && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then need python3-venv python3; fi
+have cargo || fail "no Rust toolchain: install one from https://rustup.rs and try again"
+
+if [ ${#apt_packages[@]} -eq 0 ]; then
+    say "nothing to install: redis-server, nginx, curl, cc and python3 are there"
+    exit 0
+fi
+
+if have apt-get; then
+    sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+        have sudo || fail "not root and no sudo: as root, run: apt-get install ${apt_packages[*]}"
+        sudo=(sudo)
+    fi
+    say "installing with apt-get${sudo[*]:+ (by sudo)}: ${apt_packages[*]}"
+    # ${a[@]+…}: an empty array counts as unset for bash before 4.4.
+    ${sudo[@]+"${sudo[@]}"} apt-get update -qq
+    ${sudo[@]+"${sudo[@]}"} env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${apt_packages[@]}"
+    # The packages also start services of their own, which the fleet doesn't use and nobody asked for.
+    if [ ${#services[@]} -gt 0 ] && [ -d /run/systemd/system ]; then
+        say "switching off the system services that came along: ${services[*]}"
+        ${sudo[@]+"${sudo[@]}"} systemctl disable --now "${services[@]}"
+    fi
+elif have brew; then
+    [ ${#brew_packages[@]} -gt 0 ] || fail "no C compiler: run xcode-select --install"
+    say "installing with Homebrew: ${brew_packages[*]}"
+    brew install --quiet "${brew_packages[@]}"
+else
+    fail "neither apt-get nor brew found; install these yourself: ${apt_packages[*]}"
+fi
+
+for name in redis-server nginx curl; do
+    have "$name" || fail "$name is still missing after the installation"
+done
+python_fits || fail "python3 is older than 3.9"

@@ -1,0 +1,129 @@
+//! Accounts: register, change the password, delete; disable, from the command line.
+use metrics::counter;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::password::Verdict;
+use super::{Auth, AuthError, Client, Opened, Registration, SignedIn, identity};
+use crate::metrics::REGISTRATIONS;
+use crate::store::users::{NewUser, User};
+
+impl Auth {
+    /// Makes an account.
+    ///
+    /// # Errors
+    ///
+    /// Invalid fields, all at once; a taken e-mail address or username; no room to hash; no store.
+    pub async fn register(&self, registration: Registration, client: &Client) -> Result<User, AuthError> {
+        let result = self.try_register(registration, client).await;
+        let label = result.as_ref().map_or_else(AuthError::label, |_| "success");
+        counter!(REGISTRATIONS, "result" => label).increment(1);
+        if let Ok(user) = &result {
+            tracing::info!(target: "audit", event = "account_created", user_id = %user.id, ip = %client.ip,
+                request_id = %client.request_id);
+        }
+        result
+    }
+
+    async fn try_register(&self, registration: Registration, client: &Client) -> Result<User, AuthError> {
+        let mut invalid = Vec::new();
+        let email = identity::email(&registration.email).map_err(|why| invalid.push(("email", why.to_owned())));
+        let username = registration.username.as_deref().map(identity::username).transpose();
+        let username = username.map_err(|why| invalid.push(("username", why.to_owned())));
+        let context = [Some(registration.email.as_str()), registration.username.as_deref()];
+        let context: Vec<_> = context.into_iter().flatten().collect();
+        if let Err(violations) = self.policy.check(registration.password.expose_secret(), &context) {
+            invalid.extend(violations.into_iter().map(|violation| ("password", violation.to_string())));
+        }
+        let (Ok(email), Ok(username), true) = (email, username, invalid.is_empty()) else {
+            return Err(AuthError::Invalid(invalid));
+        };
+        // Asked before hashing, so that a form sent twice doesn't cost a hash; decided when inserting.
+        self.users.ensure_free(&email, username.as_deref()).await?;
+        let attempt = self.throttle.admit_registration(client.ip).await?;
+        let password_hash = self.gate.hash(registration.password).await?;
+        attempt.failed().await?;
+        Ok(self.users.create(NewUser { email, username, password_hash }).await?)
+    }
+
+    /// Sets a new password for somebody who knows the present one. Every session of the user ends, the one that asked
+    /// included, and a new one is made (ASVS 5.0 7.4.3).
+    ///
+    /// # Errors
+    ///
+    /// A wrong present password; a new one against the rules; throttled; no room to hash; no store. Whatever the error,
+    /// either the old password holds or the new one does, and no session is alive that should be dead.
+    pub async fn change_password(
+        &self,
+        signed_in: &SignedIn,
+        current: SecretString,
+        new: SecretString,
+        client: &Client,
+    ) -> Result<Opened, AuthError> {
+        let user = self.confirm(signed_in, current, client).await?;
+        self.check_password("new_password", &new, &user)?;
+        let new_hash = self.gate.hash(new).await?;
+        let mut ended = self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
+        let epoch = self.users.replace_password(user.id, user.epoch, &new_hash).await?;
+        // Somebody else changed the password first: the one that was confirmed is no longer the present one.
+        let epoch = epoch.ok_or(AuthError::WrongPassword)?;
+        ended += self.sessions.end_all(user.id, None, Some(epoch)).await?;
+        self.ended_many(user.id, ended, "password_changed", client);
+        tracing::info!(target: "audit", event = "password_changed", user_id = %user.id, ip = %client.ip,
+            request_id = %client.request_id);
+        self.open(User { epoch, password_hash: new_hash, ..user }, None, client).await
+    }
+
+    /// Deletes the account of somebody who knows its password, and all its sessions.
+    ///
+    /// # Errors
+    ///
+    /// A wrong password; throttled; no room to hash; no store.
+    pub async fn delete_account(
+        &self,
+        signed_in: &SignedIn,
+        password: SecretString,
+        client: &Client,
+    ) -> Result<(), AuthError> {
+        let user = self.confirm(signed_in, password, client).await?;
+        let mut ended = self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
+        if !self.users.delete(user.id, user.epoch).await? {
+            return Err(AuthError::WrongPassword);
+        }
+        ended += self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
+        self.ended_many(user.id, ended, "account_deleted", client);
+        tracing::info!(target: "audit", event = "account_deleted", user_id = %user.id, ip = %client.ip,
+            request_id = %client.request_id);
+        Ok(())
+    }
+
+    /// Verifies the password of somebody who is signed in; failures count as those of a login.
+    async fn confirm(
+        &self,
+        signed_in: &SignedIn,
+        password: SecretString,
+        client: &Client,
+    ) -> Result<User, AuthError> {
+        let user_id = signed_in.claims.user_id;
+        let attempt = self.throttle.admit_login(&user_id.to_string(), client.ip).await?;
+        let user = self.users.by_id(user_id).await?.filter(|user| user.disabled_at.is_none());
+        let user = user.ok_or(AuthError::SessionInvalid)?;
+        match self.gate.verify(password, Some(user.password_hash.clone())).await? {
+            Verdict::Match { .. } => {
+                attempt.succeeded().await?;
+                Ok(user)
+            }
+            Verdict::Mismatch => {
+                attempt.failed().await?;
+                tracing::info!(target: "audit", event = "password_confirmation_failed", user_id = %user_id,
+                    ip = %client.ip, request_id = %client.request_id);
+                Err(AuthError::WrongPassword)
+            }
+        }
+    }
+
+    fn check_password(&self, field: &'static str, password: &SecretString, user: &User) -> Result<(), AuthError> {
+        self.policy.check(password.expose_secret(), &[&user.email, &user.username]).map_err(|violations| {
+            AuthError::Invalid(violations.iter().map(|violation| (field, violation.to_string())).collect())
+        })
+    }
+}

@@ -1,0 +1,199 @@
+//! The flows, without HTTP types.
+//!
+//! Two rules hold them together. A session is made only under the epoch that its user had before the password was
+//! verified; and whatever must end a user's sessions ends them first, and raises the fence that keeps late logins out,
+//! then changes the database, then ends them again. Wherever that is cut off, no session lives that should be dead.
+mod accounts;
+pub mod identity;
+pub mod password;
+mod sessions;
+mod sign_in;
+pub mod throttle;
+pub mod token;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use self::password::{HashError, HashGate, PasswordPolicy};
+use self::throttle::Throttle;
+use self::token::{Claims, TokenKeys};
+use crate::clock::Clock;
+use crate::store::StoreError;
+use crate::store::sessions::{Limits, Session, SessionKey, SessionStore};
+use crate::store::users::{User, UserStore, UserStoreError};
+
+/// Everything that the flows need. One per process.
+#[derive(Debug)]
+pub struct Auth {
+    /// Users, in SQL.
+    pub users: UserStore,
+    /// Sessions, in Redis or memory.
+    pub sessions: SessionStore,
+    /// Password hashing, bounded.
+    pub gate: Arc<HashGate>,
+    /// Password rules.
+    pub policy: PasswordPolicy,
+    /// Limits on guessing.
+    pub throttle: Throttle,
+    /// Cookie keys.
+    pub keys: TokenKeys,
+    /// Session limits.
+    pub limits: Limits,
+    /// The time.
+    pub clock: Clock,
+    /// This replica's name.
+    pub replica: String,
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The address, through trusted proxies.
+    pub ip: IpAddr,
+    /// `User-Agent`, bounded.
+    pub user_agent: String,
+    /// `X-Request-Id`.
+    pub request_id: Arc<str>,
+}
+
+/// A checked and renewed session.
+#[derive(Clone, Debug)]
+pub struct SignedIn {
+    /// What the cookie says.
+    pub claims: Claims,
+    /// What the store says.
+    pub session: Session,
+    /// When the session ends unless it's used before.
+    pub idle_expires_at: Timestamp,
+}
+
+/// A session that was just made.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The user.
+    pub user: User,
+    /// The cookie's value.
+    pub token: SecretString,
+    /// What it says.
+    pub claims: Claims,
+    /// When the session was made.
+    pub created_at: Timestamp,
+    /// When it ends unless it's used before.
+    pub idle_expires_at: Timestamp,
+    /// When it ends at the latest.
+    pub expires_at: Timestamp,
+}
+
+/// A registration, as sent.
+#[derive(Debug)]
+pub struct Registration {
+    /// E-mail address.
+    pub email: String,
+    /// Username; made from the e-mail address if absent.
+    pub username: Option<String>,
+    /// Password.
+    pub password: SecretString,
+}
+
+/// Why a flow ended without its result.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// No session: no cookie, a forged one, or one whose session has ended.
+    #[error("session expired or invalid")]
+    SessionInvalid,
+    /// Unknown user, wrong password or disabled user: not told apart.
+    #[error("wrong user name or password")]
+    InvalidCredentials,
+    /// Somebody who is signed in got the password wrong.
+    #[error("wrong password")]
+    WrongPassword,
+    /// The user has no such session.
+    #[error("no such session")]
+    SessionNotFound,
+    /// Too many failed attempts.
+    #[error("too many failed attempts")]
+    Throttled {
+        /// When the next one is admitted.
+        retry_after: Duration,
+    },
+    /// An account has this e-mail address.
+    #[error("e-mail address taken")]
+    EmailTaken,
+    /// An account has this username.
+    #[error("username taken")]
+    UsernameTaken,
+    /// Fields that are wrong: name and message.
+    #[error("invalid fields: {0:?}")]
+    Invalid(Vec<(&'static str, String)>),
+    /// More password hashing than fits the queue.
+    #[error("too many logins at present")]
+    Overloaded {
+        /// When a place should be free.
+        retry_after: Duration,
+    },
+    /// A store failed, so nothing is known.
+    #[error("store unavailable: {0}")]
+    Unavailable(String),
+    /// A bug or a broken machine.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl From<StoreError> for AuthError {
+    fn from(error: StoreError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<UserStoreError> for AuthError {
+    fn from(error: UserStoreError) -> Self {
+        match error {
+            UserStoreError::EmailTaken => Self::EmailTaken,
+            UserStoreError::UsernameTaken => Self::UsernameTaken,
+            UserStoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<HashError> for AuthError {
+    fn from(error: HashError) -> Self {
+        match error {
+            HashError::Overloaded { retry_after } => Self::Overloaded { retry_after },
+            error => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl AuthError {
+    /// The label that metrics and audit events use.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::SessionInvalid => "session_invalid",
+            Self::InvalidCredentials | Self::WrongPassword => "invalid_credentials",
+            Self::SessionNotFound => "session_not_found",
+            Self::Throttled { .. } => "throttled",
+            Self::EmailTaken | Self::UsernameTaken => "conflict",
+            Self::Invalid(_) => "invalid",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Unavailable(_) => "unavailable",
+            Self::Internal(_) => "internal",
+        }
+    }
+}
+
+fn key_of(claims: &Claims) -> SessionKey {
+    SessionKey { user_id: claims.user_id, session_id: claims.session_id }
+}
+
+/// When an account was made: the time in its id (UUIDv7, RFC 9562 §5.7).
+pub fn account_created_at(user_id: Uuid) -> Timestamp {
+    let (seconds, nanoseconds) = user_id.get_timestamp().map_or((0, 0), |time| time.to_unix());
+    let seconds = i64::try_from(seconds).unwrap_or(0);
+    let nanoseconds = i32::try_from(nanoseconds).unwrap_or(0);
+    Timestamp::new(seconds, nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH)
+}

@@ -1,0 +1,386 @@
+//! The hashing gate: a fixed number of threads, a bounded queue, an answer at once when it's full.
+//!
+//! - A thread is the permit. It's taken by the work, not by the request: a request that goes away neither frees it
+//!   early nor leaks it. Work that nobody waits for any more is dropped before it begins; once begun it runs to its end.
+//! - The threads run at a lower priority, so that a storm of logins leaves session checks their latency.
+//! - A verification costs the same whether the user exists or not (ASVS 5.0 6.3.8): one hash with the configured
+//!   parameters. A hash with other parameters costs its own time until the user's next login upgrades it.
+//! - Argon2's memory is shared by the threads, most recently used first, and given back to the operating system after
+//!   [`IDLE`].
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+use std::{io, mem};
+
+use metrics::{counter, gauge, histogram};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::oneshot;
+use tracing::{Span, error, info_span, warn};
+
+use super::stored::{Blocks, ComputeError, Scheme, StoredError};
+use crate::config::HashingConfig;
+use crate::metrics::{HASH_ABANDONED, HASH_QUEUE_SECONDS, HASH_QUEUED, HASH_SECONDS, HASH_SHED};
+
+/// Argon2's memory goes back to the operating system when it was unused for this long.
+const IDLE: Duration = Duration::from_secs(1);
+/// Added to the nice value of the hashing threads.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 10;
+/// What writing a block takes until the first hash was measured: 2.0 GHz x86-64 needs between 0.5 and 1 µs.
+const SECONDS_PER_BLOCK: f64 = 1e-6;
+/// The weight of the latest job in the moving average of their time.
+const SMOOTHING: f64 = 0.125;
+
+/// What a verification found.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Wrong password, no such user, or a stored hash that can't be used.
+    Mismatch,
+    /// The right password.
+    Match {
+        /// A new hash to store, if the stored one has other parameters or another algorithm than configured.
+        upgraded: Option<SecretString>,
+    },
+}
+
+/// Why a password was neither hashed nor verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HashError {
+    /// The queue is full.
+    #[error("too many passwords are waiting to be hashed")]
+    Overloaded {
+        /// When the work that is waiting now will be done: whole seconds, at least one.
+        retry_after: Duration,
+    },
+    /// The server is shutting down.
+    #[error("password hashing has ended")]
+    Closed,
+    /// No memory, no randomness, or a bug; the log has the reason.
+    #[error("password hashing failed")]
+    Failed,
+}
+
+/// The threads that hash and verify passwords, and their queue. One per process.
+#[derive(Debug)]
+pub struct HashGate {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    scheme: Scheme,
+    concurrency: usize,
+    capacity: usize,
+    state: Mutex<State>,
+    wake: Condvar,
+    #[cfg(test)]
+    probe: tests::Probe,
+}
+
+struct State {
+    queue: VecDeque<Job>,
+    /// Threads that wait for work. Jobs in the queue up to this number are about to begin.
+    idle: usize,
+    closed: bool,
+    /// Memory that no thread uses now, least recently used first.
+    spare: Vec<(Instant, Blocks)>,
+    /// Moving average of a job's time on its thread, in seconds.
+    mean: f64,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("queued", &self.queue.len())
+            .field("idle", &self.idle)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Job {
+    work: Work,
+    queued: Instant,
+    span: Span,
+}
+
+enum Work {
+    Hash { password: SecretString, reply: oneshot::Sender<Result<SecretString, HashError>> },
+    Verify { password: SecretString, stored: Option<SecretString>, reply: oneshot::Sender<Result<Verdict, HashError>> },
+}
+
+impl HashGate {
+    /// Starts the threads, named `hash-0` and so on.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] for parameters that Argon2 doesn't know; anything else if the operating system
+    /// starts no more threads.
+    pub fn start(config: &HashingConfig) -> io::Result<Arc<Self>> {
+        let scheme = Scheme::new(config).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let concurrency = config.concurrency.max(1);
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let mean = scheme.block_writes() as f64 * SECONDS_PER_BLOCK;
+        let state = State { queue: VecDeque::new(), idle: 0, closed: false, spare: Vec::new(), mean };
+        let gate = Self {
+            shared: Arc::new(Shared {
+                scheme,
+                concurrency,
+                capacity: config.queue,
+                state: Mutex::new(state),
+                wake: Condvar::new(),
+                #[cfg(test)]
+                probe: tests::Probe::default(),
+            }),
+            threads: Mutex::default(),
+        };
+        for index in 0..concurrency {
+            let shared = Arc::clone(&gate.shared);
+            let thread = Builder::new().name(format!("hash-{index}")).spawn(move || shared.work_off())?;
+            gate.threads.lock().push(thread);
+        }
+        Ok(Arc::new(gate))
+    }
+
+    /// Hashes a password as typed; the result is in the PHC string format.
+    ///
+    /// # Errors
+    ///
+    /// At once if the queue is full or the gate closed; otherwise when the machine can't do it.
+    pub async fn hash(&self, password: SecretString) -> Result<SecretString, HashError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.admit(Work::Hash { password, reply })?;
+        answer.await.unwrap_or(Err(HashError::Failed))
+    }
+
+    /// Compares a password as typed with a stored hash: Argon2 in the PHC string format, or bcrypt. `None`, for a user
+    /// who doesn't exist, costs the same and never matches.
+    ///
+    /// # Errors
+    ///
+    /// At once if the queue is full or the gate closed; otherwise when the machine can't do it.
+    pub async fn verify(&self, password: SecretString, stored: Option<SecretString>) -> Result<Verdict, HashError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.admit(Work::Verify { password, stored, reply })?;
+        answer.await.unwrap_or(Err(HashError::Failed))
+    }
+
+    /// Admits no more work and returns when all that somebody waits for is done and the threads have ended.
+    pub async fn close(&self) {
+        let threads = self.shut();
+        let joined = tokio::task::spawn_blocking(|| join(threads)).await;
+        joined.expect("joining threads doesn't panic");
+    }
+
+    fn shut(&self) -> Vec<JoinHandle<()>> {
+        self.shared.state.lock().closed = true;
+        self.shared.wake.notify_all();
+        mem::take(&mut self.threads.lock())
+    }
+}
+
+/// Waits for the hash under way at most: while somebody waits for an answer, the gate isn't dropped.
+impl Drop for HashGate {
+    fn drop(&mut self) {
+        join(self.shut());
+    }
+}
+
+fn join(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        if thread.join().is_err() {
+            error!("a hashing thread panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn admit(&self, work: Work) -> Result<(), HashError> {
+        let span = match &work {
+            Work::Hash { .. } => info_span!("password_hash", operation = "hash"),
+            Work::Verify { .. } => info_span!("password_hash", operation = "verify"),
+        };
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(HashError::Closed);
+        }
+        let room = self.capacity + state.idle;
+        if state.queue.len() >= room {
+            state.drop_abandoned();
+        }
+        if state.queue.len() >= room {
+            counter!(HASH_SHED).increment(1);
+            return Err(HashError::Overloaded { retry_after: state.backlog(self.concurrency) });
+        }
+        state.queue.push_back(Job { work, queued: Instant::now(), span });
+        state.report_queued();
+        drop(state);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// A thread's life.
+    fn work_off(&self) {
+        lower_priority();
+        let mut done = None;
+        while let Some((job, mut blocks)) = self.next(done) {
+            let begun = Instant::now();
+            histogram!(HASH_QUEUE_SECONDS).record(begun.duration_since(job.queued).as_secs_f64());
+            let Job { work, span, .. } = job;
+            // A panic would cost the fleet a thread for good; the requester sees its end of the channel dropped.
+            let ended = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| self.perform(work, &mut blocks))));
+            if ended.is_err() {
+                error!("a hashing job panicked");
+            }
+            done = Some((blocks, begun.elapsed()));
+        }
+    }
+
+    /// Takes back the memory of the job that was done, and waits for the next one. `None` when closed and empty.
+    fn next(&self, done: Option<(Blocks, Duration)>) -> Option<(Job, Blocks)> {
+        let mut state = self.state.lock();
+        if let Some((blocks, took)) = done {
+            state.mean += SMOOTHING * (took.as_secs_f64() - state.mean);
+            state.spare.push((Instant::now(), blocks));
+        }
+        loop {
+            while let Some(job) = state.queue.pop_front() {
+                state.report_queued();
+                if job.work.is_abandoned() {
+                    counter!(HASH_ABANDONED).increment(1);
+                    continue;
+                }
+                let blocks = state.spare.pop().map(|(_, blocks)| blocks).unwrap_or_default();
+                return Some((job, blocks));
+            }
+            if state.closed {
+                return None;
+            }
+            state.idle += 1;
+            if state.spare.is_empty() {
+                self.wake.wait(&mut state);
+            } else if self.wake.wait_for(&mut state, IDLE).timed_out() {
+                let fresh = state.spare.iter().position(|(since, _)| since.elapsed() < IDLE);
+                let unused = fresh.unwrap_or(state.spare.len());
+                let expired: Vec<_> = state.spare.drain(..unused).collect();
+                MutexGuard::unlocked(&mut state, || drop(expired));
+            }
+            state.idle -= 1;
+        }
+    }
+
+    fn perform(&self, work: Work, blocks: &mut Blocks) {
+        #[cfg(test)]
+        let _running = self.probe.enter();
+        match work {
+            Work::Hash { password, reply } => {
+                let hash = timed("hash", || self.scheme.hash(&password, blocks));
+                drop(reply.send(hash.map_err(HashError::from)));
+            }
+            Work::Verify { password, stored, reply } => {
+                let verdict = self.judge(&password, stored.as_ref(), &reply, blocks);
+                drop(reply.send(verdict.map_err(HashError::from)));
+            }
+        }
+    }
+
+    fn judge(
+        &self,
+        password: &SecretString,
+        stored: Option<&SecretString>,
+        reply: &oneshot::Sender<Result<Verdict, HashError>>,
+        blocks: &mut Blocks,
+    ) -> Result<Verdict, ComputeError> {
+        let parsed = stored.map(|text| self.scheme.parse(text.expose_secret())).transpose();
+        let stored = match parsed {
+            Ok(Some(stored)) => stored,
+            unusable => {
+                if let Err(reason) = unusable {
+                    report_unusable(&reason);
+                }
+                timed("verify", || self.scheme.burn(password, blocks))?;
+                return Ok(Verdict::Mismatch);
+            }
+        };
+        if !timed("verify", || self.scheme.matches(&stored, password, blocks))? {
+            return Ok(Verdict::Mismatch);
+        }
+        let upgrade = self.scheme.outdates(&stored, password) && !reply.is_closed();
+        // A login that was right is not refused because its upgrade failed.
+        let upgraded = upgrade.then(|| timed("hash", || self.scheme.hash(password, blocks))).and_then(|hash| {
+            hash.inspect_err(|error| warn!(%error, "a stored password hash was not upgraded")).ok()
+        });
+        Ok(Verdict::Match { upgraded })
+    }
+}
+
+fn report_unusable(reason: &StoredError) {
+    error!(%reason, "a stored password hash can't be used; its user can't sign in until the password is set anew");
+}
+
+fn timed<T>(operation: &'static str, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = work();
+    histogram!(HASH_SECONDS, "operation" => operation).record(begun.elapsed().as_secs_f64());
+    result
+}
+
+impl State {
+    /// Abandoned jobs keep nobody else out.
+    fn drop_abandoned(&mut self) {
+        let before = self.queue.len();
+        self.queue.retain(|job| !job.work.is_abandoned());
+        let dropped = before - self.queue.len();
+        counter!(HASH_ABANDONED).increment(dropped as u64);
+        self.report_queued();
+    }
+
+    /// How long `concurrency` threads need for what is queued and under way.
+    fn backlog(&self, concurrency: usize) -> Duration {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let jobs_per_thread = (self.queue.len() + concurrency) as f64 / concurrency as f64;
+        Duration::from_secs_f64((jobs_per_thread * self.mean).ceil().clamp(1.0, 3600.0))
+    }
+
+    fn report_queued(&self) {
+        #[expect(clippy::cast_precision_loss, reason = "queues are far below 2^52")]
+        gauge!(HASH_QUEUED).set(self.queue.len() as f64);
+    }
+}
+
+impl Work {
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Hash { reply, .. } => reply.is_closed(),
+            Self::Verify { reply, .. } => reply.is_closed(),
+        }
+    }
+}
+
+impl From<ComputeError> for HashError {
+    fn from(error: ComputeError) -> Self {
+        error!(%error, "password hashing failed");
+        Self::Failed
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn lower_priority() {
+    use rustix::process::{getpriority_process, setpriority_process};
+
+    // On Linux a nice value belongs to a thread, and "no process" means the calling one.
+    let lowered = getpriority_process(None).and_then(|nice| setpriority_process(None, (nice + NICE).min(19)));
+    if let Err(error) = lowered {
+        warn!(%error, "the priority of a hashing thread could not be lowered; logins may slow down session checks");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn lower_priority() {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Sign in: verify a password, make a session.
+use metrics::counter;
+use secrecy::SecretString;
+
+use super::password::Verdict;
+use super::token::Claims;
+use super::{Auth, AuthError, Client, Opened, key_of};
+use crate::metrics::{LOGINS, SESSIONS_CREATED, SESSIONS_ENDED};
+use crate::store::sessions::{Created, NewSession};
+use crate::store::users::{User, login_key};
+
+impl Auth {
+    /// Verifies a password and makes a session. A living session that the client brought along ends with it.
+    ///
+    /// # Errors
+    ///
+    /// Wrong credentials; no room to hash; no store.
+    pub async fn sign_in<'a>(
+        &self,
+        identifier: &str,
+        password: SecretString,
+        cookies: impl Iterator<Item = &'a [u8]>,
+        client: &Client,
+    ) -> Result<Opened, AuthError> {
+        let brought = self.read(cookies).ok();
+        let result = self.try_sign_in(identifier, password, brought, client).await;
+        let label = result.as_ref().map_or_else(AuthError::label, |_| "success");
+        counter!(LOGINS, "result" => label).increment(1);
+        match &result {
+            Ok(Opened { user, claims, .. }) => {
+                tracing::info!(target: "audit", event = "login", user_id = %user.id, session_id = %claims.session_id,
+                    ip = %client.ip, request_id = %client.request_id);
+            }
+            Err(error) => {
+                tracing::info!(target: "audit", event = "login_failed", reason = label, %error, ip = %client.ip,
+                    request_id = %client.request_id);
+            }
+        }
+        result
+    }
+
+    async fn try_sign_in(
+        &self,
+        identifier: &str,
+        password: SecretString,
+        brought: Option<Claims>,
+        client: &Client,
+    ) -> Result<Opened, AuthError> {
+        let user = self.users.by_login(identifier).await?;
+        // An account has one count, by whichever of its names it's tried; a name without account has one too, so that
+        // being throttled doesn't tell which exist.
+        let account = user.as_ref().map_or_else(|| login_key(identifier), |user| user.id.to_string());
+        let attempt = self.throttle.admit_login(&account, client.ip).await?;
+        // Unknown and disabled users cost a hash too: the time must not tell them apart (ASVS 5.0 6.3.8).
+        let stored = user.as_ref().map(|user| user.password_hash.clone());
+        let verdict = self.gate.verify(password, stored).await?;
+        let (Some(user), Verdict::Match { upgraded }) = (user.filter(|user| user.disabled_at.is_none()), verdict) else {
+            attempt.failed().await?;
+            return Err(AuthError::InvalidCredentials);
+        };
+        attempt.succeeded().await?;
+        if let Some(new_hash) = upgraded {
+            // Not worth failing a login for; the next one tries again.
+            if let Err(error) = self.users.upgrade_hash(user.id, &user.password_hash, &new_hash).await {
+                tracing::warn!(%error, user_id = %user.id, "password hash not upgraded");
+            }
+        }
+        self.open(user, brought, client).await
+    }
+
+    /// Makes a session for a user whose password was verified against `user.password_hash`.
+    pub(super) async fn open(&self, mut user: User, brought: Option<Claims>, client: &Client) -> Result<Opened, AuthError> {
+        let created_at = self.clock.now();
+        let expires_at = created_at + self.limits.max_age;
+        let (token, claims) = self.keys.issue(user.id, expires_at.as_millisecond());
+        let key = key_of(&claims);
+        let mut replaces = None;
+        match brought {
+            Some(old) if old.user_id == user.id => replaces = Some(old.session_id),
+            // Another user's session lives in another slot, so it can't end in the same step; it ends first.
+            Some(old) => self.end(key_of(&old), "replaced", client).await.map(drop)?,
+            None => {}
+        }
+        let mut new = NewSession {
+            key,
+            username: user.username.clone(),
+            email: user.email.clone(),
+            created_at,
+            expires_at,
+            created_by: self.replica.clone(),
+            ip: client.ip.to_string(),
+            user_agent: client.user_agent.clone(),
+            epoch: user.epoch,
+            replaces,
+        };
+        let (evicted, replaced) = loop {
+            match self.sessions.create(&new).await? {
+                Created::Done { evicted, replaced } => break (evicted, replaced),
+                // The password was changed meanwhile, or somebody crashed between fencing the sessions off and changing
+                // it. In the second case this user row is still the current one, and takes over the fence's epoch.
+                Created::Overtaken { fence } => {
+                    let epoch = self.users.raise_epoch(user.id, user.epoch, fence).await?;
+                    let Some(epoch) = epoch else { return Err(AuthError::InvalidCredentials) };
+                    (user.epoch, new.epoch) = (epoch, epoch);
+                }
+            }
+        };
+        // The durable epoch has the last word: a Redis that lost its fences can't let an overtaken login through.
+        if self.users.current_epoch(user.id).await? != Some(user.epoch) {
+            self.sessions.end(key).await?;
+            return Err(AuthError::InvalidCredentials);
+        }
+        counter!(SESSIONS_CREATED).increment(1);
+        if replaced {
+            counter!(SESSIONS_ENDED, "reason" => "replaced").increment(1);
+        }
+        if evicted > 0 {
+            counter!(SESSIONS_ENDED, "reason" => "evicted").increment(evicted.into());
+            tracing::info!(target: "audit", event = "sessions_evicted", count = evicted, user_id = %user.id);
+        }
+        let idle_expires_at = expires_at.min(created_at + self.limits.idle);
+        Ok(Opened { user, token, claims, created_at, idle_expires_at, expires_at })
+    }
+}

@@ -1,0 +1,231 @@
+//! The session cookie's value.
+//!
+//! 87 bytes, as 116 characters of base64url:
+//!
+//! ```text
+//!  0      1             17                 49           55          87
+//!  +------+-------------+------------------+------------+-----------+
+//!  | 0x01 | user id, 16 | secret, 32       | expires, 6 | MAC, 32   |
+//!  +------+-------------+------------------+------------+-----------+
+//! ```
+//!
+//! - The secret is 256 bits from the operating system's CSPRNG (ASVS 5.0 7.2.3 asks for 128).
+//! - `expires` is the session's absolute limit in milliseconds since the epoch: it lets one round trip both read the
+//!   session and renew it without ever passing that limit.
+//! - The user id places the session's key in the user's Redis Cluster slot.
+//! - The MAC is HMAC-SHA256 (RFC 2104) over the first 55 bytes: just what fits into one SHA-256 block with its
+//!   padding. A cookie that fails it costs no question to the store.
+//!
+//! Lengths are multiples of three, so each token has exactly one text: no ignored trailing bits.
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+const VERSION: u8 = 1;
+const USER: std::ops::Range<usize> = 1..17;
+const SECRET: std::ops::Range<usize> = 17..49;
+const EXPIRES: std::ops::Range<usize> = 49..55;
+const SIGNED: usize = 55;
+const LENGTH: usize = SIGNED + 32;
+/// Characters of a cookie value.
+pub const TEXT_LENGTH: usize = LENGTH / 3 * 4;
+
+/// The public name of a session: the first 128 bits of SHA-256 over the signed bytes, as 22 characters of base64url.
+/// It can be listed, logged and used to revoke, never to sign in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId([u8; 22]);
+
+impl SessionId {
+    fn of(signed: &[u8]) -> Self {
+        let hash = Sha256::digest(signed);
+        let mut text = [0; 22];
+        URL_SAFE_NO_PAD.encode_slice(&hash[..16], &mut text).expect("16 bytes are 22 characters");
+        Self(text)
+    }
+
+    /// Reads an id as the API shows it; `None` if it can't be one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes: [u8; 22] = text.as_bytes().try_into().ok()?;
+        bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')).then_some(Self(bytes))
+    }
+
+    /// The 22 characters.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("base64url is ASCII")
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl serde::Serialize for SessionId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// What a genuine cookie says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// Whose session it is.
+    pub user_id: Uuid,
+    /// Its public name.
+    pub session_id: SessionId,
+    /// The absolute limit, in milliseconds since the epoch.
+    pub expires_at_ms: i64,
+}
+
+/// A cookie value that was not made with any of our keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the session cookie's signature is not ours")]
+pub struct NotOurs;
+
+/// Makes and reads cookie values.
+#[derive(Clone)]
+pub struct TokenKeys {
+    /// Key schedules made in advance: a check then costs two SHA-256 blocks.
+    signing: Hmac<Sha256>,
+    accepted: Vec<Hmac<Sha256>>,
+}
+
+impl fmt::Debug for TokenKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenKeys({})", self.accepted.len())
+    }
+}
+
+impl TokenKeys {
+    /// Signs with the first secret and accepts all: rotation without logging anyone out.
+    ///
+    /// # Panics
+    ///
+    /// Without any secret; the configuration refuses that.
+    pub fn new(secrets: &[SecretSlice<u8>]) -> Self {
+        let accepted: Vec<_> = secrets
+            .iter()
+            .map(|secret| Hmac::new_from_slice(secret.expose_secret()).expect("HMAC takes a key of any length"))
+            .collect();
+        Self { signing: accepted.first().expect("at least one session secret").clone(), accepted }
+    }
+
+    /// Makes a token for a session of `user_id` that ends at `expires_at_ms` at the latest.
+    pub fn issue(&self, user_id: Uuid, expires_at_ms: i64) -> (SecretString, Claims) {
+        let mut bytes = [0_u8; LENGTH];
+        bytes[0] = VERSION;
+        bytes[USER].copy_from_slice(user_id.as_bytes());
+        getrandom::fill(&mut bytes[SECRET]).expect("the operating system's random source");
+        bytes[EXPIRES].copy_from_slice(&expires_at_ms.to_be_bytes()[2..]);
+        let mac = self.signing.clone().chain_update(&bytes[..SIGNED]).finalize().into_bytes();
+        bytes[SIGNED..].copy_from_slice(&mac);
+        let session_id = SessionId::of(&bytes[..SIGNED]);
+        (URL_SAFE_NO_PAD.encode(bytes).into(), Claims { user_id, session_id, expires_at_ms })
+    }
+
+    /// Reads a cookie value.
+    ///
+    /// # Errors
+    ///
+    /// [`NotOurs`] for anything that was not made with one of the keys.
+    pub fn read(&self, text: &[u8]) -> Result<Claims, NotOurs> {
+        if text.len() != TEXT_LENGTH {
+            return Err(NotOurs);
+        }
+        let mut bytes = [0_u8; LENGTH];
+        URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).map_err(|_| NotOurs)?;
+        let (signed, mac) = bytes.split_at(SIGNED);
+        let genuine = self.accepted.iter().any(|key| key.clone().chain_update(signed).verify_slice(mac).is_ok());
+        if !genuine || signed[0] != VERSION {
+            return Err(NotOurs);
+        }
+        let mut expires = [0; 8];
+        expires[2..].copy_from_slice(&signed[EXPIRES]);
+        Ok(Claims {
+            user_id: Uuid::from_slice(&signed[USER]).expect("16 bytes"),
+            session_id: SessionId::of(signed),
+            expires_at_ms: i64::from_be_bytes(expires),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys(secrets: &[&str]) -> TokenKeys {
+        TokenKeys::new(&secrets.iter().map(|s| s.as_bytes().to_vec().into()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn reads_what_it_issued() {
+        let keys = keys(&["a secret of at least thirty-two bytes"]);
+        let user = Uuid::now_v7();
+        let (text, claims) = keys.issue(user, 1_800_000_000_123);
+        assert_eq!(text.expose_secret().len(), TEXT_LENGTH);
+        assert_eq!(keys.read(text.expose_secret().as_bytes()), Ok(claims));
+        assert_eq!((claims.user_id, claims.expires_at_ms), (user, 1_800_000_000_123));
+    }
+
+    #[test]
+    fn rotation_accepts_old_and_signs_with_new() {
+        let (old, both, new) = (keys(&["old"]), keys(&["new", "old"]), keys(&["new"]));
+        let (before, _) = old.issue(Uuid::nil(), 1);
+        let (after, _) = both.issue(Uuid::nil(), 1);
+        assert!(both.read(before.expose_secret().as_bytes()).is_ok());
+        assert!(new.read(after.expose_secret().as_bytes()).is_ok());
+        assert!(old.read(after.expose_secret().as_bytes()).is_err());
+        assert!(new.read(before.expose_secret().as_bytes()).is_err());
+    }
+
+    /// ASVS 5.0 7.2.1: the verification happens at a trusted service; every bit counts.
+    #[test]
+    fn every_changed_character_is_refused() {
+        let keys = keys(&["a secret"]);
+        let (text, _) = keys.issue(Uuid::now_v7(), 1_800_000_000_000);
+        let text = text.expose_secret().as_bytes();
+        for at in 0..text.len() {
+            for other in *b"AQgw_-9z" {
+                let mut changed = text.to_vec();
+                changed[at] = other;
+                assert_eq!(keys.read(&changed).is_ok(), changed == text, "character {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_id_says_nothing_of_the_token() {
+        let keys = keys(&["a secret"]);
+        let (text, claims) = keys.issue(Uuid::now_v7(), 1_800_000_000_000);
+        assert!(!text.expose_secret().contains(claims.session_id.as_str()));
+        assert_eq!(SessionId::parse(claims.session_id.as_str()), Some(claims.session_id));
+        assert_eq!(SessionId::parse("too short"), None);
+        assert_eq!(SessionId::parse("{0123456789012345678*}"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics_or_passes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(keys(&["a secret"]).read(&bytes), Err(NotOurs));
+        }
+
+        #[test]
+        fn no_text_of_the_right_length_passes(text in "[A-Za-z0-9_-]{116}") {
+            prop_assert_eq!(keys(&["a secret"]).read(text.as_bytes()), Err(NotOurs));
+        }
+    }
+}

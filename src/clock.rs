@@ -1,0 +1,47 @@
+//! The time source. Everything that compares or stores a time takes a [`Clock`], so that time-outs are tested by
+//! moving a clock, not by sleeping.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use jiff::Timestamp;
+
+/// Wall-clock time, cheap to clone and to read.
+#[derive(Clone, Debug, Default)]
+pub struct Clock(Option<Arc<AtomicI64>>);
+
+impl Clock {
+    /// The operating system's clock.
+    pub fn system() -> Self {
+        Self(None)
+    }
+
+    /// A clock that stands still at `now` until [`Clock::advance`] moves it. Clones move together.
+    pub fn fixed(now: Timestamp) -> Self {
+        Self(Some(Arc::new(AtomicI64::new(now.as_millisecond()))))
+    }
+
+    /// The present, to the millisecond.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.now_ms()).expect("a clock between the years -9999 and 9999")
+    }
+
+    /// The present in milliseconds since the Unix epoch.
+    pub fn now_ms(&self) -> i64 {
+        match &self.0 {
+            Some(fixed) => fixed.load(Ordering::Acquire),
+            #[expect(clippy::disallowed_methods, reason = "the one place that may ask the system for the time")]
+            None => Timestamp::now().as_millisecond(),
+        }
+    }
+
+    /// Moves a fixed clock on by `by`.
+    ///
+    /// # Panics
+    ///
+    /// On a system clock: a test that meant to move time would otherwise pass for the wrong reason.
+    pub fn advance(&self, by: std::time::Duration) {
+        let fixed = self.0.as_ref().expect("only a fixed clock can be moved");
+        let ms = i64::try_from(by.as_millis()).expect("a duration below 292 million years");
+        fixed.fetch_add(ms, Ordering::AcqRel);
+    }
+}

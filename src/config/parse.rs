@@ -1,0 +1,238 @@
+//! From text to values. An error says what is wrong; the caller adds the variable, and the text unless it is secret.
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use ipnet::IpNet;
+use redis::IntoConnectionInfo;
+use secrecy::{SecretSlice, SecretString};
+use tracing_subscriber::EnvFilter;
+
+use super::{DatabaseUrl, LogFormat};
+
+/// RFC 6265bis, section 5.5: user agents cut a cookie's life to 400 days.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(400 * 24 * 3600);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// Argon2 itself takes more, but no server should give 4 GiB to one login.
+const MOST_MEMORY: u64 = 4 << 30;
+const SHORTEST_SECRET: usize = 32;
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "not an IP address with a port".to_owned())
+}
+
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "on" | "yes" => Ok(true),
+        "false" | "0" | "off" | "no" => Ok(false),
+        _ => Err("neither true nor false".to_owned()),
+    }
+}
+
+pub(super) fn integer<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String>
+where
+    T: TryFrom<u64> + PartialOrd + Display,
+{
+    move |text| {
+        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+            return Err("not a whole number".to_owned());
+        }
+        match text.parse::<u64>().ok().and_then(|n| T::try_from(n).ok()) {
+            Some(n) if n < *range.start() => Err(format!("below {}", range.start())),
+            Some(n) if n <= *range.end() => Ok(n),
+            _ => Err(format!("above {}", range.end())),
+        }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Whole seconds, because that is what `EXPIRE` and `Max-Age` count in.
+pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        d if d.subsec_nanos() != 0 => Err("not whole seconds".to_owned()),
+        d if d.is_zero() => Err("below 1s".to_owned()),
+        d if d > LONGEST_LIFETIME => Err("above 400d".to_owned()),
+        d => Ok(d),
+    }
+}
+
+pub(super) fn pause(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        d if d > LONGEST_PAUSE => Err("above 1h".to_owned()),
+        d => Ok(d),
+    }
+}
+
+/// A size in KiB, the unit of Argon2's memory parameter.
+pub(super) fn memory_kib(text: &str) -> Result<u32, String> {
+    let ByteSize(bytes) = text.parse().map_err(|_| "not a size".to_owned())?;
+    match bytes {
+        ..8192 => Err(format!("below 8KiB ({bytes} bytes)")),
+        _ if bytes > MOST_MEMORY => Err("above 4GiB".to_owned()),
+        _ if bytes % 1024 != 0 => Err(format!("not whole KiB ({bytes} bytes)")),
+        _ => u32::try_from(bytes / 1024).map_err(|_| "above 4GiB".to_owned()),
+    }
+}
+
+pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let network = |part: &str| {
+        let part = part.trim();
+        part.parse::<IpNet>()
+            .map(|network| network.trunc())
+            .or_else(|_| part.parse::<IpAddr>().map(IpNet::from))
+            .map_err(|_| match part {
+                "" => "an entry is empty".to_owned(),
+                _ => format!("{} is neither an address nor a network", quoted(part)),
+            })
+    };
+    text.split(',').map(network).collect()
+}
+
+pub(super) fn replica_id(text: &str) -> Result<String, String> {
+    match text.chars().count() {
+        1..=64 if text.chars().all(fits_replica_id) => Ok(text.to_owned()),
+        n @ 1..=64 => Err(format!("a character among these {n} is not allowed")),
+        n => Err(format!("{n} characters")),
+    }
+}
+
+/// The host's name, made to fit. Cut at the front, because orchestrators put what tells replicas apart at the end.
+pub(super) fn replica_id_of_host(host_name: &str) -> Option<String> {
+    let name: Vec<char> = host_name.chars().map(|c| if fits_replica_id(c) { c } else { '-' }).collect();
+    (!name.is_empty()).then(|| name[name.len().saturating_sub(64)..].iter().collect())
+}
+
+fn fits_replica_id(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+pub(super) fn session_secrets(text: &str) -> Result<Vec<SecretSlice<u8>>, String> {
+    let keys: Vec<&str> = text.split(',').collect();
+    let mut faults = Vec::new();
+    for (i, key) in keys.iter().enumerate() {
+        let n = i + 1;
+        if key.is_empty() {
+            faults.push(format!("key {n} of {} is empty", keys.len()));
+        } else if key.trim() != *key || key.contains(char::is_control) {
+            // A replica that reads the key from elsewhere, without the stray space, would refuse all cookies.
+            faults.push(format!("key {n} begins or ends with white space, or holds a line break"));
+        } else if key.len() < SHORTEST_SECRET {
+            faults.push(format!("key {n} has only {} bytes", key.len()));
+        } else if let Some(first) = keys[..i].iter().position(|other| other == key) {
+            faults.push(format!("keys {} and {n} are the same", first + 1));
+        }
+    }
+    if faults.is_empty() {
+        Ok(keys.iter().map(|key| SecretSlice::from(key.as_bytes().to_vec())).collect())
+    } else {
+        Err(faults.join(", "))
+    }
+}
+
+pub(super) fn redis_url(text: &str) -> Result<SecretString, String> {
+    let scheme = text.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
+    let known_parameters: &[&str] = match scheme.as_str() {
+        "redis" => &["protocol"],
+        "unix" | "redis+unix" => &["db", "user", "pass", "protocol"],
+        "rediss" => return Err("rediss:// (TLS) is not supported yet by this build".to_owned()),
+        _ => return Err("begins neither with redis:// nor with unix:// or redis+unix://".to_owned()),
+    };
+    // The parser's own messages may quote parts of the URL, and a password with a stray / or @ may be in any part.
+    let unusable = || "not a usable Redis URL: check host, port, database number and percent-encoding".to_owned();
+    let url = redis::parse_redis_url(text).ok_or_else(unusable)?;
+    if url.fragment().is_some() {
+        return Err("a '#' must be written as %23".to_owned());
+    }
+    if url.query_pairs().any(|(key, _)| !known_parameters.contains(&key.as_ref())) {
+        return Err("has an unknown parameter after '?' (a '?' in the password must be written as %3F)".to_owned());
+    }
+    if !url.username().is_empty() && url.password().is_none() {
+        return Err("names a user without a password (a password alone is written redis://:password@host)".to_owned());
+    }
+    let info = url.into_connection_info().map_err(|_| unusable())?;
+    if info.redis_settings().db() < 0 {
+        return Err("the database number is negative".to_owned());
+    }
+    Ok(SecretString::from(text))
+}
+
+/// The URL with `***` for its password.
+pub(super) fn mask_redis_url(text: &str) -> String {
+    const MASK: &str = "***";
+    let Some(mut url) = redis::parse_redis_url(text) else { return MASK.to_owned() };
+    if url.password().is_some() && url.set_password(Some(MASK)).is_err() {
+        return MASK.to_owned();
+    }
+    if url.query().is_some() {
+        let pairs: Vec<_> = url.query_pairs().into_owned().collect();
+        let masked = pairs.iter().map(|(key, value)| (key, if key == "pass" { MASK } else { value }));
+        url.query_pairs_mut().clear().extend_pairs(masked);
+    }
+    url.to_string()
+}
+
+pub(super) fn database_url(text: &str) -> Result<DatabaseUrl, String> {
+    let scheme = text.split_once(':').map_or("", |(scheme, _)| scheme);
+    if matches!(scheme, "postgres" | "postgresql") {
+        return Err("PostgreSQL is not supported yet by this build".to_owned());
+    }
+    if text.contains(":memory:") {
+        return Err("users in memory would be lost at every restart".to_owned());
+    }
+    let path = text.strip_prefix("sqlite://").ok_or("does not begin with sqlite://")?;
+    if path.contains('?') {
+        return Err("parameters after '?' are not supported".to_owned());
+    }
+    if path.contains(['%', '#']) || path.contains(char::is_control) || path.trim() != path {
+        return Err("the path holds '%', '#', a control character or white space at an end".to_owned());
+    }
+    if path.is_empty() || path.ends_with('/') {
+        return Err("names no file".to_owned());
+    }
+    Ok(DatabaseUrl::Sqlite(PathBuf::from(path)))
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "json" => Ok(LogFormat::Json),
+        "pretty" => Ok(LogFormat::Pretty),
+        _ => Err("unknown format".to_owned()),
+    }
+}
+
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    // A space after a comma would silently become part of a module's name.
+    let directives: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    for directive in &directives {
+        if directive.contains(char::is_whitespace) && !directive.contains(['[', '{']) {
+            return Err(format!("white space within {}", quoted(directive)));
+        }
+        // `inof` is valid as a module's name, and would silence everything else.
+        let word = directive.to_ascii_lowercase();
+        let slip = LEVELS.iter().find(|level| word != **level && strsim::osa_distance(&word, level) <= 1);
+        if let Some(level) = slip.filter(|_| word.len() > 2 && !LEVELS.contains(&word.as_str())) {
+            return Err(format!("{} is no level; did you mean {level}?", quoted(directive)));
+        }
+    }
+    if directives.is_empty() {
+        return Err("no directive".to_owned());
+    }
+    let filter = directives.join(",");
+    EnvFilter::builder().parse(&filter).map_err(|error| error.to_string())?;
+    Ok(filter)
+}
+
+/// Shown in quotes, escaped and cut, so that no value can break the message into lines.
+pub(super) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((cut, _)) => format!("{:?}...", &text[..cut]),
+        None => format!("{text:?}"),
+    }
+}

@@ -1,0 +1,279 @@
+//! Where values come from: environment, `.env`, `NAME_FILE`; and which of them were at fault.
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use super::{DefaultValue, Problem, VARIABLES, Variable, parse};
+
+/// More than any value needs; `SESSION_SECRET_FILE=/dev/urandom` must end.
+const LARGEST_FILE: u64 = 64 * 1024;
+/// Names that begin so are meant for us, so an unknown one is a mistake.
+const OUR_PREFIXES: [&str; 6] = ["SESSION_", "ARGON2_", "HASH_", "PASSWORD_", "LOGIN_", "DRAIN_"];
+/// Set by X11 session managers.
+const NOT_OURS: &str = "SESSION_MANAGER";
+
+/// All that a configuration is made from. No `Debug`: it holds secrets.
+#[derive(Clone)]
+pub struct Sources {
+    /// The environment. Takes precedence over `dotenv`.
+    pub environment: BTreeMap<String, OsString>,
+    /// The `.env` file. It need not exist.
+    pub dotenv: Option<PathBuf>,
+    /// The host's name, the default of `REPLICA_ID`.
+    pub host_name: String,
+    /// Cores that this process may use, the default of `HASH_CONCURRENCY`.
+    pub cores: usize,
+    /// Whether standard output is a terminal, which decides the default of `LOG_FORMAT`.
+    pub terminal: bool,
+}
+
+impl Sources {
+    /// This process's environment, host and standard output, and `.env` in the working directory.
+    pub fn of_process() -> Self {
+        Self {
+            environment: std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v))).collect(),
+            dotenv: Some(PathBuf::from(".env")),
+            host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            terminal: io::stdout().is_terminal(),
+        }
+    }
+}
+
+/// Only these variables: no `.env`, the host `localhost`, one core, no terminal.
+impl<K: Into<String>, V: Into<OsString>, const N: usize> From<[(K, V); N]> for Sources {
+    fn from(variables: [(K, V); N]) -> Self {
+        Self {
+            environment: variables.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+            dotenv: None,
+            host_name: "localhost".to_owned(),
+            cores: 1,
+            terminal: false,
+        }
+    }
+}
+
+/// The texts found for our variables, and every problem so far.
+pub(super) struct Values {
+    pub(super) problems: Vec<Problem>,
+    found: BTreeMap<&'static str, Found>,
+    faulty: BTreeSet<&'static str>,
+    unknown: BTreeSet<String>,
+}
+
+struct Found {
+    text: String,
+    /// The variable with where its value came from, for messages.
+    label: String,
+}
+
+impl Values {
+    pub(super) fn collect(sources: &Sources) -> Self {
+        let mut values =
+            Self { problems: Vec::new(), found: BTreeMap::new(), faulty: BTreeSet::new(), unknown: BTreeSet::new() };
+        let dotenv = sources.dotenv.as_deref().map(|path| (path, values.read_dotenv(path)));
+        for variable in VARIABLES {
+            if values.take(variable, &sources.environment, None) {
+                continue;
+            }
+            if let Some((path, entries)) = &dotenv {
+                values.take(variable, entries, Some(path));
+            }
+        }
+        let names = sources.environment.keys().chain(dotenv.iter().flat_map(|(_, entries)| entries.keys()));
+        let known = |name: &str| VARIABLES.iter().any(|variable| variable.name == name);
+        values.unknown =
+            names.filter(|name| !known(name) && !name.strip_suffix("_FILE").is_some_and(known)).cloned().collect();
+        values
+    }
+
+    /// Looks for the variable, plain or as a file, in one source. Whether anything was there, sound or not: both forms
+    /// in the environment go before both forms in `.env`.
+    fn take(
+        &mut self,
+        variable: &'static Variable,
+        source: &BTreeMap<String, OsString>,
+        dotenv: Option<&Path>,
+    ) -> bool {
+        let Variable { name, secret, .. } = *variable;
+        let get = |name: &str| source.get(name).filter(|value| !value.is_empty());
+        let origin = dotenv.map(|path| format!(" ({})", path.display())).unwrap_or_default();
+        let result = match (get(name), get(&format!("{name}_FILE"))) {
+            (None, None) => return false,
+            (Some(_), Some(_)) => Err((format!("{name}{origin}"), format!("set both directly and by {name}_FILE"))),
+            (Some(value), None) => match value.to_str() {
+                Some(text) => Ok(Found { text: text.to_owned(), label: format!("{name}{origin}") }),
+                None => Err((format!("{name}{origin}"), "not UTF-8".to_owned())),
+            },
+            (None, Some(path)) => read_value_file(path, secret)
+                .map(|text| Found { text, label: format!("{name} (file {})", Path::new(path).display()) })
+                .map_err(|message| (format!("{name}_FILE{origin}"), message)),
+        };
+        match result {
+            Ok(found) => drop(self.found.insert(name, found)),
+            Err((label, message)) => {
+                self.faulty.insert(name);
+                self.problems.push(Problem { variable: label, message, accepted: String::new() });
+            }
+        }
+        true
+    }
+
+    fn read_dotenv(&mut self, path: &Path) -> BTreeMap<String, OsString> {
+        let mut entries = BTreeMap::new();
+        let mut reject = |place: String, message: String| {
+            self.problems.push(Problem { variable: place, message, accepted: String::new() });
+        };
+        let text = match read_text(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return entries,
+            Err(error) => {
+                reject(path.display().to_string(), format!("cannot be read: {error}"));
+                return entries;
+            }
+        };
+        for (line, entry) in dotenv_entries(&text) {
+            let place = format!("{} line {line}", path.display());
+            match entry {
+                None => reject(place, "neither NAME=value nor a comment, or a quote that is not closed".to_owned()),
+                // Tools differ in which one wins.
+                Some((name, _)) if entries.contains_key(&name) => reject(place, format!("{name} is set a second time")),
+                Some((name, value)) => drop(entries.insert(name, OsString::from(value))),
+            }
+        }
+        entries
+    }
+
+    /// The value of a variable whose default is a text.
+    pub(super) fn read<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        self.read_optional(name, &parse).unwrap_or_else(|| match Variable::named(name).default {
+            DefaultValue::Text(text) => parse(text).expect("a default is valid"),
+            DefaultValue::Described(_) => unreachable!("{name} has no text as default"),
+        })
+    }
+
+    /// The value, or nothing where none is set or a problem was found.
+    pub(super) fn read_optional<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let Found { text, label } = self.found.get(name)?;
+        match parse(text) {
+            Ok(value) => Some(value),
+            Err(message) => {
+                let variable = Variable::named(name);
+                let message = if variable.secret { message } else { format!("{}: {message}", parse::quoted(text)) };
+                let accepted = variable.accepted.to_owned();
+                self.problems.push(Problem { variable: label.clone(), message, accepted });
+                self.faulty.insert(name);
+                None
+            }
+        }
+    }
+
+    /// Whether a value was given, sound or not.
+    pub(super) fn is_set(&self, name: &'static str) -> bool {
+        self.found.contains_key(name) || self.faulty.contains(name)
+    }
+
+    /// Whether no problem was found with any of these.
+    pub(super) fn sound(&self, names: &[&'static str]) -> bool {
+        names.iter().all(|name| !self.faulty.contains(name))
+    }
+
+    /// Notes a problem and gives a placeholder to go on with.
+    pub(super) fn reject<T: Default>(&mut self, name: &'static str, message: &str) -> T {
+        self.faulty.insert(name);
+        let label = self.found.get(name).map_or(name, |found| &found.label).to_owned();
+        let accepted = Variable::named(name).accepted.to_owned();
+        self.problems.push(Problem { variable: label, message: message.to_owned(), accepted });
+        T::default()
+    }
+
+    /// A warning for each name that was meant for us, as far as one can tell.
+    pub(super) fn misspelt_names(&self) -> Vec<String> {
+        self.unknown.iter().filter_map(|name| misspelt(name)).collect()
+    }
+}
+
+fn misspelt(name: &str) -> Option<String> {
+    let upper = name.to_ascii_uppercase();
+    let stem = upper.strip_suffix("_FILE").unwrap_or(&upper);
+    let (distance, nearest) =
+        VARIABLES.iter().map(|variable| (strsim::osa_distance(stem, variable.name), variable.name)).min()?;
+    if distance <= if nearest.len() < 10 { 1 } else { 2 } {
+        Some(format!("{name} is not a variable of authfleet and is ignored; did you mean {nearest}?"))
+    } else if name != NOT_OURS && OUR_PREFIXES.iter().any(|prefix| upper.starts_with(prefix)) {
+        Some(format!("{name} is not a variable of authfleet and is ignored"))
+    } else {
+        None
+    }
+}
+
+/// The content of a `NAME_FILE`, without the newline that editors and `echo` leave.
+fn read_value_file(path: &OsStr, secret: bool) -> Result<String, String> {
+    let path = Path::new(path);
+    // Someone may have put the secret itself where its path belongs.
+    let shown = if secret && !path.is_absolute() {
+        "the file (its relative path is not shown, as it may be the secret itself)".to_owned()
+    } else {
+        parse::quoted(&path.to_string_lossy())
+    };
+    let text = read_text(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    let text = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+    // Unlike an empty variable, an empty file is never meant: it is a secret that was not delivered.
+    if text.is_empty() { Err(format!("{shown} is empty")) } else { Ok(text.to_owned()) }
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(io::Error::other("larger than 64 KiB"));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("not UTF-8"))
+}
+
+/// Each entry with its last line; for a malformed one nothing, with its first line. dotenvy's own error quotes the line,
+/// which may hold a secret, and does not count lines: so it is fed one at a time.
+pub(super) fn dotenv_entries(text: &str) -> Vec<(usize, Option<(String, String)>)> {
+    // dotenvy skips no byte order mark here, and takes white space before the end of the file for an open quote.
+    let text = format!("{}\n", text.trim_start_matches('\u{feff}').trim_end());
+    let lines_read = Cell::new(0);
+    let lines = LineByLine { rest: text.as_bytes(), lines_read: &lines_read };
+    let mut entries = Vec::new();
+    for entry in dotenvy::from_read_iter(lines) {
+        let last = lines_read.get();
+        entries.push(match entry {
+            Ok(entry) => (last, Some(entry)),
+            Err(dotenvy::Error::LineParse(lines, _)) => {
+                (last - lines.trim_end_matches('\n').matches('\n').count(), None)
+            }
+            Err(_) => (last, None),
+        });
+    }
+    entries
+}
+
+struct LineByLine<'a> {
+    rest: &'a [u8],
+    lines_read: &'a Cell<usize>,
+}
+
+impl Read for LineByLine<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let line = self.rest.iter().position(|byte| *byte == b'\n').map_or(self.rest.len(), |i| i + 1);
+        let n = line.min(buffer.len());
+        let (now, rest) = self.rest.split_at(n);
+        buffer[..n].copy_from_slice(now);
+        self.rest = rest;
+        if now.ends_with(b"\n") {
+            self.lines_read.set(self.lines_read.get() + 1);
+        }
+        Ok(n)
+    }
+}

@@ -1,0 +1,49 @@
+//! Unsafe methods are refused across sites (ASVS 5.0 3.5.1 to 3.5.3).
+//!
+//! Browsers say where a request comes from: `Sec-Fetch-Site`, or at least `Origin`. A client that sends neither is no
+//! browser, holds its cookie deliberately, and passes.
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use http::header::{HOST, HeaderName, ORIGIN};
+use http::{HeaderMap, Method};
+
+use super::App;
+use super::error::Problem;
+use super::extract::Peer;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Answers 403 `cross_site` to an unsafe request from another site.
+pub async fn refuse(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+    if is_safe || is_same_site(&app, &request) {
+        return next.run(request).await;
+    }
+    Problem::cross_site().into_response()
+}
+
+fn is_same_site(app: &App, request: &Request) -> bool {
+    let headers = request.headers();
+    if let Some(site) = headers.get(SEC_FETCH_SITE) {
+        return matches!(site.as_bytes(), b"same-origin" | b"same-site" | b"none");
+    }
+    let Some(origin) = headers.get(ORIGIN) else { return true };
+    let Some(origin) = origin.to_str().ok().and_then(|origin| origin.split_once("://")) else { return false };
+    let peer = request.extensions().get::<Peer>();
+    let is_proxied = peer.is_some_and(|peer| {
+        let ip = peer.0.ip().to_canonical();
+        app.trusted_proxies.iter().any(|net| net.contains(&ip))
+    });
+    host(headers, request.uri(), is_proxied).is_some_and(|host| host.eq_ignore_ascii_case(origin.1))
+}
+
+/// The host that the client asked for, with its port if it named one.
+fn host<'a>(headers: &'a HeaderMap, uri: &'a http::Uri, is_proxied: bool) -> Option<&'a str> {
+    let forwarded = if is_proxied { headers.get(X_FORWARDED_HOST) } else { None };
+    let named = forwarded.or_else(|| headers.get(HOST)).and_then(|value| value.to_str().ok());
+    named.or_else(|| uri.authority().map(http::uri::Authority::as_str))
+}

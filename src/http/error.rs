@@ -1,0 +1,230 @@
+//! The one error envelope, RFC 9457 `application/problem+json`, and the one place that knows status codes.
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::auth::AuthError;
+
+/// A failure, as the client sees it.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: Cow<'static, str>,
+    errors: Vec<FieldError>,
+    headers: HeaderMap,
+}
+
+/// One thing that is wrong with one field of the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FieldError {
+    /// The field's name; `body` when it's the body as a whole.
+    #[schema(example = "password")]
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl FieldError {
+    /// Something wrong with `field`.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// RFC 9457 problem details, with a stable `code`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct Body<'a> {
+    /// `about:blank`: the status code says what kind of problem it is, `code` which.
+    r#type: &'static str,
+    /// The status code in words.
+    title: &'static str,
+    /// The status code.
+    status: u16,
+    /// This occurrence, in a sentence.
+    detail: &'a str,
+    /// A stable snake_case word to program against.
+    #[schema(example = "session_invalid")]
+    code: &'static str,
+    /// With `validation_failed`: every field that is wrong.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false)]
+    errors: &'a [FieldError],
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, code, detail: detail.into(), errors: Vec::new(), headers: HeaderMap::new() }
+    }
+
+    fn retry_after(mut self, seconds: u64) -> Self {
+        self.headers.insert(RETRY_AFTER, seconds.max(1).into());
+        self
+    }
+
+    /// The stable word.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// 400: the body isn't JSON.
+    pub fn malformed_json(why: &serde_json::Error) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed_json", format!("The body is not valid JSON: {why}"))
+    }
+
+    /// 400: the body didn't arrive whole.
+    pub fn incomplete_body() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "incomplete_body", "The body did not arrive whole")
+    }
+
+    /// 401: no cookie, or one that isn't (or is no longer) a session.
+    pub fn session_invalid() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "session_invalid", "Session expired or invalid")
+    }
+
+    /// 401: the same for an unknown user, a wrong password and a disabled user.
+    pub fn invalid_credentials() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_credentials", "The user name or password is wrong")
+    }
+
+    /// 403: somebody who is signed in got the password wrong.
+    pub fn wrong_password() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "invalid_credentials", "The password is wrong")
+    }
+
+    /// 404: also for another user's session.
+    pub fn session_not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "session_not_found", "You have no such session")
+    }
+
+    /// 403: a browser sent this from another site.
+    pub fn cross_site() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "cross_site", "This request came from another site")
+    }
+
+    /// 404.
+    pub fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "There is nothing at this path")
+    }
+
+    /// 405. `Allow` is set by the router, which knows the methods.
+    pub fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "This path does not take this method")
+    }
+
+    /// 408: the body took too long.
+    pub fn request_timeout() -> Self {
+        let mut problem = Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body took too long to arrive");
+        problem.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        problem
+    }
+
+    /// 409.
+    pub fn email_taken() -> Self {
+        Self::new(StatusCode::CONFLICT, "email_taken", "An account with this e-mail address exists")
+    }
+
+    /// 409.
+    pub fn username_taken() -> Self {
+        Self::new(StatusCode::CONFLICT, "username_taken", "An account with this username exists")
+    }
+
+    /// 413.
+    pub fn too_large(limit: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("The body is larger than {limit} bytes"))
+    }
+
+    /// 415.
+    pub fn unsupported_media_type() -> Self {
+        let detail = "The body must be JSON, sent with Content-Type: application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    }
+
+    /// 422, naming each field.
+    pub fn validation_failed(errors: Vec<FieldError>) -> Self {
+        let mut problem =
+            Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", "The request has invalid fields");
+        problem.errors = errors;
+        problem
+    }
+
+    /// 429.
+    pub fn throttled(retry_after_seconds: u64) -> Self {
+        let detail = "Too many failed attempts; try again later";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "throttled", detail).retry_after(retry_after_seconds)
+    }
+
+    /// 500: a bug. The log has the cause, the client its request id.
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side")
+    }
+
+    /// 503: more logins than can be hashed at present.
+    pub fn overloaded(retry_after_seconds: u64) -> Self {
+        let detail = "Too many logins at present; try again shortly";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(retry_after_seconds)
+    }
+
+    /// 503: Redis or SQL didn't answer. Nothing is known about the session, so nothing is said about it.
+    pub fn store_unavailable() -> Self {
+        let detail = "A store that this needs does not answer; try again shortly";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail).retry_after(1)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = Body {
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            code: self.code,
+            errors: &self.errors,
+        };
+        let body = serde_json::to_vec(&body).expect("strings and numbers are JSON");
+        let mut response = Response::new(axum::body::Body::from(body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}
+
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::SessionInvalid => Self::session_invalid(),
+            AuthError::InvalidCredentials => Self::invalid_credentials(),
+            AuthError::WrongPassword => Self::wrong_password(),
+            AuthError::SessionNotFound => Self::session_not_found(),
+            AuthError::Throttled { retry_after } => Self::throttled(whole_seconds(retry_after)),
+            AuthError::EmailTaken => Self::email_taken(),
+            AuthError::UsernameTaken => Self::username_taken(),
+            AuthError::Invalid(fields) => {
+                Self::validation_failed(fields.into_iter().map(|(name, message)| FieldError::new(name, message)).collect())
+            }
+            AuthError::Overloaded { retry_after } => Self::overloaded(whole_seconds(retry_after)),
+            AuthError::Unavailable(why) => {
+                tracing::warn!(%why, "answered 503 store_unavailable");
+                Self::store_unavailable()
+            }
+            AuthError::Internal(why) => {
+                tracing::error!(%why, "answered 500");
+                Self::internal()
+            }
+        }
+    }
+}
+
+/// Rounded up: whoever waits this long is not too early.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}

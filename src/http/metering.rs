@@ -1,0 +1,85 @@
+//! Request metrics. Handles are cheap to use and dear to look up, so each thread keeps those that it has used.
+use std::cell::RefCell;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use crate::metrics::{HTTP_IN_FLIGHT, HTTP_REQUESTS, HTTP_SECONDS};
+
+/// The route label of requests that matched none: their paths are anybody's, so they make one series together.
+const UNMATCHED: &str = "unmatched";
+
+struct Series {
+    method: &'static str,
+    route: String,
+    seconds: Histogram,
+    by_status: Vec<(StatusCode, Counter)>,
+}
+
+thread_local! {
+    static SERIES: RefCell<Vec<Series>> = const { RefCell::new(Vec::new()) };
+}
+
+fn in_flight() -> &'static Gauge {
+    static GAUGE: OnceLock<Gauge> = OnceLock::new();
+    GAUGE.get_or_init(|| gauge!(HTTP_IN_FLIGHT))
+}
+
+/// A request that is being answered; counted down when dropped, however it ends.
+#[derive(Debug)]
+pub struct InFlight(());
+
+impl InFlight {
+    /// Counts a request that has begun.
+    pub fn begin() -> Self {
+        in_flight().increment(1);
+        Self(())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        in_flight().decrement(1);
+    }
+}
+
+/// Counts a request that has ended.
+pub fn finished(method: &Method, route: Option<&str>, status: StatusCode, elapsed: Duration) {
+    let method = bounded(method);
+    let route = route.unwrap_or(UNMATCHED);
+    SERIES.with_borrow_mut(|all| {
+        // A dozen series at most, so a scan beats a hash.
+        let found = all.iter().position(|series| series.method == method && series.route == route);
+        let at = found.unwrap_or_else(|| {
+            let seconds = histogram!(HTTP_SECONDS, "method" => method, "route" => route.to_owned());
+            all.push(Series { method, route: route.to_owned(), seconds, by_status: Vec::new() });
+            all.len() - 1
+        });
+        let series = &mut all[at];
+        series.seconds.record(elapsed);
+        let found = series.by_status.iter().position(|(known, _)| *known == status);
+        let at = found.unwrap_or_else(|| {
+            let (route, code) = (route.to_owned(), status.as_str().to_owned());
+            let counter = counter!(HTTP_REQUESTS, "method" => method, "route" => route, "status" => code);
+            series.by_status.push((status, counter));
+            series.by_status.len() - 1
+        });
+        series.by_status[at].1.increment(1);
+    });
+}
+
+/// Methods are anybody's too.
+fn bounded(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}

@@ -1,0 +1,76 @@
+//! HTTP: every route, the layer order, request and response types.
+mod access;
+mod accounts;
+mod cookie;
+mod cross_site;
+mod docs;
+mod error;
+mod extract;
+mod metering;
+pub mod ops;
+mod sessions;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::response::{IntoResponse as _, Redirect};
+use axum::routing::get;
+use http::HeaderValue;
+use ipnet::IpNet;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use self::cookie::SessionCookie;
+use self::error::Problem;
+pub use self::extract::Peer;
+use crate::auth::Auth;
+use crate::clock::Clock;
+
+/// What every handler can reach.
+#[derive(Debug)]
+pub struct App {
+    /// The flows.
+    pub auth: Auth,
+    /// The session cookie's name and attributes.
+    pub cookie: SessionCookie,
+    /// Peers whose `X-Forwarded-*` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// `X-Served-By`: this replica's name.
+    pub served_by: HeaderValue,
+    /// The time.
+    pub clock: Clock,
+    /// Cancelled when the process begins to end.
+    pub drain: CancellationToken,
+}
+
+/// The public API: every route, and what each request passes on its way, outermost last.
+pub fn router(app: Arc<App>) -> Router {
+    let (routes, document) = api().split_for_parts();
+    routes
+        .merge(docs::routes(document))
+        .route("/", get(async || Redirect::temporary("/docs/").into_response()))
+        .fallback(async || Problem::not_found())
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), cross_site::refuse))
+        .layer(CatchPanicLayer::custom(|_| Problem::internal().into_response()))
+        .layer(access::AccessLayer(Arc::clone(&app)))
+        .with_state(app)
+}
+
+/// The documented routes; the OpenAPI document is made from them.
+fn api() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(docs::head())
+        .routes(routes!(accounts::register))
+        .routes(routes!(sessions::login))
+        .routes(routes!(sessions::login_short))
+        .routes(routes!(sessions::logout))
+        .routes(routes!(sessions::logout_short))
+        .routes(routes!(sessions::profile))
+}
+
+/// The OpenAPI 3.1 document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    api().into_openapi()
+}

@@ -1,0 +1,222 @@
+//! Sessions: sign in, who am I, sign out.
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, SET_COOKIE};
+use http::HeaderMap;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::App;
+use super::error::{self, FieldError, Problem};
+use super::extract::{Json, cookies};
+use crate::auth::token::SessionId;
+use crate::auth::{self, Client, Opened, SignedIn};
+
+/// Credentials: `email` or `username`, and `password`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct LoginRequest {
+    /// E-mail address.
+    #[schema(example = "ada@example.org")]
+    email: Option<String>,
+    /// Username, instead of the e-mail address.
+    #[schema(example = "ada")]
+    username: Option<String>,
+    /// Password.
+    #[schema(required, nullable = false, value_type = String, format = Password, example = "correct horse battery")]
+    password: Option<SecretString>,
+}
+
+/// A new session. Its token is in `Set-Cookie` alone.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LoginResponse {
+    #[schema(example = "Login successful")]
+    message: &'static str,
+    user_id: Uuid,
+    username: String,
+    email: String,
+    /// The session's public name: good for listing and revoking, not for signing in.
+    #[schema(value_type = String, example = "q83vEjRWeJASNFZ4kBI0Vg")]
+    session_id: SessionId,
+    /// When the session was made.
+    #[schema(format = DateTime)]
+    created_at: String,
+    /// When it ends unless it's used before.
+    #[schema(format = DateTime)]
+    idle_expires_at: String,
+    /// When it ends at the latest.
+    #[schema(format = DateTime)]
+    expires_at: String,
+}
+
+/// Sign in.
+#[utoipa::path(
+    post, path = "/auth/login", tag = "sessions", request_body = LoginRequest,
+    responses(
+        (status = 200, description = "Signed in. A living session that was sent along has ended.", body = LoginResponse,
+            headers(("set-cookie" = String, description = "The session's token: `HttpOnly; SameSite=Lax; Path=/`, and `Secure`"))),
+        (status = 400, description = "`malformed_json`, `incomplete_body`", body = error::Body, content_type = "application/problem+json"),
+        (status = 401, description = "`invalid_credentials`: unknown user, wrong password or disabled user", body = error::Body, content_type = "application/problem+json"),
+        (status = 403, description = "`cross_site`", body = error::Body, content_type = "application/problem+json"),
+        (status = 408, description = "`request_timeout`", body = error::Body, content_type = "application/problem+json"),
+        (status = 413, description = "`body_too_large`", body = error::Body, content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported_media_type`", body = error::Body, content_type = "application/problem+json"),
+        (status = 422, description = "`validation_failed`", body = error::Body, content_type = "application/problem+json"),
+        (status = 429, description = "`throttled`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        (status = 503, description = "`overloaded`, `store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn login(
+    State(app): State<Arc<App>>,
+    client: Client,
+    headers: HeaderMap,
+    Json(request): Json<LoginRequest>,
+) -> Result<Response, Problem> {
+    let identifier = request.email.or(request.username).filter(|identifier| !identifier.trim().is_empty());
+    let missing = [
+        ("email", "email or username is required", identifier.is_none()),
+        ("password", "is required", request.password.is_none()),
+    ];
+    let (Some(identifier), Some(password)) = (identifier, request.password) else {
+        let missing = missing.into_iter().filter(|(.., is_missing)| *is_missing);
+        return Err(Problem::validation_failed(missing.map(|(field, why, _)| FieldError::new(field, why)).collect()));
+    };
+    let opened = app.auth.sign_in(&identifier, password, cookies(&headers, app.cookie.name()), &client).await?;
+    Ok(signed_in(&app, opened))
+}
+
+/// The answer to whatever opens a session.
+fn signed_in(app: &App, opened: Opened) -> Response {
+    let cookie = app.cookie.set(&opened.token);
+    let body = LoginResponse {
+        message: "Login successful",
+        user_id: opened.user.id,
+        username: opened.user.username,
+        email: opened.user.email,
+        session_id: opened.claims.session_id,
+        created_at: opened.created_at.to_string(),
+        idle_expires_at: opened.idle_expires_at.to_string(),
+        expires_at: opened.expires_at.to_string(),
+    };
+    ([(SET_COOKIE, cookie)], axum::Json(body)).into_response()
+}
+
+/// Sign in: the short path.
+#[utoipa::path(
+    post, path = "/login", tag = "sessions", request_body = LoginRequest,
+    responses(
+        (status = 200, description = "As `/auth/login`.", body = LoginResponse),
+        (status = "4XX", description = "As `/auth/login`.", body = error::Body, content_type = "application/problem+json"),
+        (status = "5XX", description = "As `/auth/login`.", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn login_short(
+    state: State<Arc<App>>,
+    client: Client,
+    headers: HeaderMap,
+    request: Json<LoginRequest>,
+) -> Result<Response, Problem> {
+    login(state, client, headers, request).await
+}
+
+/// A sign-out.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LogoutResponse {
+    #[schema(example = "Logged out")]
+    message: &'static str,
+}
+
+/// Sign out: the session ends on every replica at once.
+#[utoipa::path(
+    post, path = "/auth/logout", tag = "sessions", security(("session" = [])),
+    responses(
+        (status = 200, description = "The session has ended, the cookie is cleared.", body = LogoutResponse),
+        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
+        (status = 403, description = "`cross_site`", body = error::Body, content_type = "application/problem+json"),
+        (status = 503, description = "`store_unavailable`: the session may be alive; the cookie is left alone", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn logout(State(app): State<Arc<App>>, client: Client, headers: HeaderMap) -> Result<Response, Problem> {
+    app.auth.sign_out(cookies(&headers, app.cookie.name()), &client).await?;
+    let headers = [
+        (SET_COOKIE, app.cookie.clear()),
+        // Not "cookies": that would sign the user out of every application of the whole domain.
+        (HeaderName::from_static("clear-site-data"), HeaderValue::from_static("\"cache\", \"storage\"")),
+    ];
+    Ok((headers, axum::Json(LogoutResponse { message: "Logged out" })).into_response())
+}
+
+/// Sign out: the short path.
+#[utoipa::path(
+    post, path = "/logout", tag = "sessions", security(("session" = [])),
+    responses(
+        (status = 200, description = "As `/auth/logout`.", body = LogoutResponse),
+        (status = "4XX", description = "As `/auth/logout`.", body = error::Body, content_type = "application/problem+json"),
+        (status = "5XX", description = "As `/auth/logout`.", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn logout_short(state: State<Arc<App>>, client: Client, headers: HeaderMap) -> Result<Response, Problem> {
+    logout(state, client, headers).await
+}
+
+/// Who is signed in.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Profile<'a> {
+    user_id: Uuid,
+    username: &'a str,
+    email: &'a str,
+    /// When the account was made.
+    #[schema(format = DateTime)]
+    created_at: String,
+    session: ProfileSession<'a>,
+}
+
+/// The session that was sent.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ProfileSession<'a> {
+    #[schema(value_type = String, example = "q83vEjRWeJASNFZ4kBI0Vg")]
+    session_id: SessionId,
+    #[schema(format = DateTime)]
+    created_at: &'a str,
+    /// When it ends unless it's used before.
+    #[schema(format = DateTime)]
+    idle_expires_at: String,
+    /// When it ends at the latest.
+    #[schema(format = DateTime)]
+    expires_at: String,
+    /// The replica that made it.
+    #[schema(example = "replica-1")]
+    created_by: &'a str,
+}
+
+/// Who am I. Renews the session's idle limit.
+#[utoipa::path(
+    get, path = "/profile", tag = "sessions", security(("session" = [])),
+    responses(
+        (status = 200, description = "The user and the session.", body = Profile),
+        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
+        (status = 503, description = "`store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn profile(SignedIn { claims, session, idle_expires_at }: SignedIn) -> Response {
+    let expires_at = jiff::Timestamp::from_millisecond(claims.expires_at_ms).unwrap_or(jiff::Timestamp::MAX);
+    let body = Profile {
+        user_id: claims.user_id,
+        username: &session.username,
+        email: &session.email,
+        created_at: auth::account_created_at(claims.user_id).to_string(),
+        session: ProfileSession {
+            session_id: claims.session_id,
+            created_at: &session.created_at,
+            idle_expires_at: idle_expires_at.to_string(),
+            expires_at: expires_at.to_string(),
+            created_by: &session.created_by,
+        },
+    };
+    let mut json = Vec::with_capacity(512);
+    serde_json::to_writer(&mut json, &body).expect("strings are JSON");
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
+}

@@ -1,0 +1,25 @@
+//! authfleet: a session-authentication server that runs as a fleet.
+//!
+//! Nothing about a user or a session lives in a replica: sessions are in Redis, users in SQL, so any replica can
+//! answer any request. Modules, each using only those below it:
+//!
+//! ```text
+//! cli        the command line: serve, migrate, healthcheck, openapi, config
+//! server     listeners, accept loops, readiness, drain
+//! http       every route, the layer order, error envelope, request and response types
+//! auth       flows without HTTP types: register, sign in, check, sign out; password, token
+//! store      what the stores promise; users (SQL) and sessions (Redis, memory)
+//! telemetry  log output and the metrics recorder
+//! config     every variable, its default and its checks
+//! metrics    every metric name, its help and its buckets
+//! clock      the time source that tests can set
+//! ```
+pub mod auth;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod http;
+pub mod metrics;
+pub mod server;
+pub mod store;
+pub mod telemetry;

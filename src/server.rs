@@ -1,0 +1,246 @@
+//! Listeners, accept loops, drain.
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service;
+
+use crate::auth::password::{HashGate, PasswordPolicy};
+use crate::auth::throttle::{self, Throttle};
+use crate::auth::token::TokenKeys;
+use crate::auth::Auth;
+use crate::clock::Clock;
+use crate::config::{Config, DatabaseUrl};
+use crate::http::ops::{self, Ops};
+use crate::http::{App, Peer, SessionCookie};
+use crate::store::RedisHandle;
+use crate::store::throttle::{MemoryCounters, ThrottleStore};
+use crate::store::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
+use crate::store::users::UserStore;
+
+/// A client that hasn't sent a whole request head by then is cut off; also how long an idle connection is kept. Proxies
+/// must keep theirs for less, or they'll send into a closed one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Request heads larger than this are refused with 431.
+const HEAD_LIMIT: usize = 32 * 1024;
+/// After an accept failed (no descriptors left, say), the next is tried after this.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often histograms are drained; until then every observation is kept.
+const METRICS_UPKEEP: Duration = Duration::from_secs(1);
+
+/// What can go wrong before the server serves.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address can't be bound.
+    #[error("{variable}={address}: {source}")]
+    Bind {
+        /// The variable that names the address.
+        variable: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The users' database can't be used.
+    #[error("DATABASE_URL: {0}")]
+    Users(#[from] crate::store::users::OpenError),
+    /// The threads that hash can't be started.
+    #[error("HASH_CONCURRENCY: {0}")]
+    Threads(io::Error),
+    /// The address of Redis can't be read.
+    #[error("REDIS_URL: {0}")]
+    Sessions(#[from] crate::store::StoreError),
+}
+
+/// The two listeners.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The API.
+    pub public: TcpListener,
+    /// `/livez`, `/readyz`, `/metrics`.
+    pub ops: TcpListener,
+}
+
+impl Listeners {
+    /// Binds both addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Bind`], with the variable to change.
+    pub async fn bind(config: &Config) -> Result<Self, StartError> {
+        let bind = async |variable, address| {
+            TcpListener::bind(address).await.map_err(|source| StartError::Bind { variable, address, source })
+        };
+        Ok(Self {
+            public: bind("LISTEN_ADDR", config.listen_addr).await?,
+            ops: bind("OPS_ADDR", config.ops_addr).await?,
+        })
+    }
+}
+
+/// Opens the stores and puts the application together.
+///
+/// # Errors
+///
+/// When the database can't be used or an address can't be read. A Redis that doesn't answer yet is no error: the
+/// replica starts, isn't ready, and becomes so by itself.
+pub async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError> {
+    let limits =
+        Limits { idle: config.session.idle_ttl, max_age: config.session.max_age, per_user: config.session.per_user };
+    let (sessions, failures) = match &config.redis_url {
+        Some(url) => {
+            let redis = Arc::new(RedisHandle::new(url)?);
+            let sessions = RedisSessions::new(Arc::clone(&redis), clock.clone(), limits);
+            (SessionStore::Redis(sessions), ThrottleStore::Redis(redis))
+        }
+        None => (
+            SessionStore::Memory(MemorySessions::new(clock.clone(), limits)),
+            ThrottleStore::Memory(MemoryCounters::new(clock.clone())),
+        ),
+    };
+    let throttle = Throttle::new(
+        failures,
+        throttle::Limits {
+            per_account: config.throttle.per_account,
+            per_address: config.throttle.per_address,
+            registrations: config.throttle.registrations,
+            window: config.throttle.window,
+        },
+    );
+    let DatabaseUrl::Sqlite(path) = &config.database;
+    let users = UserStore::open(path, clock.clone()).await?;
+    let auth = Auth {
+        users,
+        sessions,
+        gate: HashGate::start(&config.hashing).map_err(StartError::Threads)?,
+        policy: PasswordPolicy::new(&config.password),
+        throttle,
+        keys: TokenKeys::new(&config.session.secrets),
+        limits,
+        clock: clock.clone(),
+        replica: config.replica_id.clone(),
+    };
+    Ok(Arc::new(App {
+        auth,
+        cookie: SessionCookie::new(config.session.cookie_secure),
+        trusted_proxies: config.trusted_proxies.clone(),
+        served_by: config.replica_id.parse().expect("checked with the configuration"),
+        clock,
+        drain: CancellationToken::new(),
+    }))
+}
+
+/// Serves until `stop` is cancelled, then drains: readiness fails and answers close their connections for
+/// `drain_delay`, while balancers look elsewhere; then the listener closes, and requests in flight have
+/// `drain_timeout` to finish. Says whether all of them did.
+pub async fn run(
+    app: Arc<App>,
+    listeners: Listeners,
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    config: &Config,
+    stop: CancellationToken,
+) -> bool {
+    let process = metrics_process::Collector::default();
+    process.describe();
+    let upkeep = metrics.clone();
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(METRICS_UPKEEP);
+        loop {
+            ticks.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+
+    let (closing, requests) = (CancellationToken::new(), TaskTracker::new());
+    let public = accept(listeners.public, crate::http::router(Arc::clone(&app)), closing.clone(), requests.clone());
+    let public = tokio::spawn(public);
+    // The ops listener answers until the very end: somebody is watching the drain.
+    let ops = ops::router(Ops { app: Arc::clone(&app), metrics, process });
+    tokio::spawn(accept(listeners.ops, ops, CancellationToken::new(), TaskTracker::new()));
+
+    stop.cancelled().await;
+    app.drain.cancel();
+    tracing::info!(delay = ?config.drain_delay, timeout = ?config.drain_timeout, "draining");
+    tokio::time::sleep(config.drain_delay).await;
+    closing.cancel();
+    drop(public.await);
+    requests.close();
+    let is_drained = tokio::time::timeout(config.drain_timeout, requests.wait()).await.is_ok();
+    if !is_drained {
+        tracing::warn!(connections = requests.len(), "requests were still in flight after DRAIN_TIMEOUT");
+    }
+    app.auth.gate.close();
+    is_drained
+}
+
+/// Accepts connections until `closing` is cancelled; each then finishes the request under way and closes.
+async fn accept(listener: TcpListener, router: Router, closing: CancellationToken, connections: TaskTracker) {
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_LIMIT).pipeline_flush(true);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = closing.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let serving = serve(server.clone(), stream, Peer(peer), router.clone(), closing.clone());
+                connections.spawn(serving);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(server: http1::Builder, stream: TcpStream, peer: Peer, router: Router, closing: CancellationToken) {
+    // Answers are small and whole: waiting for more to send would only delay them.
+    drop(stream.set_nodelay(true));
+    let service = TowerToHyperService::new(WithPeer { peer, router });
+    let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+    let outcome = tokio::select! {
+        outcome = &mut connection => outcome,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, peer = %peer.0, "connection ended");
+    }
+}
+
+/// Tells each request of a connection where it comes from.
+#[derive(Clone)]
+struct WithPeer {
+    peer: Peer,
+    router: Router,
+}
+
+impl Service<http::Request<hyper::body::Incoming>> for WithPeer {
+    type Response = axum::response::Response;
+    type Error = Infallible;
+    type Future = <Router as Service<axum::extract::Request>>::Future;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<hyper::body::Incoming>) -> Self::Future {
+        let mut request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(self.peer);
+        self.router.call(request)
+    }
+}

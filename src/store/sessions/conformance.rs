@@ -1,0 +1,275 @@
+//! What every session store must do, run against each of them.
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{Created, Limits, MemorySessions, NewSession, RedisSessions, SessionKey, SessionStore};
+use crate::auth::token::SessionId;
+use crate::clock::Clock;
+use crate::store::RedisHandle;
+
+const IDLE: Duration = Duration::from_millis(400);
+const LIMITS: Limits = Limits { idle: IDLE, max_age: Duration::from_secs(60), per_user: 3 };
+const DONE: Created = Created::Done { evicted: 0, replaced: false };
+
+/// A Redis of this test's own, ended with it.
+struct Redis {
+    process: Child,
+    _directory: tempfile::TempDir,
+    url: String,
+}
+
+impl Redis {
+    /// Listens on a socket in a private directory: no port to collide with another test's.
+    fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let socket = directory.path().join("redis.sock");
+        let process = Command::new("redis-server")
+            .args(["--port", "0", "--save", "", "--unixsocket"])
+            .arg(&socket)
+            .arg("--dir")
+            .arg(directory.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server must be installed (apt-get install redis-server)");
+        for _ in 0..500 {
+            if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let url = format!("redis+unix://{}", socket.display());
+        Self { process, _directory: directory, url }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// A store, and the way its time passes.
+struct Subject {
+    store: Arc<SessionStore>,
+    clock: Clock,
+    redis: Option<Redis>,
+}
+
+impl Subject {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    async fn pass(&self, time: Duration) {
+        match self.redis {
+            Some(_) => tokio::time::sleep(time).await,
+            None => self.clock.advance(time),
+        }
+    }
+
+    fn session(&self, user_id: Uuid, id: char) -> NewSession {
+        NewSession {
+            key: key(user_id, id),
+            username: "ada".to_owned(),
+            email: "ada@example.org".to_owned(),
+            created_at: self.now(),
+            expires_at: self.now() + LIMITS.max_age,
+            created_by: "replica-1".to_owned(),
+            ip: "203.0.113.7".to_owned(),
+            user_agent: "curl/8".to_owned(),
+            epoch: 1,
+            replaces: None,
+        }
+    }
+
+    async fn is_alive(&self, key: SessionKey) -> bool {
+        self.store.check(key, IDLE).await.expect("the store answers").is_some()
+    }
+
+    async fn create(&self, session: &NewSession) -> Created {
+        self.store.create(session).await.expect("the store answers")
+    }
+}
+
+fn key(user_id: Uuid, id: char) -> SessionKey {
+    SessionKey { user_id, session_id: SessionId::parse(&id.to_string().repeat(22)).expect("22 characters") }
+}
+
+fn memory() -> Subject {
+    let clock = Clock::fixed(Timestamp::from_second(1_800_000_000).expect("a time"));
+    let store = Arc::new(SessionStore::Memory(MemorySessions::new(clock.clone(), LIMITS)));
+    Subject { store, clock, redis: None }
+}
+
+fn redis() -> Subject {
+    let redis = Redis::start();
+    let handle = Arc::new(RedisHandle::new(&redis.url.as_str().into()).expect("an address"));
+    let clock = Clock::system();
+    let store = Arc::new(SessionStore::Redis(RedisSessions::new(handle, clock.clone(), LIMITS)));
+    Subject { store, clock, redis: Some(redis) }
+}
+
+/// One test per store for each of these.
+macro_rules! every_store {
+    ($($name:ident)*) => {
+        mod with_memory {
+            $(#[tokio::test] async fn $name() { super::$name(super::memory()).await; })*
+        }
+        mod with_redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::redis()).await; })*
+        }
+    };
+}
+
+every_store! {
+    a_session_is_found_until_it_ends
+    an_idle_session_ends
+    a_check_renews
+    a_check_never_brings_a_session_back
+    a_new_session_replaces
+    the_oldest_goes_when_there_are_too_many
+    idle_sessions_do_not_count
+    all_of_a_user_s_sessions_end
+    a_fence_stops_what_was_verified_before_it
+    a_fence_never_goes_down
+}
+
+async fn a_session_is_found_until_it_ends(subject: Subject) {
+    let (ada, eve) = (Uuid::now_v7(), Uuid::now_v7());
+    let session = subject.session(ada, 'a');
+    assert!(!subject.is_alive(session.key).await);
+    assert_eq!(subject.create(&session).await, DONE);
+    let found = subject.store.check(session.key, IDLE).await.expect("the store answers").expect("alive");
+    assert_eq!((found.username.as_str(), found.email.as_str()), ("ada", "ada@example.org"));
+    assert_eq!((found.created_at, found.created_by.as_str()), (session.created_at.to_string(), "replica-1"));
+    assert!(!subject.is_alive(key(eve, 'a')).await, "another user's key");
+    assert!(!subject.store.end(key(eve, 'a')).await.expect("the store answers"));
+    assert!(subject.store.end(session.key).await.expect("the store answers"), "it was alive");
+    assert!(!subject.store.end(session.key).await.expect("the store answers"), "it no longer is");
+    assert!(!subject.is_alive(session.key).await);
+}
+
+async fn an_idle_session_ends(subject: Subject) {
+    let session = subject.session(Uuid::now_v7(), 'a');
+    subject.create(&session).await;
+    subject.pass(IDLE + Duration::from_millis(50)).await;
+    assert!(!subject.is_alive(session.key).await);
+    assert!(!subject.store.end(session.key).await.expect("the store answers"), "an ended session can't be ended");
+}
+
+async fn a_check_renews(subject: Subject) {
+    let session = subject.session(Uuid::now_v7(), 'a');
+    subject.create(&session).await;
+    for _ in 0..4 {
+        subject.pass(IDLE / 2).await;
+        assert!(subject.is_alive(session.key).await);
+    }
+    // The caller shortens the renewal when the absolute limit is nearer.
+    let left = Duration::from_millis(50);
+    assert!(subject.store.check(session.key, left).await.expect("the store answers").is_some());
+    subject.pass(left * 2).await;
+    assert!(!subject.is_alive(session.key).await);
+}
+
+/// Others re-create a deleted session when a request that began before the deletion writes its renewal after it.
+async fn a_check_never_brings_a_session_back(subject: Subject) {
+    for _ in 0..20 {
+        let session = subject.session(Uuid::now_v7(), 'a');
+        subject.create(&session).await;
+        let checks: Vec<_> = (0..16)
+            .map(|_| {
+                let (store, key) = (Arc::clone(&subject.store), session.key);
+                tokio::spawn(async move {
+                    for _ in 0..20 {
+                        store.check(key, IDLE).await.expect("the store answers");
+                    }
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert!(subject.store.end(session.key).await.expect("the store answers"));
+        assert!(!subject.is_alive(session.key).await);
+        for check in checks {
+            check.await.expect("no panic");
+        }
+        assert!(!subject.is_alive(session.key).await);
+    }
+}
+
+async fn a_new_session_replaces(subject: Subject) {
+    let ada = Uuid::now_v7();
+    let old = subject.session(ada, 'a');
+    subject.create(&old).await;
+    let new = NewSession { replaces: Some(old.key.session_id), ..subject.session(ada, 'b') };
+    assert_eq!(subject.create(&new).await, Created::Done { evicted: 0, replaced: true });
+    assert!(!subject.is_alive(old.key).await);
+    assert!(subject.is_alive(new.key).await);
+    let next = NewSession { replaces: Some(old.key.session_id), ..subject.session(ada, 'c') };
+    assert_eq!(subject.create(&next).await, DONE, "nothing was there to be replaced");
+}
+
+async fn the_oldest_goes_when_there_are_too_many(subject: Subject) {
+    let ada = Uuid::now_v7();
+    for id in ['z', 'y', 'x'] {
+        assert_eq!(subject.create(&subject.session(ada, id)).await, DONE);
+        subject.pass(Duration::from_millis(5)).await;
+    }
+    let fourth = subject.create(&subject.session(ada, 'a')).await;
+    assert_eq!(fourth, Created::Done { evicted: 1, replaced: false });
+    let alive = [('z', false), ('y', true), ('x', true), ('a', true)];
+    for (id, expected) in alive {
+        assert_eq!(subject.is_alive(key(ada, id)).await, expected, "{id}");
+    }
+}
+
+async fn idle_sessions_do_not_count(subject: Subject) {
+    let ada = Uuid::now_v7();
+    for id in ['a', 'b', 'c'] {
+        subject.create(&subject.session(ada, id)).await;
+    }
+    subject.pass(IDLE * 2 / 3).await;
+    assert!(subject.is_alive(key(ada, 'a')).await);
+    subject.pass(IDLE * 2 / 3).await;
+    for id in ['d', 'e'] {
+        assert_eq!(subject.create(&subject.session(ada, id)).await, DONE, "only one of the first three is alive");
+    }
+    assert!(subject.is_alive(key(ada, 'a')).await);
+}
+
+async fn all_of_a_user_s_sessions_end(subject: Subject) {
+    let (ada, eve) = (Uuid::now_v7(), Uuid::now_v7());
+    for (user, id) in [(ada, 'a'), (ada, 'b'), (ada, 'c'), (eve, 'a')] {
+        subject.create(&subject.session(user, id)).await;
+    }
+    let keep = Some(key(ada, 'b').session_id);
+    assert_eq!(subject.store.end_all(ada, keep, None).await.expect("the store answers"), 2);
+    for (user, id, expected) in [(ada, 'a', false), (ada, 'b', true), (ada, 'c', false), (eve, 'a', true)] {
+        assert_eq!(subject.is_alive(key(user, id)).await, expected, "{id}");
+    }
+    assert_eq!(subject.store.end_all(ada, None, None).await.expect("the store answers"), 1);
+    assert_eq!(subject.store.end_all(ada, None, None).await.expect("the store answers"), 0);
+}
+
+async fn a_fence_stops_what_was_verified_before_it(subject: Subject) {
+    let ada = Uuid::now_v7();
+    subject.create(&subject.session(ada, 'a')).await;
+    assert_eq!(subject.store.end_all(ada, None, Some(2)).await.expect("the store answers"), 1);
+    assert_eq!(subject.create(&subject.session(ada, 'b')).await, Created::Overtaken { fence: 2 });
+    assert!(!subject.is_alive(key(ada, 'b')).await);
+    assert_eq!(subject.create(&NewSession { epoch: 2, ..subject.session(ada, 'c') }).await, DONE);
+}
+
+async fn a_fence_never_goes_down(subject: Subject) {
+    let ada = Uuid::now_v7();
+    for epoch in [5, 3] {
+        subject.store.end_all(ada, None, Some(epoch)).await.expect("the store answers");
+    }
+    let late = NewSession { epoch: 4, ..subject.session(ada, 'a') };
+    assert_eq!(subject.create(&late).await, Created::Overtaken { fence: 5 });
+}

@@ -1,0 +1,165 @@
+//! Sessions in this process's memory: for one replica, for trying it out. They end with the process.
+use std::collections::HashMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::{Created, Limits, NewSession, Session, SessionEntry, SessionKey};
+use crate::auth::token::SessionId;
+use crate::clock::Clock;
+
+/// Sessions in memory.
+#[derive(Debug)]
+pub struct MemorySessions {
+    clock: Clock,
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    users: HashMap<Uuid, User>,
+    /// Creations since the last sweep.
+    since_sweep: usize,
+}
+
+#[derive(Debug, Default)]
+struct User {
+    /// Oldest first.
+    sessions: Vec<Entry>,
+    fence: i64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: SessionId,
+    idle_expires_at_ms: i64,
+    session: Session,
+    expires_at: String,
+    ip: String,
+    user_agent: String,
+}
+
+impl MemorySessions {
+    /// An empty store.
+    pub fn new(clock: Clock, limits: Limits) -> Self {
+        Self { clock, limits, state: Mutex::default() }
+    }
+
+    pub(super) fn check(&self, key: SessionKey, idle_for: Duration) -> Option<Session> {
+        let now = self.clock.now_ms();
+        let mut state = self.state.lock();
+        let user = state.users.get_mut(&key.user_id)?;
+        let entry = user.sessions.iter_mut().find(|entry| entry.id == key.session_id && entry.is_alive(now))?;
+        entry.idle_expires_at_ms = now + millis(idle_for);
+        Some(entry.session.clone())
+    }
+
+    pub(super) fn create(&self, new: &NewSession) -> Created {
+        let now = self.clock.now_ms();
+        let mut state = self.state.lock();
+        state.sweep(now);
+        let user = state.users.entry(new.key.user_id).or_default();
+        if user.fence > new.epoch {
+            return Created::Overtaken { fence: user.fence };
+        }
+        user.sessions.retain(|entry| entry.is_alive(now));
+        let replaced = new.replaces.is_some_and(|id| user.remove(id));
+        let excess = (user.sessions.len() + 1).saturating_sub(self.limits.per_user as usize);
+        user.sessions.drain(..excess);
+        let idle = millis(self.limits.idle).min(new.expires_at.as_millisecond() - new.created_at.as_millisecond());
+        user.sessions.push(Entry {
+            id: new.key.session_id,
+            idle_expires_at_ms: now + idle,
+            session: Session {
+                username: new.username.clone(),
+                email: new.email.clone(),
+                created_at: new.created_at.to_string(),
+                created_by: new.created_by.clone(),
+            },
+            expires_at: new.expires_at.to_string(),
+            ip: new.ip.clone(),
+            user_agent: new.user_agent.clone(),
+        });
+        Created::Done { evicted: u32::try_from(excess).unwrap_or(u32::MAX), replaced }
+    }
+
+    pub(super) fn end(&self, key: SessionKey) -> bool {
+        let now = self.clock.now_ms();
+        let mut state = self.state.lock();
+        let Some(user) = state.users.get_mut(&key.user_id) else { return false };
+        user.sessions.retain(|entry| entry.is_alive(now));
+        user.remove(key.session_id)
+    }
+
+    pub(super) fn end_all(&self, user_id: Uuid, keep: Option<SessionId>, fence: Option<i64>) -> u32 {
+        let now = self.clock.now_ms();
+        let mut state = self.state.lock();
+        let user = state.users.entry(user_id).or_default();
+        user.fence = user.fence.max(fence.unwrap_or(0));
+        user.sessions.retain(|entry| entry.is_alive(now));
+        let before = user.sessions.len();
+        user.sessions.retain(|entry| Some(entry.id) == keep);
+        u32::try_from(before - user.sessions.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn list(&self, user_id: Uuid) -> Vec<SessionEntry> {
+        let now = self.clock.now_ms();
+        let state = self.state.lock();
+        let sessions = state.users.get(&user_id).map_or(&[][..], |user| &user.sessions);
+        let alive = sessions.iter().rev().filter(|entry| entry.is_alive(now));
+        alive
+            .map(|entry| {
+                let (idle_expires_at, last_seen_at) =
+                    super::seen(now, entry.idle_expires_at_ms - now, self.limits.idle);
+                SessionEntry {
+                    session_id: entry.id,
+                    created_at: entry.session.created_at.clone(),
+                    expires_at: entry.expires_at.clone(),
+                    idle_expires_at,
+                    last_seen_at,
+                    created_by: entry.session.created_by.clone(),
+                    ip: entry.ip.clone(),
+                    user_agent: entry.user_agent.clone(),
+                }
+            })
+            .collect()
+    }
+
+    #[expect(clippy::unused_self, reason = "the same shape as the Redis store")]
+    pub(super) fn ping(&self) {}
+}
+
+impl State {
+    /// Forgets ended sessions now and then, so that memory follows the living ones.
+    fn sweep(&mut self, now: i64) {
+        self.since_sweep += 1;
+        if self.since_sweep <= self.users.len() {
+            return;
+        }
+        self.since_sweep = 0;
+        self.users.retain(|_, user| {
+            user.sessions.retain(|entry| entry.is_alive(now));
+            !user.sessions.is_empty() || user.fence > 0
+        });
+    }
+}
+
+impl User {
+    fn remove(&mut self, id: SessionId) -> bool {
+        let before = self.sessions.len();
+        self.sessions.retain(|entry| entry.id != id);
+        self.sessions.len() < before
+    }
+}
+
+impl Entry {
+    fn is_alive(&self, now: i64) -> bool {
+        now < self.idle_expires_at_ms
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).expect("a duration below 292 million years")
+}

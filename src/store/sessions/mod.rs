@@ -1,0 +1,204 @@
+//! What a session store promises. Both stores pass the same suite, in `conformance`.
+mod memory;
+mod redis;
+#[cfg(test)]
+mod conformance;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+pub use self::memory::MemorySessions;
+pub use self::redis::RedisSessions;
+use super::StoreError;
+use crate::auth::token::SessionId;
+
+/// Whose session, and which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionKey {
+    /// The user.
+    pub user_id: Uuid,
+    /// The session's public name.
+    pub session_id: SessionId,
+}
+
+/// What a check reads. Times are RFC 3339 as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The user's name when the session was made.
+    pub username: String,
+    /// The user's e-mail when the session was made.
+    pub email: String,
+    /// When the session was made.
+    pub created_at: String,
+    /// The replica that made it.
+    pub created_by: String,
+}
+
+/// A living session, as its user sees it in a list. Times as stored or derived, RFC 3339.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionEntry {
+    /// Its public name.
+    pub session_id: SessionId,
+    /// When it was made.
+    pub created_at: String,
+    /// The absolute limit.
+    pub expires_at: String,
+    /// When it ends unless it's used before.
+    pub idle_expires_at: Timestamp,
+    /// When it was last used, from the time it has left to live. Near its absolute limit that no longer grows with use,
+    /// and this is the earliest time that it can have been.
+    pub last_seen_at: Timestamp,
+    /// The replica that made it.
+    pub created_by: String,
+    /// The client's address when it was made.
+    pub ip: String,
+    /// The client's `User-Agent` when it was made.
+    pub user_agent: String,
+}
+
+/// A session to be created.
+#[derive(Clone, Debug)]
+pub struct NewSession {
+    /// Whose, and which.
+    pub key: SessionKey,
+    /// The user's name.
+    pub username: String,
+    /// The user's e-mail.
+    pub email: String,
+    /// Now.
+    pub created_at: Timestamp,
+    /// The absolute limit.
+    pub expires_at: Timestamp,
+    /// This replica.
+    pub created_by: String,
+    /// The client's address.
+    pub ip: String,
+    /// The client's `User-Agent`, bounded.
+    pub user_agent: String,
+    /// The user's epoch as read before the password was verified.
+    pub epoch: i64,
+    /// A session of the same user that the new one takes the place of.
+    pub replaces: Option<SessionId>,
+}
+
+/// What became of a request to create a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It exists, and these have ended.
+    Done {
+        /// Oldest sessions ended because the user had too many.
+        evicted: u32,
+        /// Whether the session to be replaced was alive.
+        replaced: bool,
+    },
+    /// Nothing was created: since the password was verified, something happened that ends the user's sessions.
+    Overtaken {
+        /// The epoch that a session must have at least.
+        fence: i64,
+    },
+}
+
+/// Limits that the store applies to every session.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A session unused for this long ends.
+    pub idle: Duration,
+    /// A session this old ends.
+    pub max_age: Duration,
+    /// A user's sessions; one more ends the oldest.
+    pub per_user: u32,
+}
+
+/// The session store: Redis for a fleet, memory for one replica.
+#[derive(Debug)]
+pub enum SessionStore {
+    /// Shared by every replica.
+    Redis(RedisSessions),
+    /// In this process alone.
+    Memory(MemorySessions),
+}
+
+macro_rules! either {
+    ($self:ident.$method:ident($($argument:expr),*)) => {
+        match $self {
+            Self::Redis(store) => store.$method($($argument),*).await,
+            Self::Memory(store) => Ok(store.$method($($argument),*)),
+        }
+    };
+}
+
+impl SessionStore {
+    /// `redis` or `memory`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Redis(_) => "redis",
+            Self::Memory(_) => "memory",
+        }
+    }
+
+    /// Reads a session and renews its idle limit to `idle_for` from now, both or neither; in one round trip.
+    /// A session that has ended stays so, whatever happens at the same time.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer. `None` is an answer: there is no such session.
+    pub async fn check(&self, key: SessionKey, idle_for: Duration) -> Result<Option<Session>, StoreError> {
+        either!(self.check(key, idle_for))
+    }
+
+    /// Creates a session if its epoch is still current; ends the replaced one and those beyond the limit. Atomic.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer. The session may then exist, but nobody has its token.
+    pub async fn create(&self, session: &NewSession) -> Result<Created, StoreError> {
+        either!(self.create(session))
+    }
+
+    /// Ends one session; says whether it was alive. Atomic.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
+        either!(self.end(key))
+    }
+
+    /// Ends all of a user's sessions except `keep`; says how many were alive. With `fence`, a session of a lower epoch
+    /// can't be created from then on. Atomic.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn end_all(&self, user_id: Uuid, keep: Option<SessionId>, fence: Option<i64>) -> Result<u32, StoreError> {
+        either!(self.end_all(user_id, keep, fence))
+    }
+
+    /// All of a user's living sessions, newest first. Reading them doesn't renew them.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
+        either!(self.list(user_id))
+    }
+
+    /// Asks the store whether it's there.
+    ///
+    /// # Errors
+    ///
+    /// When it isn't.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        either!(self.ping())
+    }
+}
+
+/// When a session ends unless used, and when it was last used, from the time it has left.
+fn seen(now_ms: i64, left_ms: i64, idle: Duration) -> (Timestamp, Timestamp) {
+    let at = |ms| Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX);
+    let idle_ms = i64::try_from(idle.as_millis()).unwrap_or(i64::MAX);
+    let ends = now_ms.saturating_add(left_ms);
+    (at(ends), at(ends.saturating_sub(idle_ms).min(now_ms)))
+}

@@ -1,0 +1,273 @@
+//! Sessions in Redis: every key, time to live and script.
+//!
+//! | key | type | what | time to live |
+//! | --- | --- | --- | --- |
+//! | `session:{USER_ID}:SESSION_ID` | hash | one session, readable | the idle limit, never past the absolute one |
+//! | `user:{USER_ID}:sessions` | sorted set | the user's session ids, scored by creation in ms | the absolute limit |
+//! | `user:{USER_ID}:fence` | string | the lowest epoch that a new session may have | an hour |
+//!
+//! The braces put all keys of one user into one Redis Cluster slot. `DEL` of a session's key is a logout; the entry
+//! that it leaves in the sorted set is dropped when it's next seen.
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use redis::{Script, Value, cmd};
+use uuid::Uuid;
+
+use super::{Created, Limits, NewSession, Session, SessionEntry, SessionKey};
+use crate::auth::token::SessionId;
+use crate::clock::Clock;
+use crate::store::StoreError;
+use crate::store::redis::RedisHandle;
+
+/// How long a fence stands. It must outlive every login that read the epoch before it; after that, logins read the
+/// epoch that is in SQL.
+const FENCE_TTL: Duration = Duration::from_secs(3600);
+
+/// KEYS: session, index, fence. ARGV: epoch, created ms, idle ms, max age ms, limit, key prefix, id, replaced id or '',
+/// then the hash's fields and values. Returns {1, evicted, replaced} or {0, fence}.
+static CREATE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local fence = tonumber(redis.call('GET', KEYS[3]) or '0')
+if fence > tonumber(ARGV[1]) then return {0, fence, 0} end
+local created, max_age, limit, prefix = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local replaced = 0
+if ARGV[8] ~= '' then
+  replaced = redis.call('DEL', prefix .. ARGV[8])
+  redis.call('ZREM', KEYS[2], ARGV[8])
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. (created - max_age))
+local evicted = 0
+if redis.call('ZCARD', KEYS[2]) >= limit then
+  -- Idle or deleted sessions don't count: forget them before a live one has to go.
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    if redis.call('EXISTS', prefix .. id) == 0 then redis.call('ZREM', KEYS[2], id) end
+  end
+  local excess = redis.call('ZCARD', KEYS[2]) - limit + 1
+  if excess > 0 then
+    for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, excess - 1)) do
+      evicted = evicted + redis.call('DEL', prefix .. id)
+      redis.call('ZREM', KEYS[2], id)
+    end
+  end
+end
+redis.call('HSET', KEYS[1], unpack(ARGV, 9))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('ZADD', KEYS[2], created, ARGV[7])
+redis.call('PEXPIRE', KEYS[2], max_age)
+return {1, evicted, replaced}
+",
+    )
+});
+
+/// KEYS: session, index. ARGV: id. Returns whether the session was alive.
+static END: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+redis.call('ZREM', KEYS[2], ARGV[1])
+return redis.call('DEL', KEYS[1])
+",
+    )
+});
+
+/// KEYS: index, fence. ARGV: key prefix, id to keep or '', epoch or '', fence's life in ms. Returns how many were alive.
+static END_ALL: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+if ARGV[3] ~= '' then
+  local fence = tonumber(redis.call('GET', KEYS[2]) or '0')
+  if fence < tonumber(ARGV[3]) then fence = ARGV[3] end
+  redis.call('SET', KEYS[2], fence, 'PX', ARGV[4])
+end
+local ended = 0
+for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  if id ~= ARGV[2] then
+    ended = ended + redis.call('DEL', ARGV[1] .. id)
+    redis.call('ZREM', KEYS[1], id)
+  end
+end
+return ended
+",
+    )
+});
+
+/// Sessions in Redis.
+#[derive(Debug)]
+pub struct RedisSessions {
+    redis: Arc<RedisHandle>,
+    clock: Clock,
+    limits: Limits,
+}
+
+fn prefix(user_id: Uuid) -> String {
+    format!("session:{{{}}}:", user_id.hyphenated())
+}
+
+fn session_key(key: SessionKey) -> String {
+    let mut text = String::with_capacity(8 + 38 + 1 + 22);
+    text.push_str("session:{");
+    text.push_str(key.user_id.hyphenated().encode_lower(&mut [0; 36]));
+    text.push_str("}:");
+    text.push_str(key.session_id.as_str());
+    text
+}
+
+fn index_key(user_id: Uuid) -> String {
+    format!("user:{{{}}}:sessions", user_id.hyphenated())
+}
+
+fn fence_key(user_id: Uuid) -> String {
+    format!("user:{{{}}}:fence", user_id.hyphenated())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("a duration below 584 million years")
+}
+
+impl RedisSessions {
+    /// Keeps sessions in this Redis.
+    pub fn new(redis: Arc<RedisHandle>, clock: Clock, limits: Limits) -> Self {
+        Self { redis, clock, limits }
+    }
+
+    pub(super) async fn check(&self, key: SessionKey, idle_for: Duration) -> Result<Option<Session>, StoreError> {
+        let name = session_key(key);
+        let mut pipeline = redis::Pipeline::with_capacity(2);
+        pipeline
+            .cmd("HMGET")
+            .arg(&name)
+            .arg(&["username", "email", "created_at", "created_by"])
+            // EXPIRE, unlike HSET, can't bring back a key that was deleted meanwhile.
+            .cmd("PEXPIRE")
+            .arg(&name)
+            .arg(millis(idle_for));
+        let replies = self.redis.pipeline("check", &pipeline).await?;
+        let [Value::Array(fields), Value::Int(renewed)] = <[Value; 2]>::try_from(replies).map_err(unexpected)? else {
+            return Err(unexpected(()));
+        };
+        if renewed == 0 {
+            return Ok(None);
+        }
+        let mut fields = fields.into_iter().map(|field| match field {
+            Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
+            _ => None,
+        });
+        let mut next = || fields.next().flatten();
+        match (next(), next(), next(), next()) {
+            (Some(username), Some(email), Some(created_at), Some(created_by)) => {
+                Ok(Some(Session { username, email, created_at, created_by }))
+            }
+            // Not written by us, or edited by hand: no session.
+            _ => {
+                tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its fields ignored");
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) async fn create(&self, session: &NewSession) -> Result<Created, StoreError> {
+        let SessionKey { user_id, session_id } = session.key;
+        let idle = self.limits.idle.min(session.expires_at.duration_since(session.created_at).unsigned_abs());
+        let (user, created_at, expires_at) =
+            (user_id.to_string(), session.created_at.to_string(), session.expires_at.to_string());
+        let mut call = CREATE.key(session_key(session.key));
+        call.key(index_key(user_id))
+            .key(fence_key(user_id))
+            .arg(session.epoch)
+            .arg(session.created_at.as_millisecond())
+            .arg(millis(idle))
+            .arg(millis(self.limits.max_age))
+            .arg(self.limits.per_user)
+            .arg(prefix(user_id))
+            .arg(session_id.as_str())
+            .arg(session.replaces.as_ref().map_or("", SessionId::as_str));
+        for (field, value) in [
+            ("user_id", user.as_str()),
+            ("username", &session.username),
+            ("email", &session.email),
+            ("created_at", &created_at),
+            ("expires_at", &expires_at),
+            ("created_by", &session.created_by),
+            ("ip", &session.ip),
+            ("user_agent", &session.user_agent),
+        ] {
+            call.arg(field).arg(value);
+        }
+        let (done, first, second): (u8, i64, u8) = self.redis.script("create", &call).await?;
+        Ok(match done {
+            1 => Created::Done { evicted: u32::try_from(first).unwrap_or(0), replaced: second == 1 },
+            _ => Created::Overtaken { fence: first },
+        })
+    }
+
+    pub(super) async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
+        let mut call = END.key(session_key(key));
+        call.key(index_key(key.user_id)).arg(key.session_id.as_str());
+        self.redis.script("end", &call).await
+    }
+
+    pub(super) async fn end_all(
+        &self,
+        user_id: Uuid,
+        keep: Option<SessionId>,
+        fence: Option<i64>,
+    ) -> Result<u32, StoreError> {
+        let mut call = END_ALL.key(index_key(user_id));
+        call.key(fence_key(user_id))
+            .arg(prefix(user_id))
+            .arg(keep.as_ref().map_or("", SessionId::as_str))
+            .arg(fence.map_or(String::new(), |epoch| epoch.to_string()))
+            .arg(millis(FENCE_TTL));
+        self.redis.script("end_all", &call).await
+    }
+
+    pub(super) async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
+        let mut newest_first = cmd("ZRANGE");
+        newest_first.arg(index_key(user_id)).arg(0).arg(-1).arg("REV");
+        let ids: Vec<String> = self.redis.command("list", &newest_first).await?;
+        let ids: Vec<_> = ids.iter().filter_map(|id| SessionId::parse(id)).collect();
+        let mut pipeline = redis::Pipeline::with_capacity(ids.len() * 2);
+        for session_id in &ids {
+            let name = session_key(SessionKey { user_id, session_id: *session_id });
+            pipeline.cmd("HGETALL").arg(&name).cmd("PTTL").arg(&name);
+        }
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let now_ms = self.clock.now_ms();
+        let mut replies = self.redis.pipeline("list", &pipeline).await?.into_iter();
+        let mut entries = Vec::with_capacity(ids.len());
+        for session_id in ids {
+            let (Some(hash), Some(left)) = (replies.next(), replies.next()) else { return Err(unexpected(())) };
+            let mut hash: HashMap<String, String> = redis::from_redis_value(hash).map_err(unexpected)?;
+            let left_ms: i64 = redis::from_redis_value(left).map_err(unexpected)?;
+            // Gone, or going.
+            if left_ms <= 0 || hash.is_empty() {
+                continue;
+            }
+            let mut take = |field| hash.remove(field).unwrap_or_default();
+            let (idle_expires_at, last_seen_at) = super::seen(now_ms, left_ms, self.limits.idle);
+            entries.push(SessionEntry {
+                session_id,
+                created_at: take("created_at"),
+                expires_at: take("expires_at"),
+                idle_expires_at,
+                last_seen_at,
+                created_by: take("created_by"),
+                ip: take("ip"),
+                user_agent: take("user_agent"),
+            });
+        }
+        Ok(entries)
+    }
+
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        self.redis.command::<Value>("ping", &cmd("PING")).await.map(drop)
+    }
+}
+
+fn unexpected<T>(_: T) -> StoreError {
+    StoreError::new("redis: an answer of another shape than the command has")
+}

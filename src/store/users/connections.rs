@@ -1,0 +1,281 @@
+//! Connections to the database file: one writer, a few readers, and what happens when the file is taken away.
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, SqlitePool};
+
+use super::files::{self, Fate, FileId, Files, Paths};
+use super::{OpenError, UserStoreError, schema};
+use crate::metrics::{SQL_ERRORS, SQL_SECONDS};
+
+/// One operation, waiting for a connection included. The contract answers 503 within 2 s.
+const DEADLINE: Duration = Duration::from_millis(1500);
+/// How long SQLite itself waits for another process's lock. Below [`DEADLINE`], so that its own error is reported.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Statements take microseconds; more readers only cost a thread and a page cache each.
+const READERS: u32 = 4;
+const READER_IDLE: Duration = Duration::from_secs(60);
+/// Older versions can corrupt a WAL that processes share (<https://www.sqlite.org/wal.html>, "WAL-reset bug").
+const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
+
+/// A borrowed future that can move between threads.
+pub(super) type Work<'t, T> = Pin<Box<dyn Future<Output = Result<T, UserStoreError>> + Send + 't>>;
+
+/// What every connection has in common. Never creates a file.
+pub(super) fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        // Each commit is on disk before it is acknowledged, a power cut included.
+        .synchronous(SqliteSynchronous::Full)
+        .disable_statement_logging()
+}
+
+/// Refuses a SQLite that is too old and a database that is not in WAL mode.
+pub(super) async fn check_engine(path: &Path, db: &mut SqliteConnection) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.into(), source };
+    let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *db).await.map_err(failed)?;
+    if !is_recent(&version) {
+        return Err(OpenError::SqliteTooOld { found: version });
+    }
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(db).await.map_err(failed)?;
+    if mode == "wal" { Ok(()) } else { Err(OpenError::NotWal { mode }) }
+}
+
+fn is_recent(version: &str) -> bool {
+    let parts: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
+    parts.is_some_and(|parts| parts.as_slice() >= OLDEST_SQLITE.as_slice())
+}
+
+/// Connections to one database file, all on the same three inodes.
+struct Opened {
+    paths: Paths,
+    files: Files,
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl Opened {
+    async fn open(path: &Path) -> Result<Self, OpenError> {
+        let paths = Paths::resolve(path)?;
+        files::check_place(path)?;
+        let io = |source| OpenError::Io { path: path.into(), source };
+        let sqlite = |source| OpenError::Sqlite { path: path.into(), source };
+
+        let before = FileId::at(&paths.db).map_err(io)?;
+        // The writer stays open for good: while it does, no other process removes `-wal` and `-shm` on its way out.
+        let writer = SqlitePoolOptions::new()
+            .min_connections(1)
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .acquire_timeout(DEADLINE)
+            .test_before_acquire(false)
+            .connect_with(options(path).journal_mode(SqliteJournalMode::Wal).thread_name(|_| "sqlite-writer".into()))
+            .await
+            .map_err(sqlite)?;
+        {
+            let mut db = writer.acquire().await.map_err(sqlite)?;
+            check_engine(path, &mut db).await?;
+            schema::check(path, &mut db, &schema::embedded()).await?;
+        }
+        let files = Files::at(&paths).map_err(io)?.filter(|files| Some(files.db) == before);
+        let Some(files) = files else { return Err(OpenError::Changed { path: path.into() }) };
+
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .idle_timeout(READER_IDLE)
+            .max_lifetime(None)
+            .acquire_timeout(DEADLINE)
+            .test_before_acquire(false)
+            .connect_lazy_with(options(path).pragma("query_only", "on").thread_name(|_| "sqlite-reader".into()));
+        Ok(Self { paths, files, writer, readers })
+    }
+
+    fn fate(&self) -> Result<Fate, OpenError> {
+        self.files.fate(&self.paths).map_err(|source| OpenError::Io { path: self.paths.db.clone(), source })
+    }
+
+    /// Copies the whole journal into the database.
+    async fn write_back(&self) -> sqlx::Result<()> {
+        let (busy, frames, copied): (i64, i64, i64) =
+            sqlx::query_as("PRAGMA wal_checkpoint(FULL)").fetch_one(&self.writer).await?;
+        if busy == 0 && frames == copied {
+            Ok(())
+        } else {
+            Err(sqlx::Error::Protocol(format!("checkpoint incomplete: {copied} of {frames} frames, busy {busy}")))
+        }
+    }
+
+    /// Removes the file at `path` if it is the one that these connections have open.
+    fn remove_own(&self, path: &Path, own: FileId) -> Result<(), OpenError> {
+        let io = |source| OpenError::Io { path: path.into(), source };
+        if FileId::at(path).map_err(io)? == Some(own) { std::fs::remove_file(path).map_err(io) } else { Ok(()) }
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// The database at a path, whichever file that is at the moment.
+pub(super) struct Database {
+    path: PathBuf,
+    opened: Mutex<Option<Arc<Opened>>>,
+    /// Held by the one who reopens.
+    reopening: tokio::sync::Mutex<()>,
+}
+
+impl Database {
+    pub(super) async fn open(path: &Path) -> Result<Self, OpenError> {
+        let opened = Arc::new(Opened::open(path).await?);
+        Ok(Self { path: path.into(), opened: Mutex::new(Some(opened)), reopening: tokio::sync::Mutex::new(()) })
+    }
+
+    /// Runs `work` on the readers.
+    pub(super) async fn read<T, F>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(SqlitePool) -> F,
+    ) -> Result<T, UserStoreError>
+    where
+        F: Future<Output = Result<T, UserStoreError>>,
+    {
+        observed(operation, async {
+            let opened = self.current().await?;
+            work(opened.readers.clone()).await
+        })
+        .await
+    }
+
+    /// Runs `work` in a `BEGIN IMMEDIATE` transaction, rolled back if it fails. Once begun, it runs to its end even if
+    /// nobody waits for it any more. After a timeout it is unknown whether it was committed.
+    pub(super) async fn write<T, F>(&self, operation: &'static str, work: F) -> Result<T, UserStoreError>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut SqliteConnection) -> Work<'t, T> + Send + 'static,
+    {
+        observed(operation, async {
+            let opened = self.current().await?;
+            // Immediate: a transaction that reads first and writes later fails with SQLITE_BUSY without waiting.
+            let mut transaction = opened.writer.begin_with("BEGIN IMMEDIATE").await?;
+            let task = tokio::spawn(async move {
+                let value = work(&mut transaction).await?;
+                transaction.commit().await?;
+                // Taken away in between: the commit went into a file that nobody will find, so it is not acknowledged.
+                match opened.fate()? {
+                    Fate::Same => Ok(value),
+                    _ => Err(OpenError::Changed { path: opened.paths.db.clone() }.into()),
+                }
+            });
+            task.await.map_err(UserStoreError::unavailable)?
+        })
+        .await
+    }
+
+    /// Connections to the file that is at the path now.
+    async fn current(&self) -> Result<Arc<Opened>, OpenError> {
+        if let Some(opened) = self.usable()? {
+            return Ok(opened);
+        }
+        let _one = self.reopening.lock().await;
+        if let Some(opened) = self.usable()? {
+            return Ok(opened);
+        }
+        let old = self.opened.lock().clone();
+        if let Some(old) = old {
+            self.retire(&old).await?;
+        }
+        let opened = Arc::new(Opened::open(&self.path).await?);
+        *self.opened.lock() = Some(Arc::clone(&opened));
+        tracing::warn!(path = %self.path.display(), "the users database was opened anew");
+        Ok(opened)
+    }
+
+    /// The open connections if their files are in place. A missing database is an error: it may come back as it was.
+    fn usable(&self) -> Result<Option<Arc<Opened>>, OpenError> {
+        let Some(opened) = self.opened.lock().clone() else { return Ok(None) };
+        match opened.fate()? {
+            Fate::Same => Ok(Some(opened)),
+            Fate::Missing => Err(OpenError::Missing { path: self.path.clone() }),
+            Fate::Replaced | Fate::JournalLost { .. } => Ok(None),
+        }
+    }
+
+    /// Lets go of connections whose files are no longer those at the path. No acknowledged user of a database that is
+    /// still there gets lost, and nothing of a replaced database is replayed into its successor.
+    async fn retire(&self, old: &Opened) -> Result<(), OpenError> {
+        let path = &self.path;
+        // The replicas of this host notice at the same time; one at a time may remove files.
+        let lock = files::lock(path, BUSY_TIMEOUT).await?;
+        match old.fate()? {
+            Fate::Same => return Ok(()),
+            Fate::Missing => return Err(OpenError::Missing { path: path.clone() }),
+            Fate::Replaced => {
+                tracing::error!(path = %path.display(), "the users database was replaced while in use");
+                // For the sake of a database that was moved away; it may as well be deleted.
+                if let Err(error) = old.write_back().await {
+                    tracing::warn!(path = %path.display(), %error, "the journal could not be written to the old file");
+                }
+                // SQLite would take the old journal for the new database's (howtocorrupt.html §1.4).
+                old.remove_own(&old.paths.wal, old.files.wal)?;
+                old.remove_own(&old.paths.shm, old.files.shm)?;
+            }
+            Fate::JournalLost { absent } => {
+                tracing::error!(path = %path.display(), absent, "-wal or -shm of the users database was removed");
+                // Users may be in the lost journal alone, and only who had it open can read it. As soon as somebody
+                // writes a new journal, copying from the old one would damage the database.
+                if absent {
+                    old.write_back().await.map_err(|source| OpenError::Sqlite { path: path.clone(), source })?;
+                    if FileId::at(&old.paths.wal).is_ok_and(|wal| wal.is_none()) {
+                        old.remove_own(&old.paths.shm, old.files.shm)?;
+                    }
+                }
+            }
+        }
+        drop(lock);
+        *self.opened.lock() = None;
+        // Not awaited for ever: a statement in flight holds its connection until it ends.
+        if tokio::time::timeout(BUSY_TIMEOUT, old.close()).await.is_err() {
+            tracing::warn!(path = %path.display(), "connections to the previous users database are still in use");
+        }
+        Ok(())
+    }
+}
+
+/// Limits `work` to [`DEADLINE`] and counts it.
+async fn observed<T>(
+    operation: &'static str,
+    work: impl Future<Output = Result<T, UserStoreError>>,
+) -> Result<T, UserStoreError> {
+    let started = Instant::now();
+    let result =
+        tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|late| Err(UserStoreError::unavailable(late)));
+    metrics::histogram!(SQL_SECONDS, "operation" => operation).record(started.elapsed());
+    if matches!(result, Err(UserStoreError::Unavailable(_))) {
+        metrics::counter!(SQL_ERRORS, "operation" => operation).increment(1);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_recent;
+
+    #[test]
+    fn sqlite_versions_compare_as_numbers() {
+        for (version, recent) in
+            [("3.51.3", true), ("3.51.10", true), ("4.0.0", true), ("3.51.2", false), ("3.9.9", false), ("x", false)]
+        {
+            assert_eq!(is_recent(version), recent, "{version}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The files of a SQLite database: what they stand on, and whether they are still the ones that were opened.
+//!
+//! Never open the database or its `-shm` here: closing any descriptor of a file drops all POSIX locks that the process
+//! holds on it (<https://www.sqlite.org/howtocorrupt.html> §2.2). Everything below asks by path.
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Access, FlockOperation};
+use rustix::io::Errno;
+
+use super::OpenError;
+
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// Which file a path leads to. Comparable only while somebody holds the file open: numbers are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId {
+    dev: u64,
+    ino: u64,
+}
+
+impl FileId {
+    /// The file at `path`, `None` if there is none.
+    pub(super) fn at(path: &Path) -> io::Result<Option<Self>> {
+        match std::fs::metadata(path) {
+            Ok(metadata) => Ok(Some(Self { dev: metadata.dev(), ino: metadata.ino() })),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Where the three files of a database are.
+#[derive(Clone, Debug)]
+pub(super) struct Paths {
+    /// As configured; symbolic links are followed anew at every look.
+    pub(super) db: PathBuf,
+    /// Beside the file that `db` leads to, where SQLite puts it.
+    pub(super) wal: PathBuf,
+    /// Likewise.
+    pub(super) shm: PathBuf,
+}
+
+impl Paths {
+    pub(super) fn resolve(db: &Path) -> Result<Self, OpenError> {
+        let real = db.canonicalize().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => OpenError::Missing { path: db.into() },
+            _ => OpenError::Io { path: db.into(), source },
+        })?;
+        Ok(Self { db: db.into(), wal: with_suffix(&real, "-wal"), shm: with_suffix(&real, "-shm") })
+    }
+}
+
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+/// The files that connections were opened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Files {
+    pub(super) db: FileId,
+    pub(super) wal: FileId,
+    pub(super) shm: FileId,
+}
+
+/// What became of the files since they were opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// All three in place.
+    Same,
+    /// Nothing at the database's path: deleted, or moved away and perhaps back again soon.
+    Missing,
+    /// Another database at the path.
+    Replaced,
+    /// The database is the same, its `-wal` or `-shm` is not.
+    JournalLost {
+        /// Nobody has made new ones yet.
+        absent: bool,
+    },
+}
+
+impl Files {
+    /// `None` while one of the three does not exist.
+    pub(super) fn at(paths: &Paths) -> io::Result<Option<Self>> {
+        let ids = (FileId::at(&paths.db)?, FileId::at(&paths.wal)?, FileId::at(&paths.shm)?);
+        Ok(if let (Some(db), Some(wal), Some(shm)) = ids { Some(Self { db, wal, shm }) } else { None })
+    }
+
+    /// Three `stat` calls. SQLite itself goes on writing to files that nobody can find any more.
+    pub(super) fn fate(&self, paths: &Paths) -> io::Result<Fate> {
+        let Some(db) = FileId::at(&paths.db)? else { return Ok(Fate::Missing) };
+        let (wal, shm) = (FileId::at(&paths.wal)?, FileId::at(&paths.shm)?);
+        Ok(if db != self.db {
+            Fate::Replaced
+        } else if (wal, shm) == (Some(self.wal), Some(self.shm)) {
+            Fate::Same
+        } else {
+            let ours_or_none = |id: Option<FileId>, own| id.is_none_or(|id| id == own);
+            Fate::JournalLost { absent: ours_or_none(wal, self.wal) && ours_or_none(shm, self.shm) }
+        })
+    }
+}
+
+/// Held by whoever creates, migrates or removes files of the database at `path`, until dropped; the kernel drops it when
+/// the process dies. The lock's file stays: after its removal two could hold "the" lock.
+pub(super) async fn lock(path: &Path, patience: Duration) -> Result<File, OpenError> {
+    let path = with_suffix(path, ".lock");
+    let failed = |source| OpenError::Io { path: path.clone(), source };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
+    let wait = async {
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(()),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => tokio::time::sleep(LOCK_POLL).await,
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+    };
+    match tokio::time::timeout(patience, wait).await {
+        Ok(locked) => locked.map(|()| file),
+        Err(_) => Err(OpenError::Locked { path }),
+    }
+}
+
+/// Refuses a directory on which a WAL database can't be shared, or that this user can't write.
+pub(super) fn check_directory(path: &Path) -> Result<(), OpenError> {
+    let directory = directory_of(path);
+    check_filesystem(directory)?;
+    check_access(directory, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)
+}
+
+/// [`check_directory`] for an existing database, and the file itself: it may be a symbolic link or a mount of its own.
+pub(super) fn check_place(path: &Path) -> Result<(), OpenError> {
+    let real = path.canonicalize().map_err(|source| OpenError::Io { path: path.into(), source })?;
+    check_directory(&real)?;
+    check_filesystem(&real)?;
+    check_access(&real, Access::READ_OK | Access::WRITE_OK)
+}
+
+/// The directory of `path`, the working directory for a bare name.
+pub(super) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn check_access(path: &Path, access: Access) -> Result<(), OpenError> {
+    rustix::fs::access(path, access).map_err(|errno| OpenError::NotWritable {
+        path: path.into(),
+        uid: rustix::process::getuid().as_raw(),
+        source: errno.into(),
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn check_filesystem(path: &Path) -> Result<(), OpenError> {
+    let stat =
+        rustix::fs::statfs(path).map_err(|errno| OpenError::Io { path: path.into(), source: errno.into() })?;
+    // The field's width and sign differ between architectures; every magic number has 32 bits.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "magic numbers have 32 bits")]
+    match shared_filesystem(stat.f_type as u32) {
+        None => Ok(()),
+        Some(kind) => Err(OpenError::NetworkFilesystem { path: path.into(), kind }),
+    }
+}
+
+/// Elsewhere authfleet runs for development alone.
+#[cfg(not(target_os = "linux"))]
+fn check_filesystem(_path: &Path) -> Result<(), OpenError> {
+    Ok(())
+}
+
+/// The name of a filesystem that other hosts may write too: neither its locks nor its shared memory reach them
+/// (<https://www.sqlite.org/wal.html> §1). Numbers from `linux/magic.h` and statfs(2).
+///
+/// FUSE is refused as a whole. The number doesn't tell sshfs, s3fs and GlusterFS from a local one, and file servers of
+/// desktop virtual machines (virtiofs, 9p) let the host open the database behind the kernel's locks.
+#[cfg(target_os = "linux")]
+fn shared_filesystem(magic: u32) -> Option<&'static str> {
+    Some(match magic {
+        0x0000_6969 => "NFS",
+        0x0000_517B => "SMB",
+        0xFF53_4D42 => "CIFS",
+        0xFE53_4D42 => "SMB2",
+        0x0102_1997 => "9p",
+        0x5346_414F | 0x6B41_4653 => "AFS",
+        0x7375_7245 => "Coda",
+        0x00C3_6400 => "Ceph",
+        0x0000_564C => "NCP",
+        0x0BD0_0BD0 => "Lustre",
+        0x4750_4653 => "GPFS",
+        0x0116_1970 => "GFS2",
+        0x7461_636F => "OCFS2",
+        0x786F_4256 => "vboxsf",
+        0xBACB_ACBC => "VMware HGFS",
+        0x6573_5546 => "FUSE",
+        _ => return None,
+    })
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::shared_filesystem;
+
+    #[test]
+    fn filesystems_of_other_hosts_are_named_and_local_ones_pass() {
+        assert_eq!(shared_filesystem(0x6969), Some("NFS"));
+        assert_eq!(shared_filesystem(0xFF53_4D42), Some("CIFS"));
+        assert_eq!(shared_filesystem(0x6573_5546), Some("FUSE"));
+        // ext4, xfs, btrfs, tmpfs, overlayfs
+        for local in [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0x794C_7630] {
+            assert_eq!(shared_filesystem(local), None, "{local:#x}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The schema's version: `authfleet migrate` brings it up, a server only checks it.
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnection, SqliteJournalMode};
+use sqlx::{ConnectOptions, Connection};
+
+use super::{OpenError, connections, files};
+
+/// How long `migrate` waits for another one, and for writers of a running fleet.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What `migrate` did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrationReport {
+    /// The database did not exist before.
+    pub created: bool,
+    /// Numbers of the migrations that this run applied, oldest first.
+    pub applied: Vec<i64>,
+    /// The newest migration in the database now. Higher than this binary knows if a newer release migrated.
+    pub version: i64,
+}
+
+/// The migrations in this binary.
+pub(super) fn embedded() -> Migrator {
+    sqlx::migrate!("migrations/sqlite")
+}
+
+/// Creates the database at `path` if there is none, its directory too, and brings the schema up to date. Safe beside
+/// other `migrate`s and running servers: a lock on `<path>.lock` lets one work, the rest find it done.
+///
+/// # Errors
+///
+/// [`OpenError`]; nothing is half applied, each migration is one transaction.
+pub async fn migrate(path: &Path) -> Result<MigrationReport, OpenError> {
+    migrate_with(path, embedded()).await
+}
+
+pub(super) async fn migrate_with(path: &Path, mut migrations: Migrator) -> Result<MigrationReport, OpenError> {
+    let directory = files::directory_of(path);
+    std::fs::create_dir_all(directory).map_err(|source| OpenError::Io { path: directory.into(), source })?;
+    files::check_directory(path)?;
+    // sqlx takes no lock on SQLite, and the file's creation and the switch to WAL come before any transaction.
+    let _lock = files::lock(path, PATIENCE).await?;
+
+    let created = create_if_missing(path)?;
+    files::check_place(path)?;
+    let failed = |source| OpenError::Sqlite { path: path.into(), source };
+    let mut db = connections::options(path)
+        .busy_timeout(PATIENCE)
+        .journal_mode(SqliteJournalMode::Wal)
+        .connect()
+        .await
+        .map_err(failed)?;
+    connections::check_engine(path, &mut db).await?;
+    let before = applied(&mut db).await.map_err(failed)?;
+    check_not_too_new(path, &mut db, &migrations).await?;
+    // A newer release may have been here: an older binary's `migrate` during a roll-back has then nothing to do.
+    migrations.set_ignore_missing(true);
+    migrations.run(&mut db).await.map_err(|source| OpenError::Migration { path: path.into(), source })?;
+    let after = applied(&mut db).await.map_err(failed)?;
+    db.close().await.map_err(failed)?;
+    Ok(MigrationReport {
+        created,
+        version: after.last().copied().unwrap_or_default(),
+        applied: after.into_iter().filter(|version| !before.contains(version)).collect(),
+    })
+}
+
+/// Checks that a server may work with the schema that it finds.
+pub(super) async fn check(path: &Path, db: &mut SqliteConnection, migrations: &Migrator) -> Result<(), OpenError> {
+    let found = applied(db).await.map_err(|source| OpenError::Sqlite { path: path.into(), source })?;
+    let Some(&version) = found.last() else { return Err(OpenError::SchemaMissing { path: path.into() }) };
+    check_not_too_new(path, db, migrations).await?;
+    if let Some(needed) = migrations.iter().map(|migration| migration.version).find(|needed| !found.contains(needed)) {
+        return Err(OpenError::SchemaOlder { path: path.into(), needed });
+    }
+    let known = newest(migrations);
+    if version > known {
+        tracing::info!(version, known, "the users database was migrated by a newer release, compatible with this one");
+    }
+    Ok(())
+}
+
+async fn check_not_too_new(path: &Path, db: &mut SqliteConnection, migrations: &Migrator) -> Result<(), OpenError> {
+    let oldest: i64 = sqlx::query_scalar("PRAGMA user_version")
+        .fetch_one(db)
+        .await
+        .map_err(|source| OpenError::Sqlite { path: path.into(), source })?;
+    let known = newest(migrations);
+    if oldest > known { Err(OpenError::SchemaNewer { path: path.into(), oldest, known }) } else { Ok(()) }
+}
+
+fn newest(migrations: &Migrator) -> i64 {
+    migrations.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Versions in ascending order; none for a database that authfleet never migrated.
+async fn applied(db: &mut SqliteConnection) -> sqlx::Result<Vec<i64>> {
+    let migrated: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = '_sqlx_migrations')",
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if !migrated {
+        return Ok(Vec::new());
+    }
+    sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version").fetch_all(db).await
+}
+
+/// Makes an empty file that only its owner can read (password hashes); SQLite gives `-wal` and `-shm` the same mode.
+fn create_if_missing(path: &Path) -> Result<bool, OpenError> {
+    let failed = |source| OpenError::Io { path: path.into(), source };
+    if files::FileId::at(path).map_err(failed)?.is_some() {
+        return Ok(false);
+    }
+    for suffix in ["-wal", "-shm"] {
+        let leftover = files::with_suffix(path, suffix);
+        if files::FileId::at(&leftover).map_err(failed)?.is_some() {
+            return Err(OpenError::Leftover { path: path.into(), leftover });
+        }
+    }
+    OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).map_err(failed)?;
+    Ok(true)
+}

@@ -1,0 +1,667 @@
+//! On real files, with interference by other connections, threads and processes.
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection, SqlSafeStr};
+use tempfile::TempDir;
+
+use super::*;
+
+/// The contract: 503 within 2 s.
+const BOUND: Duration = Duration::from_secs(2);
+
+struct Bench {
+    dir: TempDir,
+    store: UserStore,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        migrate(&dir.path().join("users.db")).await.unwrap();
+        let store = open(&dir.path().join("users.db")).await;
+        Self { dir, store }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.file("users.db")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn create(&self, email: &str) -> Result<User, UserStoreError> {
+        self.store.create(new(email, None)).await
+    }
+}
+
+async fn open(path: &Path) -> UserStore {
+    UserStore::open(path, Clock::system()).await.unwrap()
+}
+
+async fn foreign(path: &Path) -> SqliteConnection {
+    SqliteConnectOptions::new().filename(path).connect().await.unwrap()
+}
+
+async fn execute(db: &mut SqliteConnection, statement: &'static str) {
+    sqlx::query(statement).execute(db).await.unwrap();
+}
+
+fn new(email: &str, username: Option<&str>) -> NewUser {
+    NewUser { email: email.into(), username: username.map(Into::into), password_hash: "$argon2id$fake".into() }
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn unavailable<T: fmt::Debug>(result: Result<T, UserStoreError>) -> String {
+    match result {
+        Err(error @ UserStoreError::Unavailable(_)) => error.to_string(),
+        other => panic!("expected Unavailable, got {other:?}"),
+    }
+}
+
+// Creating and finding.
+
+#[tokio::test]
+async fn a_created_user_is_found_by_id_email_and_username() {
+    let bench = Bench::new().await;
+    let made = bench.store.create(new("Ada@Example.org", Some("Countess"))).await.unwrap();
+    assert_eq!((made.email.as_str(), made.username.as_str(), made.epoch), ("Ada@Example.org", "Countess", 1));
+    assert_eq!(made.disabled_at, None);
+    for found in [
+        bench.store.by_id(made.id).await.unwrap(),
+        bench.store.by_login("aDA@example.ORG").await.unwrap(),
+        bench.store.by_login("countess").await.unwrap(),
+    ] {
+        let found = found.expect("the user");
+        assert_eq!((found.id, found.email, found.created_at), (made.id, made.email.clone(), made.created_at));
+        assert_eq!(found.password_hash.expose_secret(), "$argon2id$fake");
+    }
+    assert!(bench.store.by_login("nobody").await.unwrap().is_none());
+    assert!(bench.store.by_id(Uuid::nil()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn the_id_is_a_uuid_v7_of_the_time_of_creation() {
+    let bench = Bench::new().await;
+    let now: Timestamp = "2026-02-03T04:05:06.789Z".parse().unwrap();
+    let store = UserStore::open(&bench.path(), Clock::fixed(now)).await.unwrap();
+    let user = store.create(new("ada@example.org", None)).await.unwrap();
+    assert_eq!(user.id.get_version_num(), 7);
+    let (seconds, nanoseconds) = user.id.get_timestamp().unwrap().to_unix();
+    assert_eq!(seconds * 1000 + u64::from(nanoseconds) / 1_000_000, u64::try_from(now.as_millisecond()).unwrap());
+    assert_eq!(user.created_at, now);
+}
+
+#[tokio::test]
+async fn emails_and_usernames_are_unique_regardless_of_case_and_width() {
+    let bench = Bench::new().await;
+    bench.store.create(new("jörg.ÄRGER@example.org", Some("Ångström"))).await.unwrap();
+    // Upper case; full-width letters; decomposed umlauts.
+    for email in ["JÖRG.ärger@EXAMPLE.ORG", "jörg.ärger@ｅｘａｍｐｌｅ.org", "jo\u{308}rg.a\u{308}rger@example.org"] {
+        let refused = bench.store.create(new(email, Some("other"))).await;
+        assert!(matches!(refused, Err(UserStoreError::EmailTaken)), "{email}: {refused:?}");
+        assert!(bench.store.by_login(email).await.unwrap().is_some(), "{email}");
+    }
+    for username in ["ÅNGSTRÖM", "ångström", "a\u{30a}ngstro\u{308}m", "\u{212b}ngström"] {
+        let refused = bench.store.create(new("other@example.org", Some(username))).await;
+        assert!(matches!(refused, Err(UserStoreError::UsernameTaken)), "{username}: {refused:?}");
+    }
+    let both = bench.store.create(new("JÖRG.ÄRGER@example.org", Some("Ångström"))).await;
+    assert!(matches!(both, Err(UserStoreError::EmailTaken)), "{both:?}");
+}
+
+#[tokio::test]
+async fn ensure_free_tells_what_create_would() {
+    let bench = Bench::new().await;
+    bench.store.create(new("ada@example.org", Some("ada"))).await.unwrap();
+    let ensure = async |email, username| bench.store.ensure_free(email, username).await;
+    assert!(matches!(ensure("ADA@example.org", Some("ada")).await, Err(UserStoreError::EmailTaken)));
+    assert!(matches!(ensure("bob@example.org", Some("ADA")).await, Err(UserStoreError::UsernameTaken)));
+    assert!(ensure("bob@example.org", Some("bob")).await.is_ok());
+    assert!(ensure("ada@example.net", None).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_default_username_is_the_local_part_with_a_number_if_taken() {
+    let bench = Bench::new().await;
+    let mut names = Vec::new();
+    for host in 0..12 {
+        names.push(bench.create(&format!("Info@host{host}.example")).await.unwrap().username);
+    }
+    assert_eq!(names[..3], ["Info", "Info2", "Info3"]);
+    assert!(names.iter().all(|name| name.starts_with("Info") && name.len() <= "Info9999".len()), "{names:?}");
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 12);
+
+    assert_eq!(bench.create("ada+news@example.org").await.unwrap().username, "ada+news");
+    assert_eq!(bench.create("\"a b@c\"@example.org").await.unwrap().username, "-a-b-c-");
+    let long = bench.create(&format!("{}@example.org", "ü".repeat(80))).await.unwrap().username;
+    assert_eq!(long, "ü".repeat(64));
+    let second = bench.create(&format!("{}@example.net", "ü".repeat(80))).await.unwrap().username;
+    assert_eq!(second, "ü".repeat(63) + "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn twelve_parallel_registrations_over_three_stores_make_one_account() {
+    let bench = Bench::new().await;
+    let stores = [bench.store.clone(), open(&bench.path()).await, open(&bench.path()).await];
+    let attempts = (0..12).map(|n| {
+        let store = stores[n % 3].clone();
+        let email = if n % 2 == 0 { "ada@example.org" } else { "ADA@EXAMPLE.ORG" };
+        tokio::spawn(async move { store.create(new(email, None)).await })
+    });
+    let results: Vec<_> = join_all(attempts).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+    assert_eq!(results.iter().filter(|r| matches!(r, Err(UserStoreError::EmailTaken))).count(), 11, "{results:?}");
+    assert_eq!(stores[2].list(None, 100).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn parallel_registrations_of_one_local_part_get_different_usernames() {
+    let bench = Bench::new().await;
+    let stores = [bench.store.clone(), open(&bench.path()).await, open(&bench.path()).await];
+    let attempts = (0..24).map(|n: usize| {
+        let store = stores[n % 3].clone();
+        tokio::spawn(async move { store.create(new(&format!("info@host{n}.example"), None)).await })
+    });
+    for result in join_all(attempts).await {
+        result.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn list_pages_in_the_order_of_creation() {
+    let clock = Clock::fixed(Timestamp::from_millisecond(1_700_000_000_000).unwrap());
+    let bench = Bench::new().await;
+    let store = UserStore::open(&bench.path(), clock.clone()).await.unwrap();
+    for n in 0..5 {
+        store.create(new(&format!("u{n}@example.org"), None)).await.unwrap();
+        clock.advance(Duration::from_millis(1));
+    }
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.list(after, 2).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        seen.extend(page.into_iter().map(|user| user.username));
+    }
+    assert_eq!(seen, ["u0", "u1", "u2", "u3", "u4"]);
+}
+
+// Changes that end sessions.
+
+#[tokio::test]
+async fn replace_password_takes_effect_once_per_epoch() {
+    let bench = Bench::new().await;
+    let user = bench.create("ada@example.org").await.unwrap();
+    assert_eq!(bench.store.replace_password(user.id, 1, &"first".into()).await.unwrap(), Some(2));
+    assert_eq!(bench.store.replace_password(user.id, 1, &"overtaken".into()).await.unwrap(), None);
+    let stored = bench.store.by_id(user.id).await.unwrap().unwrap();
+    assert_eq!((stored.password_hash.expose_secret(), stored.epoch), ("first", 2));
+    assert_eq!(bench.store.replace_password(Uuid::nil(), 1, &"x".into()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn raise_epoch_never_lowers_and_yields_to_other_changes() {
+    let bench = Bench::new().await;
+    let user = bench.create("ada@example.org").await.unwrap();
+    assert_eq!(bench.store.raise_epoch(user.id, 1, 5).await.unwrap(), Some(5));
+    assert_eq!(bench.store.raise_epoch(user.id, 5, 3).await.unwrap(), Some(5));
+    assert_eq!(bench.store.raise_epoch(user.id, 1, 9).await.unwrap(), None);
+    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), Some(5));
+    bench.store.set_disabled(user.id, true).await.unwrap();
+    assert_eq!(bench.store.raise_epoch(user.id, 6, 9).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn upgrade_hash_yields_to_a_password_change_and_keeps_the_epoch() {
+    let bench = Bench::new().await;
+    let user = bench.create("ada@example.org").await.unwrap();
+    assert!(bench.store.upgrade_hash(user.id, &user.password_hash, &"stronger".into()).await.unwrap());
+    assert!(!bench.store.upgrade_hash(user.id, &user.password_hash, &"late".into()).await.unwrap());
+    let stored = bench.store.by_id(user.id).await.unwrap().unwrap();
+    assert_eq!((stored.password_hash.expose_secret(), stored.epoch), ("stronger", 1));
+}
+
+#[tokio::test]
+async fn disabling_raises_the_epoch_once_and_hides_it() {
+    let bench = Bench::new().await;
+    let user = bench.create("ada@example.org").await.unwrap();
+    assert_eq!(bench.store.set_disabled(user.id, true).await.unwrap(), Some(2));
+    assert_eq!(bench.store.set_disabled(user.id, true).await.unwrap(), Some(2));
+    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), None);
+    assert!(bench.store.by_login("ada").await.unwrap().unwrap().disabled_at.is_some());
+    assert_eq!(bench.store.set_disabled(user.id, false).await.unwrap(), Some(2));
+    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), Some(2));
+    assert!(bench.store.by_login("ada").await.unwrap().unwrap().disabled_at.is_none());
+    assert_eq!(bench.store.set_disabled(Uuid::nil(), true).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn delete_yields_to_other_changes_and_frees_the_names() {
+    let bench = Bench::new().await;
+    let user = bench.create("ada@example.org").await.unwrap();
+    assert!(!bench.store.delete(user.id, 7).await.unwrap());
+    assert!(bench.store.delete(user.id, 1).await.unwrap());
+    assert!(!bench.store.delete(user.id, 1).await.unwrap());
+    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), None);
+    bench.create("ada@example.org").await.unwrap();
+}
+
+// Locks.
+
+#[tokio::test]
+async fn a_locked_database_is_unavailable_in_time_and_works_again_at_once() {
+    let bench = Bench::new().await;
+    let user = bench.create("ada@example.org").await.unwrap();
+    let mut other = foreign(&bench.path()).await;
+    execute(&mut other, "BEGIN IMMEDIATE").await;
+
+    let started = Instant::now();
+    // More writers than one deadline could serve one after the other; one caller loses patience of its own.
+    let emails: Vec<_> = (0..8).map(|n| format!("u{n}@example.org")).collect();
+    let impatient = tokio::time::timeout(Duration::from_millis(100), bench.create("impatient@example.org"));
+    let (results, impatient) = tokio::join!(join_all(emails.iter().map(|email| bench.create(email))), impatient);
+    assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
+    assert!(impatient.is_err());
+    for result in results {
+        unavailable(result);
+    }
+    // Readers don't mind a writer.
+    assert!(bench.store.by_id(user.id).await.unwrap().is_some());
+    bench.store.ping().await.unwrap();
+
+    execute(&mut other, "COMMIT").await;
+    let started = Instant::now();
+    bench.create("bob@example.org").await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert_eq!(bench.store.list(None, 100).await.unwrap().len(), 2, "a refused write came through");
+}
+
+#[tokio::test]
+async fn a_write_outlives_the_request_that_began_it() {
+    let bench = Bench::new().await;
+    let user = bench.create("ada@example.org").await.unwrap();
+    // Dropped at whatever point: the connection must stay usable and the row whole.
+    for micros in (0..3000).step_by(150) {
+        let change = bench.store.set_disabled(user.id, true);
+        tokio::time::timeout(Duration::from_micros(micros), change).await.ok();
+        bench.store.set_disabled(user.id, false).await.unwrap();
+    }
+    let after = bench.store.by_id(user.id).await.unwrap().unwrap();
+    assert!(after.disabled_at.is_none());
+}
+
+// Files that go away.
+
+#[tokio::test]
+async fn a_moved_database_is_unavailable_until_it_is_back() {
+    let bench = Bench::new().await;
+    let user = bench.create("ada@example.org").await.unwrap();
+    fs::rename(bench.path(), bench.file("elsewhere.db")).unwrap();
+    assert!(unavailable(bench.create("bob@example.org").await).contains("there is no database at"));
+    unavailable(bench.store.by_id(user.id).await);
+    unavailable(bench.store.ping().await);
+    assert!(!bench.path().exists(), "an empty database was made");
+    fs::rename(bench.file("elsewhere.db"), bench.path()).unwrap();
+    assert!(bench.store.by_id(user.id).await.unwrap().is_some());
+    bench.create("bob@example.org").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deleted_database_stays_unavailable_and_migrate_refuses_to_build_on_its_journal() {
+    let bench = Bench::new().await;
+    bench.create("ada@example.org").await.unwrap();
+    fs::remove_file(bench.path()).unwrap();
+    unavailable(bench.create("bob@example.org").await);
+    let refused = migrate(&bench.path()).await.unwrap_err();
+    assert!(matches!(refused, OpenError::Leftover { .. }), "{refused}");
+    assert!(refused.to_string().contains("-wal is left over"), "{refused}");
+
+    for name in ["users.db-wal", "users.db-shm"] {
+        fs::remove_file(bench.file(name)).unwrap();
+    }
+    unavailable(bench.store.ping().await);
+    assert!(migrate(&bench.path()).await.unwrap().created);
+    bench.store.ping().await.unwrap();
+    assert!(bench.store.list(None, 10).await.unwrap().is_empty());
+    bench.create("bob@example.org").await.unwrap();
+}
+
+/// A backup moved over the live file, as an operator in a hurry does, with three replicas running and the old journal
+/// full of pages that must not get into the new file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_replaced_database_is_opened_anew_without_the_old_journal() {
+    let bench = Bench::new().await;
+    let stores = [bench.store.clone(), open(&bench.path()).await, open(&bench.path()).await];
+    bench.create("before@example.org").await.unwrap();
+    let mut live = foreign(&bench.path()).await;
+    sqlx::query("VACUUM INTO ?1").bind(bench.file("backup.db").to_str()).execute(&mut live).await.unwrap();
+    live.close().await.unwrap();
+    for n in 0..50 {
+        bench.create(&format!("lost{n}@example.org")).await.unwrap();
+    }
+    fs::rename(bench.path(), bench.file("old.db")).unwrap();
+    fs::rename(bench.file("backup.db"), bench.path()).unwrap();
+
+    let attempts = (0..30).map(|n: usize| {
+        let store = stores[n % 3].clone();
+        tokio::spawn(async move { store.create(new(&format!("after{n}@example.org"), None)).await.is_ok() })
+    });
+    let created = join_all(attempts).await.into_iter().filter(|ok| *ok.as_ref().unwrap()).count();
+    for (n, store) in stores.iter().enumerate() {
+        store.create(new(&format!("last{n}@example.org"), None)).await.unwrap();
+    }
+    for store in &stores {
+        let emails: Vec<_> = store.list(None, 1000).await.unwrap().into_iter().map(|user| user.email).collect();
+        assert!(emails.contains(&"before@example.org".to_owned()));
+        assert!(!emails.iter().any(|email| email.starts_with("lost")), "{emails:?}");
+        assert!(emails.len() >= 1 + created + 3, "acknowledged users are missing: {created} and {emails:?}");
+    }
+    assert_sound(&bench.path()).await;
+    // What was moved away is whole as well.
+    let mut old = foreign(&bench.file("old.db")).await;
+    let kept: i64 = sqlx::query_scalar("SELECT count(*) FROM users").fetch_one(&mut old).await.unwrap();
+    assert_eq!(kept, 51);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn users_in_a_journal_that_was_deleted_are_saved() {
+    for removed in [&["users.db-wal", "users.db-shm"][..], &["users.db-wal"], &["users.db-shm"]] {
+        let bench = Bench::new().await;
+        let stores = [bench.store.clone(), open(&bench.path()).await, open(&bench.path()).await];
+        for n in 0..9 {
+            stores[n % 3].create(new(&format!("before{n}@example.org"), None)).await.unwrap();
+        }
+        for name in removed {
+            fs::remove_file(bench.file(name)).unwrap();
+        }
+        let attempts = (0..30).map(|n: usize| {
+            let store = stores[n % 3].clone();
+            tokio::spawn(async move { store.create(new(&format!("after{n}@example.org"), None)).await.is_ok() })
+        });
+        let created = join_all(attempts).await.into_iter().filter(|ok| *ok.as_ref().unwrap()).count();
+        for store in &stores {
+            let users = store.list(None, 1000).await.unwrap().len();
+            assert!(users >= 9 + created, "{removed:?}: {created} acknowledged, {users} there");
+        }
+        stores[1].create(new("last@example.org", None)).await.unwrap();
+        assert_sound(&bench.path()).await;
+        // The journal that is open now is the one that others find.
+        let mut other = foreign(&bench.path()).await;
+        let last: i64 = sqlx::query_scalar("SELECT count(*) FROM users WHERE email = 'last@example.org'")
+            .fetch_one(&mut other)
+            .await
+            .unwrap();
+        assert_eq!(last, 1, "{removed:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_replacement_that_is_no_database_is_refused_until_it_is_one() {
+    let bench = Bench::new().await;
+    let mut live = foreign(&bench.path()).await;
+    sqlx::query("VACUUM INTO ?1").bind(bench.file("backup.db").to_str()).execute(&mut live).await.unwrap();
+    live.close().await.unwrap();
+    fs::write(bench.file("garbage"), "no database at all, only text".repeat(100)).unwrap();
+    fs::rename(bench.file("garbage"), bench.path()).unwrap();
+    unavailable(bench.create("ada@example.org").await);
+    fs::File::create(bench.file("empty")).unwrap();
+    fs::rename(bench.file("empty"), bench.path()).unwrap();
+    assert!(unavailable(bench.create("ada@example.org").await).contains("authfleet migrate"));
+    fs::rename(bench.file("backup.db"), bench.path()).unwrap();
+    bench.create("ada@example.org").await.unwrap();
+}
+
+async fn assert_sound(path: &Path) {
+    let mut db = foreign(path).await;
+    let verdict: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut db).await.unwrap();
+    assert_eq!(verdict, "ok");
+}
+
+// Opening.
+
+#[tokio::test]
+async fn open_says_what_to_do() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("users.db");
+    let refused = async || UserStore::open(&path, Clock::system()).await.unwrap_err().to_string();
+    let message = refused().await;
+    assert!(message.contains("there is no database at") && message.contains("authfleet migrate"), "{message}");
+    assert!(names_in(dir.path()).is_empty(), "open created something");
+
+    fs::File::create(&path).unwrap();
+    let message = refused().await;
+    assert!(message.contains("has no tables yet: run `authfleet migrate`"), "{message}");
+
+    fs::write(&path, "text".repeat(500)).unwrap();
+    assert!(refused().await.contains("file is not a database"));
+}
+
+#[tokio::test]
+async fn open_puts_a_restored_backup_back_into_wal_mode() {
+    let bench = Bench::new().await;
+    let mut live = foreign(&bench.path()).await;
+    sqlx::query("VACUUM INTO ?1").bind(bench.file("backup.db").to_str()).execute(&mut live).await.unwrap();
+    let store = open(&bench.file("backup.db")).await;
+    let mut other = foreign(&bench.file("backup.db")).await;
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut other).await.unwrap();
+    assert_eq!(mode, "wal");
+    store.create(new("ada@example.org", None)).await.unwrap();
+}
+
+/// On a thread of its own that gives up root, where tests run as root: root may write everywhere.
+#[test]
+fn what_may_not_be_written_is_refused_by_name() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("users.db");
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime().block_on(migrate(&path)).unwrap();
+    let refused = || {
+        let path = path.clone();
+        let attempt = move || {
+            if rustix::process::getuid().is_root() {
+                let nobody = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            runtime().block_on(UserStore::open(&path, Clock::system())).unwrap_err().to_string()
+        };
+        std::thread::spawn(attempt).join().unwrap()
+    };
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    let message = refused();
+    assert!(message.contains("may not read and write") && !message.contains("users.db"), "{message}");
+
+    // Anybody may write the directory, nobody the file.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    let message = refused();
+    assert!(message.contains("may not read and write") && message.contains("users.db"), "{message}");
+}
+
+#[tokio::test]
+async fn only_the_owner_can_read_the_files() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bench = Bench::new().await;
+    for name in names_in(bench.dir.path()) {
+        let mode = fs::metadata(bench.file(&name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_symbolic_link_to_the_database_works_like_the_database() {
+    let bench = Bench::new().await;
+    fs::create_dir(bench.file("links")).unwrap();
+    let link = bench.file("links/users.db");
+    std::os::unix::fs::symlink(bench.path(), &link).unwrap();
+    let store = open(&link).await;
+    store.create(new("ada@example.org", None)).await.unwrap();
+    assert!(matches!(bench.create("ada@example.org").await, Err(UserStoreError::EmailTaken)));
+    assert_eq!(names_in(&bench.file("links")), ["users.db"]);
+}
+
+// Migrations.
+
+fn with_migration(version: i64, statements: &'static str) -> Migrator {
+    let mut migrations: Vec<_> = schema::embedded().migrations.to_vec();
+    let kind = MigrationType::Simple;
+    migrations.push(Migration::new(version, "test".into(), kind, statements.into_sql_str(), false));
+    Migrator::with_migrations(migrations)
+}
+
+#[tokio::test]
+async fn migrate_makes_the_directory_reports_and_is_repeatable() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("deep/er/users.db");
+    let newest = schema::embedded().iter().last().unwrap().version;
+    let first = migrate(&path).await.unwrap();
+    assert!(first.created);
+    assert_eq!((first.applied.last(), first.version), (Some(&newest), newest));
+    let second = migrate(&path).await.unwrap();
+    assert_eq!(second, MigrationReport { created: false, applied: Vec::new(), version: newest });
+}
+
+#[test]
+fn twelve_migrates_in_threads_leave_the_work_to_one() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("users.db");
+    let threads: Vec<_> = (0..12)
+        .map(|_| {
+            let path = path.clone();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            std::thread::spawn(move || runtime.block_on(migrate(&path)))
+        })
+        .collect();
+    let reports: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect();
+    assert_eq!(reports.iter().filter(|report| report.created).count(), 1);
+    assert_eq!(reports.iter().filter(|report| !report.applied.is_empty()).count(), 1);
+}
+
+/// Runs the ignored test `child_<name>` of this file in a process of its own.
+fn child(name: &str, path: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let test = format!("{}::child_{name}", module_path!().split_once("::").unwrap().1);
+    command.args(["--exact", &test, "--ignored", "--nocapture"]).env("AUTHFLEET_TEST_DATABASE", path);
+    command
+}
+
+fn path_from_parent() -> PathBuf {
+    std::env::var_os("AUTHFLEET_TEST_DATABASE").expect("to be started by another test").into()
+}
+
+#[test]
+fn three_migrates_in_processes_leave_the_work_to_one() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("users.db");
+    let spawn = || child("migrate", &path).stdout(Stdio::piped()).spawn().unwrap();
+    let children = [spawn(), spawn(), spawn()];
+    let outputs = children.map(|child| child.wait_with_output().unwrap());
+    assert!(outputs.iter().all(|output| output.status.success()), "{outputs:?}");
+    let created =
+        outputs.iter().filter(|output| String::from_utf8_lossy(&output.stdout).contains("created: true")).count();
+    assert_eq!(created, 1, "{outputs:?}");
+}
+
+#[tokio::test]
+#[ignore = "a process of three_migrates_in_processes_leave_the_work_to_one"]
+async fn child_migrate() {
+    println!("{:?}", migrate(&path_from_parent()).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_acknowledged_user_survives_kill_9() {
+    use std::io::{BufRead as _, BufReader};
+    let bench = Bench::new().await;
+    for round in 0..3 {
+        let mut replicas: Vec<_> = (0..2)
+            .map(|_| child("create_for_ever", &bench.path()).stdout(Stdio::piped()).spawn().unwrap())
+            .collect();
+        let mut acknowledged = Vec::new();
+        for replica in &mut replicas {
+            let mut lines = BufReader::new(replica.stdout.take().unwrap()).lines().map(Result::unwrap);
+            acknowledged.extend(lines.by_ref().filter(|line| line.contains('@')).take(20));
+            replica.kill().unwrap();
+            acknowledged.extend(lines.filter(|line| line.contains('@')));
+            replica.wait().unwrap();
+        }
+        assert!(acknowledged.len() >= 40);
+        for email in acknowledged {
+            // A line that the kill cut short was not acknowledged.
+            if email.ends_with("example.org") {
+                assert!(bench.store.by_login(&email).await.unwrap().is_some(), "round {round}: {email} is lost");
+            }
+        }
+        bench.create(&format!("round{round}@example.org")).await.unwrap();
+    }
+    assert_sound(&bench.path()).await;
+}
+
+#[tokio::test]
+#[ignore = "a process of an_acknowledged_user_survives_kill_9"]
+async fn child_create_for_ever() {
+    let store = open(&path_from_parent()).await;
+    println!();
+    loop {
+        let user = store.create(new(&format!("{}@example.org", Uuid::now_v7()), None)).await.unwrap();
+        println!("{}", user.email);
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_keeps_users_and_a_running_replica_of_the_previous_release() {
+    let bench = Bench::new().await;
+    bench.create("ada@example.org").await.unwrap();
+    let release = || with_migration(1000, "ALTER TABLE users ADD COLUMN locale TEXT");
+
+    let mut db = foreign(&bench.path()).await;
+    let older = schema::check(&bench.path(), &mut db, &release()).await.unwrap_err().to_string();
+    assert!(older.contains("older schema, without migration 1000: run `authfleet migrate`"), "{older}");
+
+    let report = schema::migrate_with(&bench.path(), release()).await.unwrap();
+    assert_eq!((report.created, report.applied, report.version), (false, vec![1000], 1000));
+    schema::check(&bench.path(), &mut db, &release()).await.unwrap();
+
+    // The old binary: running, started again, and its `migrate` after a roll-back.
+    assert!(bench.store.by_login("ada").await.unwrap().is_some());
+    bench.create("bob@example.org").await.unwrap();
+    open(&bench.path()).await.create(new("eve@example.org", None)).await.unwrap();
+    assert_eq!(migrate(&bench.path()).await.unwrap().version, 1000);
+}
+
+#[tokio::test]
+async fn a_schema_that_took_something_away_is_refused_by_older_binaries() {
+    let bench = Bench::new().await;
+    schema::migrate_with(&bench.path(), with_migration(1000, "PRAGMA user_version = 1000")).await.unwrap();
+    for refused in [
+        UserStore::open(&bench.path(), Clock::system()).await.unwrap_err(),
+        migrate(&bench.path()).await.unwrap_err(),
+    ] {
+        assert!(matches!(refused, OpenError::SchemaNewer { oldest: 1000, .. }), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_leaves_nothing_behind() {
+    let bench = Bench::new().await;
+    let broken = with_migration(1000, "CREATE TABLE half (id INTEGER) STRICT; INSERT INTO nowhere VALUES (1)");
+    let failed = schema::migrate_with(&bench.path(), broken).await.unwrap_err();
+    assert!(matches!(failed, OpenError::Migration { .. }), "{failed}");
+    let fixed = with_migration(1000, "CREATE TABLE half (id INTEGER) STRICT");
+    assert_eq!(schema::migrate_with(&bench.path(), fixed).await.unwrap().applied, [1000]);
+}
