@@ -170,8 +170,10 @@ pub async fn run(
 
     stop.cancelled().await;
     app.drain.cancel();
-    tracing::info!(delay = ?config.drain_delay, timeout = ?config.drain_timeout, "draining");
-    tokio::time::sleep(config.drain_delay).await;
+    // A replica alone has no balancer that would have to notice.
+    let delay = if app.auth.sessions.kind() == "memory" { Duration::ZERO } else { config.drain_delay };
+    tracing::info!(?delay, timeout = ?config.drain_timeout, "draining");
+    tokio::time::sleep(delay).await;
     closing.cancel();
     drop(public.await);
     requests.close();
@@ -179,7 +181,7 @@ pub async fn run(
     if !is_drained {
         tracing::warn!(connections = requests.len(), "requests were still in flight after DRAIN_TIMEOUT");
     }
-    app.auth.gate.close();
+    app.auth.gate.close().await;
     is_drained
 }
 

@@ -21,7 +21,6 @@ if [ "$(.tools/bin/cargo-deny --version 2>/dev/null)" != "cargo-deny $cargo_deny
         ln -sf "$(command -v cargo-deny)" .tools/bin/cargo-deny
     else
         echo "  cargo-deny $cargo_deny into .tools/bin, compiled here: several minutes"
-        # Without its default features: those that fetch with gitoxide are needed only for advisories.
         nice cargo install --quiet --locked --root .tools --version "$cargo_deny" cargo-deny
     fi
 fi

@@ -10,6 +10,7 @@ The fleet is that of fleet.py; its directory, ports and options are described th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import secrets
 import shutil
@@ -63,7 +64,10 @@ def walk(fleet: Fleet, jar: Path) -> None:
     def step(what: str, way: str, path: str, want: int, *args: str, **fields: object) -> Answer:
         answer = curl(*args, ways[way] + path)
         note = ", ".join(f"{key}: {value}" for key, value in fields.items())
-        print(f"  {what:<9} {'via ' + way:<14} {path:<15} {answer.status}  answered by {answer.replica:<10}  {note}", flush=True)
+        print(
+            f"  {what:<9} {'via ' + way:<14} {path:<15} {answer.status}  answered by {answer.replica:<10}  {note}",
+            flush=True,
+        )
         if answer.status != want:
             raise FleetError(f"{what} at {way} gave {answer.status} instead of {want}: {json.dumps(answer.body)}")
         if answer.replica != way and (way != "nginx" or answer.replica not in fleet.replicas):
@@ -139,32 +143,38 @@ def main() -> int:
     if not shutil.which("curl"):
         raise FleetError("curl is not installed; deploy/local/install.sh installs it")
     if args.check and args.dir is None:
-        try:
+        with contextlib.suppress(FleetError):
             fleets.down(fleets.load(directory))
-        except FleetError:
-            pass
         shutil.rmtree(directory, ignore_errors=True)
 
     print(f"Starting the fleet in {directory}", flush=True)
-    fleet = fleets.up(directory, binary=args.binary, auto_ports=args.auto_ports, say=lambda text: print(f"  {text}", flush=True))
+    fleet = fleets.up(
+        directory, binary=args.binary, auto_ports=args.auto_ports, say=lambda text: print(f"  {text}", flush=True)
+    )
     try:
         print("\nOne user, any replica", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             walk(fleet, Path(scratch) / "cookies")
-        print("\nA session made by one replica was accepted by all; ended by another, it was refused by all.", flush=True)
+        print(
+            "\nA session made by one replica was accepted by all; ended by another, it was refused by all.", flush=True
+        )
         if args.check:
             return 0
         print(hints(fleet), flush=True)
-        watch(fleet)
+        try:
+            watch(fleet)
+        except KeyboardInterrupt:
+            return 0
     except FleetError:
         for name in [*fleet.parts, "access"]:
             print(f"the end of {fleet.log(name)}:\n{fleets.tail(fleet.log(name))}", file=sys.stderr)
         raise
     finally:
-        print("\nEnding all parts", flush=True)
-        # A second Ctrl-C must not leave half of them running.
+        # A second Ctrl-C must not leave half of them running, nor a terminal that is gone.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(OSError):
+            print("\nEnding all parts", flush=True)
         fleets.down(fleet)
     return 0
 
@@ -176,4 +186,4 @@ if __name__ == "__main__":
         print(f"demo: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(0)
+        sys.exit(130)

@@ -187,7 +187,7 @@ def command_of(fleet: Fleet, name: str) -> tuple[list[str], dict[str, str]]:
         redis_dir = fleet.path / "redis"
         redis_dir.mkdir(exist_ok=True)
         command = [tool("redis-server"), str(DEPLOY / "redis" / "redis.conf")]
-        return command + ["--bind", HOST, "--port", str(fleet.redis_port), "--dir", str(redis_dir)], dict(os.environ)
+        return [*command, "--bind", HOST, "--port", str(fleet.redis_port), "--dir", str(redis_dir)], dict(os.environ)
     if name == "nginx":
         return nginx_command(fleet, "-g", "daemon off;"), dict(os.environ)
     return [fleet.binary, "serve"], replica_env(fleet, name)
@@ -321,7 +321,9 @@ def chosen_ports(replicas: int) -> tuple[int, int, list[int], list[int]]:
         if port in seen:
             problems.append(f"port {port} would be used twice: set {seen[port]} or {variable} to another one")
         elif not is_free(port):
-            problems.append(f"port {port} is taken: end what listens there, or set {variable} (for {meaning}) to another one")
+            problems.append(
+                f"port {port} is taken: end what listens there, or set {variable} (for {meaning}) to another one"
+            )
         seen[port] = variable
     if problems:
         raise FleetError("nothing was started:\n" + "\n".join(f"    {problem}" for problem in problems))
@@ -358,7 +360,8 @@ def up(
     if (directory / "fleet.json").exists():
         live = [name for name in load(directory).parts if running(load(directory), name)]
         if live:
-            raise FleetError(f"a fleet runs in {directory} already ({', '.join(live)}); end it with: {command_hint('down', directory)}")
+            end = f"{Path(__file__).resolve()} down --dir {directory}"
+            raise FleetError(f"a fleet runs in {directory} already ({', '.join(live)}); end it with: {end}")
     for name in ("redis-server", "nginx"):
         tool(name)
     binary = binary or ROOT / "target" / "release" / "authfleet"
@@ -366,7 +369,9 @@ def up(
         raise FleetError(f"{binary} does not exist; build it with: cargo build --release --locked")
 
     http_port, redis_port, replica_ports, ops_ports = private_ports(replicas) if auto_ports else chosen_ports(replicas)
-    fleet = Fleet(str(directory), str(Path(binary).absolute()), http_port, redis_port, replica_ports, ops_ports, env or {})
+    fleet = Fleet(
+        str(directory), str(Path(binary).absolute()), http_port, redis_port, replica_ports, ops_ports, env or {}
+    )
     for name in ("data", "log", "pid", "nginx/conf"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     for old in (directory / "log").iterdir():
@@ -424,7 +429,9 @@ def migrate(fleet: Fleet) -> None:
         done = subprocess.run([fleet.binary, "migrate"], cwd=fleet.path, env=env, stdout=log, stderr=log, check=False)
     if done.returncode != 0:
         log_path = fleet.log("migrate")
-        raise FleetError(f"authfleet migrate failed with code {done.returncode}; the end of {log_path}:\n{tail(log_path)}")
+        raise FleetError(
+            f"authfleet migrate failed with code {done.returncode}; the end of {log_path}:\n{tail(log_path)}"
+        )
 
 
 def down(fleet: Fleet) -> None:
@@ -469,10 +476,6 @@ def load(directory: Path) -> Fleet:
         return Fleet(**json.loads((directory / "fleet.json").read_text()))
     except FileNotFoundError:
         raise FleetError(f"no fleet was started in {directory}") from None
-
-
-def command_hint(command: str, directory: Path) -> str:
-    return f"{Path(__file__).resolve()} {command} --dir {directory}"
 
 
 def parse_args() -> argparse.Namespace:
@@ -526,7 +529,11 @@ def main() -> int:
             limits=args.limits,
             say=say,
         )
-        print(json.dumps(fleet.addresses(), indent=2) if args.json else f"ready: {fleet.url}, logs in {fleet.path / 'log'}")
+        print(
+            json.dumps(fleet.addresses(), indent=2)
+            if args.json
+            else f"ready: {fleet.url}, logs in {fleet.path / 'log'}"
+        )
         return 0
 
     fleet = load(args.dir)

@@ -1,7 +1,5 @@
 //! The OpenAPI document, and Swagger UI from the binary itself.
 use axum::Router;
-use axum::response::Redirect;
-use axum::routing::get;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, Info, License, OpenApi, OpenApiBuilder};
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -28,7 +26,5 @@ pub fn head() -> OpenApi {
 
 /// `/openapi.json`, `/docs`.
 pub fn routes<S: Clone + Send + Sync + 'static>(document: OpenApi) -> Router<S> {
-    // Swagger UI lives at /docs/ because its files are relative to that.
-    let ui = SwaggerUi::new("/docs").url("/openapi.json", document).config(Config::default().try_it_out_enabled(true));
-    Router::from(ui).merge(Router::new().route("/docs", get(async || Redirect::permanent("/docs/"))))
+    SwaggerUi::new("/docs").url("/openapi.json", document).config(Config::default().try_it_out_enabled(true)).into()
 }

@@ -175,7 +175,7 @@ fn letter_for(c: char, one: char) -> char {
 fn period(text: &str) -> &str {
     let ends = text.char_indices().map(|(at, _)| at).skip(1).take_while(|at| at * 2 <= text.len());
     ends.map(|end| &text[..end])
-        .find(|unit| text.len() % unit.len() == 0 && unit.repeat(text.len() / unit.len()) == text)
+        .find(|unit| text.len().is_multiple_of(unit.len()) && unit.repeat(text.len() / unit.len()) == text)
         .unwrap_or(text)
 }
 

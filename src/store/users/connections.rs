@@ -1,5 +1,6 @@
 //! Connections to the database file: one writer, a few readers, and what happens when the file is taken away.
 use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use crate::metrics::{SQL_ERRORS, SQL_SECONDS};
 const DEADLINE: Duration = Duration::from_millis(1500);
 /// How long SQLite itself waits for another process's lock. Below [`DEADLINE`], so that its own error is reported.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a starting server waits for a migration.
+const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Statements take microseconds; more readers only cost a thread and a page cache each.
 const READERS: u32 = 4;
 const READER_IDLE: Duration = Duration::from_secs(60);
@@ -103,6 +106,15 @@ impl Opened {
         self.files.fate(&self.paths).map_err(|source| OpenError::Io { path: self.paths.db.clone(), source })
     }
 
+    fn ensure_in_place(&self) -> Result<(), OpenError> {
+        match self.fate()? {
+            Fate::Same => Ok(()),
+            Fate::Missing | Fate::Replaced | Fate::JournalLost { .. } => {
+                Err(OpenError::Changed { path: self.paths.db.clone() })
+            }
+        }
+    }
+
     /// Copies the whole journal into the database.
     async fn write_back(&self) -> sqlx::Result<()> {
         let (busy, frames, copied): (i64, i64, i64) =
@@ -114,30 +126,72 @@ impl Opened {
         }
     }
 
-    /// Removes the file at `path` if it is the one that these connections have open.
-    fn remove_own(&self, path: &Path, own: FileId) -> Result<(), OpenError> {
-        let io = |source| OpenError::Io { path: path.into(), source };
-        if FileId::at(path).map_err(io)? == Some(own) { std::fs::remove_file(path).map_err(io) } else { Ok(()) }
+    /// Removes `-wal` and `-shm` from their paths if they are the ones that these connections have open.
+    fn remove_journal(&self) -> Result<(), OpenError> {
+        for (path, own) in [(&self.paths.wal, self.files.wal), (&self.paths.shm, self.files.shm)] {
+            let io = |source| OpenError::Io { path: path.clone(), source };
+            if FileId::at(path).map_err(io)? == Some(own) {
+                std::fs::remove_file(path).map_err(io)?;
+            }
+        }
+        Ok(())
     }
 
-    async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
+    /// Closes all connections, or fails because a statement is still in flight; may then be called again.
+    async fn close(&self) -> Result<(), OpenError> {
+        let io = |source| OpenError::Io { path: self.paths.wal.clone(), source };
+        // The last connection to a database removes `-wal` by its path. That can be another journal by now, with users
+        // whose replica was killed before it could copy them: a second name keeps it.
+        let kept = files::with_suffix(&self.paths.wal, ".kept");
+        if FileId::at(&self.paths.wal).map_err(io)?.is_some_and(|wal| wal != self.files.wal) {
+            std::fs::remove_file(&kept).or_else(not_found_is_fine).map_err(io)?;
+            std::fs::hard_link(&self.paths.wal, &kept).map_err(io)?;
+        }
+        tokio::time::timeout(BUSY_TIMEOUT, async {
+            self.readers.close().await;
+            self.writer.close().await;
+        })
+        .await
+        .map_err(|_| OpenError::Changed { path: self.paths.db.clone() })?;
+        if FileId::at(&self.paths.wal).map_err(io)?.is_some() {
+            std::fs::remove_file(&kept)
+        } else {
+            std::fs::rename(&kept, &self.paths.wal)
+        }
+        .or_else(not_found_is_fine)
+        .map_err(io)
     }
+}
+
+fn not_found_is_fine(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// The database at a path, whichever file that is at the moment.
 pub(super) struct Database {
     path: PathBuf,
-    opened: Mutex<Option<Arc<Opened>>>,
+    state: Mutex<State>,
     /// Held by the one who reopens.
     reopening: tokio::sync::Mutex<()>,
 }
 
+#[derive(Clone)]
+enum State {
+    Open(Arc<Opened>),
+    /// Nothing is opened before the last of these is closed: SQLite lets all connections of a process to one database
+    /// share one `-shm`, so that a new connection would combine the old `-shm` with a new `-wal`.
+    Closing(Arc<Opened>),
+    Closed,
+}
+
 impl Database {
     pub(super) async fn open(path: &Path) -> Result<Self, OpenError> {
+        Paths::resolve(path)?;
+        files::check_place(path)?;
+        // Not while another replica saves a journal.
+        let _lock = files::lock(path, START_PATIENCE).await?;
         let opened = Arc::new(Opened::open(path).await?);
-        Ok(Self { path: path.into(), opened: Mutex::new(Some(opened)), reopening: tokio::sync::Mutex::new(()) })
+        Ok(Self { path: path.into(), state: Mutex::new(State::Open(opened)), reopening: tokio::sync::Mutex::new(()) })
     }
 
     /// Runs `work` on the readers.
@@ -168,13 +222,14 @@ impl Database {
             // Immediate: a transaction that reads first and writes later fails with SQLITE_BUSY without waiting.
             let mut transaction = opened.writer.begin_with("BEGIN IMMEDIATE").await?;
             let task = tokio::spawn(async move {
+                // Asked again under the write lock: who saves a lost journal takes that lock after the loss, so
+                // nothing is added to the journal once it was saved.
+                opened.ensure_in_place()?;
                 let value = work(&mut transaction).await?;
                 transaction.commit().await?;
-                // Taken away in between: the commit went into a file that nobody will find, so it is not acknowledged.
-                match opened.fate()? {
-                    Fate::Same => Ok(value),
-                    _ => Err(OpenError::Changed { path: opened.paths.db.clone() }.into()),
-                }
+                // Taken away in between: nobody may find the commit, so it is not acknowledged.
+                opened.ensure_in_place()?;
+                Ok(value)
             });
             task.await.map_err(UserStoreError::unavailable)?
         })
@@ -186,23 +241,31 @@ impl Database {
         if let Some(opened) = self.usable()? {
             return Ok(opened);
         }
-        let _one = self.reopening.lock().await;
+        let _one_task = self.reopening.lock().await;
         if let Some(opened) = self.usable()? {
             return Ok(opened);
         }
-        let old = self.opened.lock().clone();
-        if let Some(old) = old {
-            self.retire(&old).await?;
+        // The other replicas of this host notice at the same time; one after the other saves, removes and opens files.
+        let _one_process = files::lock(&self.path, BUSY_TIMEOUT).await?;
+        let state = self.state.lock().clone();
+        if let State::Open(old) = state {
+            self.save(&old).await?;
+            *self.state.lock() = State::Closing(old);
+        }
+        let state = self.state.lock().clone();
+        if let State::Closing(old) = state {
+            old.close().await?;
+            *self.state.lock() = State::Closed;
         }
         let opened = Arc::new(Opened::open(&self.path).await?);
-        *self.opened.lock() = Some(Arc::clone(&opened));
+        *self.state.lock() = State::Open(Arc::clone(&opened));
         tracing::warn!(path = %self.path.display(), "the users database was opened anew");
         Ok(opened)
     }
 
     /// The open connections if their files are in place. A missing database is an error: it may come back as it was.
     fn usable(&self) -> Result<Option<Arc<Opened>>, OpenError> {
-        let Some(opened) = self.opened.lock().clone() else { return Ok(None) };
+        let State::Open(opened) = self.state.lock().clone() else { return Ok(None) };
         match opened.fate()? {
             Fate::Same => Ok(Some(opened)),
             Fate::Missing => Err(OpenError::Missing { path: self.path.clone() }),
@@ -210,14 +273,12 @@ impl Database {
         }
     }
 
-    /// Lets go of connections whose files are no longer those at the path. No acknowledged user of a database that is
-    /// still there gets lost, and nothing of a replaced database is replayed into its successor.
-    async fn retire(&self, old: &Opened) -> Result<(), OpenError> {
+    /// Prepares to close connections whose files are no longer those at the path. No acknowledged user of a database
+    /// that is still there gets lost, and nothing of a replaced database gets into its successor.
+    async fn save(&self, old: &Opened) -> Result<(), OpenError> {
         let path = &self.path;
-        // The replicas of this host notice at the same time; one at a time may remove files.
-        let lock = files::lock(path, BUSY_TIMEOUT).await?;
         match old.fate()? {
-            Fate::Same => return Ok(()),
+            Fate::Same => {}
             Fate::Missing => return Err(OpenError::Missing { path: path.clone() }),
             Fate::Replaced => {
                 tracing::error!(path = %path.display(), "the users database was replaced while in use");
@@ -226,8 +287,7 @@ impl Database {
                     tracing::warn!(path = %path.display(), %error, "the journal could not be written to the old file");
                 }
                 // SQLite would take the old journal for the new database's (howtocorrupt.html §1.4).
-                old.remove_own(&old.paths.wal, old.files.wal)?;
-                old.remove_own(&old.paths.shm, old.files.shm)?;
+                old.remove_journal()?;
             }
             Fate::JournalLost { absent } => {
                 tracing::error!(path = %path.display(), absent, "-wal or -shm of the users database was removed");
@@ -235,17 +295,10 @@ impl Database {
                 // writes a new journal, copying from the old one would damage the database.
                 if absent {
                     old.write_back().await.map_err(|source| OpenError::Sqlite { path: path.clone(), source })?;
-                    if FileId::at(&old.paths.wal).is_ok_and(|wal| wal.is_none()) {
-                        old.remove_own(&old.paths.shm, old.files.shm)?;
-                    }
+                    // What is left of the pair: with the replacement of the other it would mislead SQLite.
+                    old.remove_journal()?;
                 }
             }
-        }
-        drop(lock);
-        *self.opened.lock() = None;
-        // Not awaited for ever: a statement in flight holds its connection until it ends.
-        if tokio::time::timeout(BUSY_TIMEOUT, old.close()).await.is_err() {
-            tracing::warn!(path = %path.display(), "connections to the previous users database are still in use");
         }
         Ok(())
     }

@@ -110,7 +110,7 @@ impl Files {
 /// Held by whoever creates, migrates or removes files of the database at `path`, until dropped; the kernel drops it when
 /// the process dies. The lock's file stays: after its removal two could hold "the" lock.
 pub(super) async fn lock(path: &Path, patience: Duration) -> Result<File, OpenError> {
-    let path = with_suffix(path, ".lock");
+    let path = with_suffix(&path.canonicalize().unwrap_or_else(|_| path.into()), ".lock");
     let failed = |source| OpenError::Io { path: path.clone(), source };
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
     let wait = async {

@@ -584,42 +584,107 @@ async fn child_migrate() {
     println!("{:?}", migrate(&path_from_parent()).await.unwrap());
 }
 
+/// A process that creates users until it is killed and prints those that were acknowledged.
+struct Replica {
+    process: std::process::Child,
+    acknowledged: std::sync::mpsc::Receiver<String>,
+}
+
+impl Replica {
+    fn start(path: &Path) -> Self {
+        use std::io::{BufRead as _, BufReader};
+        let mut process = child("create_for_ever", path).stdout(Stdio::piped()).spawn().unwrap();
+        let (lines, acknowledged) = std::sync::mpsc::channel();
+        let stdout = BufReader::new(process.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            // A line that the kill cut short was not acknowledged.
+            let whole = stdout.lines().map(Result::unwrap).filter(|line| line.ends_with("@example.org"));
+            whole.for_each(|line| lines.send(line).unwrap_or_default());
+        });
+        Self { process, acknowledged }
+    }
+
+    /// Waits until it acknowledged `count` more.
+    fn next(&self, count: usize) -> Vec<String> {
+        let next = || self.acknowledged.recv_timeout(Duration::from_secs(30)).expect("an acknowledged user");
+        (0..count).map(|_| next()).collect()
+    }
+
+    /// `kill -9`, and what was acknowledged until then.
+    fn kill(mut self) -> Vec<String> {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.acknowledged.iter().collect()
+    }
+}
+
+#[tokio::test]
+#[ignore = "a process of other tests"]
+async fn child_create_for_ever() {
+    let store = open(&path_from_parent()).await;
+    println!();
+    loop {
+        match store.create(new(&format!("{}@example.org", Uuid::now_v7()), None)).await {
+            Ok(user) => println!("{}", user.email),
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+}
+
+async fn assert_all_there(store: &UserStore, acknowledged: &[String]) {
+    for email in acknowledged {
+        assert!(store.by_login(email).await.unwrap().is_some(), "{email} of {} is lost", acknowledged.len());
+    }
+}
+
 #[tokio::test]
 async fn an_acknowledged_user_survives_kill_9() {
-    use std::io::{BufRead as _, BufReader};
     let bench = Bench::new().await;
-    for round in 0..3 {
-        let mut replicas: Vec<_> = (0..2)
-            .map(|_| child("create_for_ever", &bench.path()).stdout(Stdio::piped()).spawn().unwrap())
-            .collect();
-        let mut acknowledged = Vec::new();
-        for replica in &mut replicas {
-            let mut lines = BufReader::new(replica.stdout.take().unwrap()).lines().map(Result::unwrap);
-            acknowledged.extend(lines.by_ref().filter(|line| line.contains('@')).take(20));
-            replica.kill().unwrap();
-            acknowledged.extend(lines.filter(|line| line.contains('@')));
-            replica.wait().unwrap();
-        }
-        assert!(acknowledged.len() >= 40);
-        for email in acknowledged {
-            // A line that the kill cut short was not acknowledged.
-            if email.ends_with("example.org") {
-                assert!(bench.store.by_login(&email).await.unwrap().is_some(), "round {round}: {email} is lost");
-            }
-        }
-        bench.create(&format!("round{round}@example.org")).await.unwrap();
+    for _ in 0..3 {
+        let replicas = [Replica::start(&bench.path()), Replica::start(&bench.path())];
+        let mut acknowledged: Vec<_> = replicas.iter().flat_map(|replica| replica.next(20)).collect();
+        acknowledged.extend(replicas.into_iter().flat_map(Replica::kill));
+        assert_all_there(&bench.store, &acknowledged).await;
     }
     assert_sound(&bench.path()).await;
 }
 
 #[tokio::test]
-#[ignore = "a process of an_acknowledged_user_survives_kill_9"]
-async fn child_create_for_ever() {
-    let store = open(&path_from_parent()).await;
-    println!();
-    loop {
-        let user = store.create(new(&format!("{}@example.org", Uuid::now_v7()), None)).await.unwrap();
-        println!("{}", user.email);
+async fn processes_go_on_after_the_database_was_replaced_under_them() {
+    let bench = Bench::new().await;
+    let replicas = [(); 3].map(|()| Replica::start(&bench.path()));
+    for replica in &replicas {
+        replica.next(20);
+    }
+    migrate(&bench.file("fresh.db")).await.unwrap();
+    fs::rename(bench.file("fresh.db"), bench.path()).unwrap();
+    let mut acknowledged = Vec::new();
+    for replica in &replicas {
+        // Until the first that is in the new file: those before it went with the old one.
+        let mut email = replica.next(1).remove(0);
+        while bench.store.by_login(&email).await.unwrap().is_none() {
+            email = replica.next(1).remove(0);
+        }
+        acknowledged.extend(replica.next(20));
+    }
+    acknowledged.extend(replicas.into_iter().flat_map(Replica::kill));
+    assert_all_there(&bench.store, &acknowledged).await;
+    assert_sound(&bench.path()).await;
+}
+
+#[tokio::test]
+async fn processes_go_on_after_the_journal_was_deleted_under_them() {
+    for removed in [&["users.db-wal", "users.db-shm"][..], &["users.db-wal"], &["users.db-shm"]] {
+        let bench = Bench::new().await;
+        let replicas = [(); 3].map(|()| Replica::start(&bench.path()));
+        let mut acknowledged: Vec<_> = replicas.iter().flat_map(|replica| replica.next(20)).collect();
+        for name in removed {
+            fs::remove_file(bench.file(name)).unwrap();
+        }
+        acknowledged.extend(replicas.iter().flat_map(|replica| replica.next(40)));
+        acknowledged.extend(replicas.into_iter().flat_map(Replica::kill));
+        assert_all_there(&bench.store, &acknowledged).await;
+        assert_sound(&bench.path()).await;
     }
 }
 

@@ -11,7 +11,7 @@ pub(super) struct Probe {
     running: AtomicUsize,
     most: AtomicUsize,
     begun: AtomicUsize,
-    hold: Mutex<()>,
+    hold: tokio::sync::Mutex<()>,
 }
 
 pub(super) struct Running<'a>(&'a Probe);
@@ -21,7 +21,7 @@ impl Probe {
         let running = Running(self);
         self.begun.fetch_add(1, Ordering::SeqCst);
         self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        drop(self.hold.lock());
+        drop(self.hold.blocking_lock());
         running
     }
 }
@@ -32,8 +32,7 @@ impl Drop for Running<'_> {
     }
 }
 
-const SMALL: HashingConfig =
-    HashingConfig { memory_kib: 64, iterations: 2, parallelism: 1, concurrency: 2, queue: 8 };
+const SMALL: HashingConfig = HashingConfig { memory_kib: 64, iterations: 2, parallelism: 1, concurrency: 2, queue: 8 };
 const SMALL_WORK: &str = "m=64,t=2,p=1";
 const PASSWORD: &str = "correct horse battery staple";
 
@@ -212,7 +211,7 @@ async fn asvs_6_3_8_an_unknown_user_costs_the_same_work_as_a_wrong_password() {
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_admits_again_when_there_is_room() {
     let gate = gate(HashingConfig { concurrency: 2, queue: 3, ..SMALL });
-    let hold = gate.shared.probe.hold.lock();
+    let hold = gate.shared.probe.hold.lock().await;
     let mut waiting = Vec::new();
     for _ in 0..2 {
         waiting.push(queued(gate.hash(PASSWORD.into())).await);
@@ -257,7 +256,7 @@ fn retry_after_is_the_time_of_the_backlog() {
 #[tokio::test]
 async fn abandoned_jobs_are_not_hashed_and_keep_nobody_out() {
     let gate = gate(HashingConfig { concurrency: 1, queue: 2, ..SMALL });
-    let hold = gate.shared.probe.hold.lock();
+    let hold = gate.shared.probe.hold.lock().await;
     let under_way = queued(gate.hash(PASSWORD.into())).await;
     until("the thread is at work", || gate.shared.probe.running.load(Ordering::SeqCst) == 1).await;
     let abandoned = [queued(gate.hash(PASSWORD.into())).await, queued(gate.hash(PASSWORD.into())).await];
@@ -274,7 +273,8 @@ async fn abandoned_jobs_are_not_hashed_and_keep_nobody_out() {
 async fn a_request_that_goes_away_neither_frees_its_thread_early_nor_leaks_it() {
     let gate = gate(HashingConfig { concurrency: 2, queue: 64, ..SMALL });
     for _ in 0..4 {
-        let hold = gate.shared.probe.hold.lock();
+        until("all threads wait", || gate.shared.state.lock().idle == 2).await;
+        let hold = gate.shared.probe.hold.lock().await;
         let under_way = [queued(gate.hash(PASSWORD.into())).await, queued(gate.hash(PASSWORD.into())).await];
         until("both threads are at work", || gate.shared.probe.running.load(Ordering::SeqCst) == 2).await;
         drop(under_way);
@@ -286,7 +286,7 @@ async fn a_request_that_goes_away_neither_frees_its_thread_early_nor_leaks_it() 
         assert!(next.await.is_ok());
     }
     // A storm in which every other request goes away, some before their work begins, some after.
-    let hold = gate.shared.probe.hold.lock();
+    let hold = gate.shared.probe.hold.lock().await;
     let mut storm = Vec::new();
     for _ in 0..60 {
         storm.push(queued(gate.hash(PASSWORD.into())).await);
@@ -305,7 +305,7 @@ async fn a_request_that_goes_away_neither_frees_its_thread_early_nor_leaks_it() 
 #[tokio::test]
 async fn close_finishes_what_somebody_waits_for_and_admits_nothing_more() {
     let gate = gate(HashingConfig { concurrency: 1, ..SMALL });
-    let hold = gate.shared.probe.hold.lock();
+    let hold = gate.shared.probe.hold.lock().await;
     let mut waiting = vec![queued(gate.hash(PASSWORD.into())).await];
     until("the thread is at work", || gate.shared.probe.running.load(Ordering::SeqCst) == 1).await;
     waiting.push(queued(gate.hash(PASSWORD.into())).await);
@@ -343,9 +343,9 @@ async fn hashing_threads_run_at_a_lower_priority_than_the_rest() {
     let own = nice_of(&std::fs::read_to_string("/proc/thread-self/stat").unwrap());
     // Gates of other tests come and go meanwhile, so a thread may be gone before it's read, or not have begun.
     let lowered = || {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| {
-            std::fs::read_to_string(task.ok()?.path().join("stat")).ok()
-        });
+        let tasks = std::fs::read_dir("/proc/self/task")
+            .unwrap()
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
         let hashing = tasks.filter(|stat| stat.contains("(hash-"));
         hashing.filter(|stat| nice_of(stat) == (own + NICE).min(19)).count()
     };
@@ -362,7 +362,11 @@ fn memory_goes_back_to_the_system_when_hashing_stops() {
         .output()
         .unwrap();
     let output = String::from_utf8_lossy(&child.stdout);
-    assert!(child.status.success() && output.contains("1 passed"), "{output}{}", String::from_utf8_lossy(&child.stderr));
+    assert!(
+        child.status.success() && output.contains("1 passed"),
+        "{output}{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
 }
 
 #[cfg(target_os = "linux")]
