@@ -48,7 +48,7 @@ lint: .tools/venv/installed.txt ## scripts and configuration: shellcheck, ruff, 
 	@$(STEP) "nginx configuration, with each upstream list" deploy/nginx/check.sh
 
 deny: .tools/bin/cargo-deny ## licenses, banned crates and sources of the dependencies
-	@$(STEP) "Dependencies: licenses, bans, sources" .tools/bin/cargo-deny --locked --offline check --hide-inclusion-graph bans licenses sources
+	@$(STEP) "Dependencies: licenses, bans, sources" .tools/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
 
 audit: .tools/bin/cargo-deny ## known vulnerabilities (fetches RustSec's database from GitHub, or fails)
 	@$(STEP) "Dependencies: advisories" .tools/bin/cargo-deny --locked check advisories

@@ -164,7 +164,9 @@ impl From<HashError> for AuthError {
     fn from(error: HashError) -> Self {
         match error {
             HashError::Overloaded { retry_after } => Self::Overloaded { retry_after },
-            error => Self::Internal(error.to_string()),
+            // This replica is going down; another one takes the next try.
+            HashError::Closed => Self::Overloaded { retry_after: Duration::from_secs(1) },
+            error @ HashError::Failed => Self::Internal(error.to_string()),
         }
     }
 }

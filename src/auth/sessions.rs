@@ -89,7 +89,7 @@ impl Auth {
     /// # Errors
     ///
     /// No store.
-    pub async fn sessions(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, AuthError> {
+    pub async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, AuthError> {
         Ok(self.sessions.list(user_id).await?)
     }
 

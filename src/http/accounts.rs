@@ -1,9 +1,10 @@
-//! Accounts: register.
+//! Accounts: register, change the password, delete.
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
+use http::header::SET_COOKIE;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -12,7 +13,8 @@ use uuid::Uuid;
 use super::App;
 use super::error::{self, FieldError, Problem};
 use super::extract::Json;
-use crate::auth::{Client, Registration};
+use super::sessions::{LoginResponse, signed_in as signed_in_response};
+use crate::auth::{Client, Registration, SignedIn};
 
 /// A registration.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -63,12 +65,100 @@ pub async fn register(
 ) -> Result<Response, Problem> {
     let missing = [("email", request.email.is_none()), ("password", request.password.is_none())];
     let (Some(email), Some(password)) = (request.email, request.password) else {
-        let missing = missing.into_iter().filter(|(_, is_missing)| *is_missing);
-        return Err(Problem::validation_failed(missing.map(|(field, _)| FieldError::new(field, "is required")).collect()));
+        return Err(required(&missing));
     };
     let registration = Registration { email, username: request.username, password };
     let user = app.auth.register(registration, &client).await?;
     let created_at = user.created_at.to_string();
     let body = RegisterResponse { user_id: user.id, email: user.email, username: user.username, created_at };
     Ok((StatusCode::CREATED, axum::Json(body)).into_response())
+}
+
+/// A change of password.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct PasswordRequest {
+    /// The present password.
+    #[schema(required, nullable = false, value_type = String, format = Password, example = "correct horse battery")]
+    current_password: Option<SecretString>,
+    /// The new one, under the same rules as at registration.
+    #[schema(required, nullable = false, value_type = String, format = Password, example = "staple a battery horse")]
+    new_password: Option<SecretString>,
+}
+
+/// Change my password. Every session ends; the answer is a new one.
+#[utoipa::path(
+    post, path = "/auth/password", tag = "accounts", request_body = PasswordRequest, security(("session" = [])),
+    responses(
+        (status = 200, description = "Changed. Every other session has ended; this is a new one.", body = LoginResponse,
+            headers(("set-cookie" = String, description = "The new session's token"))),
+        (status = 400, description = "`malformed_json`, `incomplete_body`", body = error::Body, content_type = "application/problem+json"),
+        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
+        (status = 403, description = "`invalid_credentials`: the present password is wrong; `cross_site`", body = error::Body, content_type = "application/problem+json"),
+        (status = 408, description = "`request_timeout`", body = error::Body, content_type = "application/problem+json"),
+        (status = 413, description = "`body_too_large`", body = error::Body, content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported_media_type`", body = error::Body, content_type = "application/problem+json"),
+        (status = 422, description = "`validation_failed`", body = error::Body, content_type = "application/problem+json"),
+        (status = 429, description = "`throttled`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        (status = 503, description = "`overloaded`, `store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn password(
+    State(app): State<Arc<App>>,
+    signed_in: SignedIn,
+    client: Client,
+    Json(request): Json<PasswordRequest>,
+) -> Result<Response, Problem> {
+    let missing =
+        [("current_password", request.current_password.is_none()), ("new_password", request.new_password.is_none())];
+    let (Some(current), Some(new)) = (request.current_password, request.new_password) else {
+        return Err(required(&missing));
+    };
+    // Goes on if the client leaves: half a change would end the sessions and keep the password.
+    let changing = Arc::clone(&app);
+    let change = async move { changing.auth.change_password(&signed_in, current, new, &client).await };
+    let opened = tokio::spawn(change).await.map_err(|_| Problem::internal())??;
+    Ok(signed_in_response(&app, opened))
+}
+
+/// A deletion.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct DeleteRequest {
+    /// The password.
+    #[schema(required, nullable = false, value_type = String, format = Password, example = "correct horse battery")]
+    password: Option<SecretString>,
+}
+
+/// Delete my account and all its sessions.
+#[utoipa::path(
+    delete, path = "/auth/account", tag = "accounts", request_body = DeleteRequest, security(("session" = [])),
+    responses(
+        (status = 204, description = "User and sessions are gone."),
+        (status = 400, description = "`malformed_json`, `incomplete_body`", body = error::Body, content_type = "application/problem+json"),
+        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
+        (status = 403, description = "`invalid_credentials`: the password is wrong; `cross_site`", body = error::Body, content_type = "application/problem+json"),
+        (status = 408, description = "`request_timeout`", body = error::Body, content_type = "application/problem+json"),
+        (status = 413, description = "`body_too_large`", body = error::Body, content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported_media_type`", body = error::Body, content_type = "application/problem+json"),
+        (status = 422, description = "`validation_failed`", body = error::Body, content_type = "application/problem+json"),
+        (status = 429, description = "`throttled`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        (status = 503, description = "`overloaded`, `store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn delete(
+    State(app): State<Arc<App>>,
+    signed_in: SignedIn,
+    client: Client,
+    Json(request): Json<DeleteRequest>,
+) -> Result<Response, Problem> {
+    let Some(password) = request.password else { return Err(required(&[("password", true)])) };
+    // As for a change of password.
+    let deleting = Arc::clone(&app);
+    let delete = async move { deleting.auth.delete_account(&signed_in, password, &client).await };
+    tokio::spawn(delete).await.map_err(|_| Problem::internal())??;
+    Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, app.cookie.clear())]).into_response())
+}
+
+fn required(fields: &[(&str, bool)]) -> Problem {
+    let missing = fields.iter().filter(|(_, is_missing)| *is_missing);
+    Problem::validation_failed(missing.map(|(field, _)| FieldError::new(*field, "is required")).collect())
 }

@@ -63,11 +63,15 @@ pub fn router(app: Arc<App>) -> Router {
 fn api() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(docs::head())
         .routes(routes!(accounts::register))
+        .routes(routes!(accounts::password))
+        .routes(routes!(accounts::delete))
         .routes(routes!(sessions::login))
         .routes(routes!(sessions::login_short))
         .routes(routes!(sessions::logout))
         .routes(routes!(sessions::logout_short))
         .routes(routes!(sessions::profile))
+        .routes(routes!(sessions::list, sessions::revoke_all))
+        .routes(routes!(sessions::revoke))
 }
 
 /// The OpenAPI 3.1 document.

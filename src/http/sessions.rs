@@ -1,10 +1,11 @@
-//! Sessions: sign in, who am I, sign out.
+//! Sessions: sign in, who am I, sign out, list, revoke.
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, SET_COOKIE};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,7 +14,7 @@ use uuid::Uuid;
 use super::App;
 use super::error::{self, FieldError, Problem};
 use super::extract::{Json, cookies};
-use crate::auth::token::SessionId;
+use crate::auth::token::{Claims, SessionId};
 use crate::auth::{self, Client, Opened, SignedIn};
 
 /// Credentials: `email` or `username`, and `password`.
@@ -89,7 +90,7 @@ pub async fn login(
 }
 
 /// The answer to whatever opens a session.
-fn signed_in(app: &App, opened: Opened) -> Response {
+pub fn signed_in(app: &App, opened: Opened) -> Response {
     let cookie = app.cookie.set(&opened.token);
     let body = LoginResponse {
         message: "Login successful",
@@ -219,4 +220,129 @@ pub async fn profile(SignedIn { claims, session, idle_expires_at }: SignedIn) ->
     let mut json = Vec::with_capacity(512);
     serde_json::to_writer(&mut json, &body).expect("strings are JSON");
     ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
+}
+
+/// The user's living sessions, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SessionList {
+    sessions: Vec<ListedSession>,
+}
+
+/// One of the user's sessions.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ListedSession {
+    #[schema(value_type = String, example = "q83vEjRWeJASNFZ4kBI0Vg")]
+    session_id: SessionId,
+    /// Whether it's the one that asked.
+    current: bool,
+    #[schema(format = DateTime)]
+    created_at: String,
+    /// When it was last used. In the last idle period before `expires_at`: the earliest that it can have been.
+    #[schema(format = DateTime)]
+    last_seen_at: String,
+    #[schema(format = DateTime)]
+    idle_expires_at: String,
+    #[schema(format = DateTime)]
+    expires_at: String,
+    /// The replica that made it.
+    #[schema(example = "replica-1")]
+    created_by: String,
+    /// The client's address when it was made.
+    #[schema(example = "203.0.113.7")]
+    ip: String,
+    /// The client's `User-Agent` when it was made.
+    user_agent: String,
+}
+
+/// My sessions.
+#[utoipa::path(
+    get, path = "/auth/sessions", tag = "sessions", security(("session" = [])),
+    responses(
+        (status = 200, description = "Every living session of the user.", body = SessionList),
+        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
+        (status = 503, description = "`store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn list(State(app): State<Arc<App>>, signed_in: SignedIn) -> Result<axum::Json<SessionList>, Problem> {
+    let Claims { user_id, session_id: current, .. } = signed_in.claims;
+    let entries = app.auth.list(user_id).await?;
+    let sessions = entries.into_iter().map(|entry| ListedSession {
+        session_id: entry.session_id,
+        current: entry.session_id == current,
+        created_at: entry.created_at,
+        last_seen_at: entry.last_seen_at.to_string(),
+        idle_expires_at: entry.idle_expires_at.to_string(),
+        expires_at: entry.expires_at,
+        created_by: entry.created_by,
+        ip: entry.ip,
+        user_agent: entry.user_agent,
+    });
+    Ok(axum::Json(SessionList { sessions: sessions.collect() }))
+}
+
+/// End one of my sessions.
+#[utoipa::path(
+    delete, path = "/auth/sessions/{session_id}", tag = "sessions", security(("session" = [])),
+    params(("session_id" = String, Path, description = "As listed")),
+    responses(
+        (status = 204, description = "It has ended, on every replica."),
+        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
+        (status = 403, description = "`cross_site`", body = error::Body, content_type = "application/problem+json"),
+        (status = 404, description = "`session_not_found`: also for another user's", body = error::Body, content_type = "application/problem+json"),
+        (status = 503, description = "`store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn revoke(
+    State(app): State<Arc<App>>,
+    signed_in: SignedIn,
+    client: Client,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Problem> {
+    // A path that isn't even text names no session either.
+    let session_id = path.ok().and_then(|Path(text)| SessionId::parse(&text)).ok_or_else(Problem::session_not_found)?;
+    app.auth.revoke(signed_in.claims.user_id, session_id, &client).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Which sessions to spare.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The one that asks.
+    Current,
+}
+
+/// See [`Keep`].
+#[derive(Debug, Deserialize)]
+pub struct RevokeAllQuery {
+    keep: Option<Keep>,
+}
+
+/// End all of my sessions.
+#[utoipa::path(
+    delete, path = "/auth/sessions", tag = "sessions", security(("session" = [])),
+    params(("keep" = Option<Keep>, Query, description = "`current` keeps the one that asks")),
+    responses(
+        (status = 204, description = "They have ended, on every replica."),
+        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
+        (status = 403, description = "`cross_site`", body = error::Body, content_type = "application/problem+json"),
+        (status = 422, description = "`validation_failed`: `keep` is something else; nothing has ended", body = error::Body, content_type = "application/problem+json"),
+        (status = 503, description = "`store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+    )
+)]
+pub async fn revoke_all(
+    State(app): State<Arc<App>>,
+    signed_in: SignedIn,
+    client: Client,
+    query: Result<Query<RevokeAllQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Ok(Query(RevokeAllQuery { keep })) = query else {
+        return Err(Problem::validation_failed(vec![FieldError::new("keep", "must be `current` or absent")]));
+    };
+    let keep = keep.map(|Keep::Current| signed_in.claims.session_id);
+    app.auth.revoke_all(signed_in.claims.user_id, keep, &client).await?;
+    if keep.is_some() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, app.cookie.clear())]).into_response())
 }

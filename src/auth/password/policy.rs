@@ -29,9 +29,6 @@ const KEYBOARD_RUNS: &[&str] = &[
     "1q2w3e4r5t6y7u8i9o0p",
 ];
 
-/// A word with up to this many digits or signs after it is a common password if the word is: a year and a sign.
-const TAIL: usize = 5;
-
 /// Why a password was refused. The text of each is meant for the person who chose the password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyViolation {
@@ -44,14 +41,14 @@ pub enum PolicyViolation {
     /// More code points than [`MAX_LENGTH`].
     #[error("must have at most {MAX_LENGTH} characters")]
     TooLong,
-    /// The e-mail, a part of it, the username or the service's name, or a simple variation of one.
-    #[error("must not be the e-mail address, the username or the name of this service, nor a simple variation of one")]
+    /// The e-mail, a part of it, the username or the service's name.
+    #[error("must not be the e-mail address, the username or the name of this service")]
     Contextual,
     /// One character or a few over and over, an alphabetical or numerical sequence, or neighbouring keys.
     #[error("must not be a repetition, a sequence or a run of neighbouring keys")]
     Repetitive,
-    /// On the list of common passwords, or a simple variation of one that is.
-    #[error("must not be a common password or a simple variation of one")]
+    /// On the list of common passwords.
+    #[error("must not be one of the most common passwords")]
     Common,
 }
 
@@ -70,9 +67,7 @@ impl PasswordPolicy {
 
     /// Checks a password as typed. `context` is what an attacker knows about the user: e-mail address, username.
     ///
-    /// The blocklist compares whole passwords, as NIST SP 800-63B-4 §3.1.1.2 asks, not substrings. A password is also
-    /// refused if it's a blocked one in other case, reversed, with letters replaced by look-alike digits or signs, or
-    /// with up to five digits or signs after it: guessers try these first.
+    /// The blocklist compares whole passwords regardless of case, as NIST SP 800-63B-4 §3.1.1.2 asks, not substrings.
     ///
     /// # Errors
     ///
@@ -99,15 +94,13 @@ impl PasswordPolicy {
         let lower = password.to_lowercase();
         let unit = period(&lower);
         let words: Vec<String> = context.iter().flat_map(|text| context_words(text)).collect();
-        let known = |word: &str| SERVICE_WORDS.contains(&word) || words.iter().any(|own| own == word);
-        let whole = variations(&lower);
-        let once = if unit.len() == lower.len() { Vec::new() } else { variations(unit) };
-        if whole.iter().chain(&once).any(|word| known(word)) {
+        // A blocked password written twice is no better.
+        let blocked = |is_blocked: &dyn Fn(&str) -> bool| is_blocked(&lower) || is_blocked(unit);
+        if blocked(&|word| SERVICE_WORDS.contains(&word) || words.iter().any(|own| own == word)) {
             Some(PolicyViolation::Contextual)
-        } else if (unit.len() < lower.len() && unit.chars().count() < self.min_length) || is_run(&lower) || is_run(unit)
-        {
+        } else if (unit.len() < lower.len() && unit.chars().count() < self.min_length) || blocked(&is_run) {
             Some(PolicyViolation::Repetitive)
-        } else if whole.iter().chain(&once).any(|word| is_common(word)) {
+        } else if blocked(&is_common) {
             Some(PolicyViolation::Common)
         } else {
             None
@@ -116,7 +109,7 @@ impl PasswordPolicy {
 }
 
 /// The words that `text`, an e-mail address or a username, contributes: itself, and around an `@` both sides and the
-/// domain's first label. Words below four characters would block too much by their variations.
+/// domain's first label. Words below four characters are no passwords.
 fn context_words(text: &str) -> impl Iterator<Item = String> {
     let text: String = text.nfkc().flat_map(char::to_lowercase).collect();
     let parts = match text.rsplit_once('@') {
@@ -128,47 +121,6 @@ fn context_words(text: &str) -> impl Iterator<Item = String> {
         None => Vec::new(),
     };
     std::iter::once(text).chain(parts).filter(|word| word.chars().count() >= 4)
-}
-
-/// What a guesser would take for `lower`'s origin: the text itself, without its tail of digits and signs, each with
-/// look-alikes turned back into letters, each reversed.
-fn variations(lower: &str) -> Vec<String> {
-    let stem = lower.trim_end_matches(|c: char| !c.is_alphabetic());
-    let tail = &lower[stem.len()..];
-    let simple_tail = tail.chars().count() <= TAIL || is_common(tail) || is_run(tail);
-    let mut found = vec![lower.to_owned()];
-    if !stem.is_empty() && !tail.is_empty() && simple_tail {
-        found.push(stem.to_owned());
-    }
-    for i in 0..found.len() {
-        // A one stands for an i or an l: try both.
-        for one in ['i', 'l'] {
-            let plain: String = found[i].chars().map(|c| letter_for(c, one)).collect();
-            if !found.contains(&plain) {
-                found.push(plain);
-            }
-        }
-    }
-    for i in 0..found.len() {
-        found.push(found[i].chars().rev().collect());
-    }
-    found
-}
-
-fn letter_for(c: char, one: char) -> char {
-    match c {
-        '4' | '@' => 'a',
-        '8' => 'b',
-        '(' => 'c',
-        '3' => 'e',
-        '6' | '9' => 'g',
-        '1' | '!' | '|' => one,
-        '0' => 'o',
-        '5' | '$' => 's',
-        '7' | '+' => 't',
-        '2' => 'z',
-        other => other,
-    }
 }
 
 /// The shortest text that gives `text` when repeated: `text` itself unless it's a repetition.
@@ -260,22 +212,8 @@ mod tests {
     }
 
     #[test]
-    fn asvs_6_2_4_common_passwords_and_their_simple_variations_are_refused() {
-        for password in [
-            "password",
-            "iloveyou",
-            "trustno1",
-            "Password1",
-            "P@ssw0rd",
-            "P@$$w0rd2024",
-            "drowssap",
-            "sunshine!",
-            "Dragon2024!",
-            "dragon123456",
-            "f00tba11",
-            "\u{ff50}assword",
-            "password1password1",
-        ] {
+    fn asvs_6_2_4_common_passwords_are_refused() {
+        for password in ["password", "iloveyou", "trustno1", "Password1", "\u{ff50}assword", "password1password1"] {
             assert_eq!(violations(password), [PolicyViolation::Common], "{password}");
         }
     }
@@ -312,23 +250,17 @@ mod tests {
         }
     }
 
-    /// ASVS 5.0 6.2.11, 6.1.2: the service's name, the user's names and their derivatives.
+    /// ASVS 5.0 6.2.11, 6.1.2: the service's name, the user's names.
     #[test]
     fn asvs_6_2_11_words_about_the_user_and_the_service_are_refused() {
         for password in [
             "alice.wonder@example.com",
             "ALICE.WONDER@example.com",
             "alice.wonder",
-            "alice.wonder!",
-            "redn0w.ecil@",
             "queenofhearts",
-            "QueenOfHearts7",
-            "qu33n0fh34rts",
             "authfleet",
-            "AuthFleet2024",
             "authfleetauthfleet",
             "example.com",
-            "example2024",
         ] {
             assert_eq!(violations(password), [PolicyViolation::Contextual], "{password}");
         }
@@ -343,7 +275,7 @@ mod tests {
             "password of a purple giraffe",
             "my-dragon-eats-4-lemons",
             "tr0ub4dor&3-but-longer",
-            "dragon73920184",
+            "Dragon2024!",
             "violet kangaroo violet",
         ] {
             assert_eq!(violations(password), [], "{password}");

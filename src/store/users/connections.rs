@@ -3,7 +3,7 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -210,8 +210,8 @@ impl Database {
         .await
     }
 
-    /// Runs `work` in a `BEGIN IMMEDIATE` transaction, rolled back if it fails. Once begun, it runs to its end even if
-    /// nobody waits for it any more. After a timeout it is unknown whether it was committed.
+    /// Runs `work` in a `BEGIN IMMEDIATE` transaction, rolled back if it fails. Once it has the lock, it runs to its end
+    /// even if nobody waits for it any more. After a timeout it is unknown whether it was committed.
     pub(super) async fn write<T, F>(&self, operation: &'static str, work: F) -> Result<T, UserStoreError>
     where
         T: Send + 'static,
@@ -219,19 +219,21 @@ impl Database {
     {
         observed(operation, async {
             let opened = self.current().await?;
-            // Immediate: a transaction that reads first and writes later fails with SQLITE_BUSY without waiting.
-            let mut transaction = opened.writer.begin_with("BEGIN IMMEDIATE").await?;
+            let mut db = opened.writer.acquire().await?;
+            let caller = Arc::new(());
+            let waiting = Arc::downgrade(&caller);
             let task = tokio::spawn(async move {
-                // Asked again under the write lock: who saves a lost journal takes that lock after the loss, so
-                // nothing is added to the journal once it was saved.
-                opened.ensure_in_place()?;
-                let value = work(&mut transaction).await?;
-                transaction.commit().await?;
-                // Taken away in between: nobody may find the commit, so it is not acknowledged.
-                opened.ensure_in_place()?;
-                Ok(value)
+                let result = transact(&mut db, &opened, &waiting, work).await;
+                if result.is_err() {
+                    // By hand: SQLite itself has rolled back after some errors (disk full), which sqlx's `Transaction`
+                    // doesn't notice; it would refuse every later one.
+                    sqlx::query("ROLLBACK").execute(&mut *db).await.ok();
+                }
+                result
             });
-            task.await.map_err(UserStoreError::unavailable)?
+            let result = task.await.map_err(UserStoreError::unavailable)?;
+            drop(caller);
+            result
         })
         .await
     }
@@ -302,6 +304,30 @@ impl Database {
         }
         Ok(())
     }
+}
+
+async fn transact<T, F>(
+    db: &mut SqliteConnection,
+    opened: &Opened,
+    caller: &Weak<()>,
+    work: F,
+) -> Result<T, UserStoreError>
+where
+    F: for<'t> FnOnce(&'t mut SqliteConnection) -> Work<'t, T>,
+{
+    // Immediate: a transaction that reads first and writes later fails with SQLITE_BUSY without waiting.
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *db).await?;
+    if caller.strong_count() == 0 {
+        return Err(UserStoreError::unavailable("given up while waiting for the lock"));
+    }
+    // Asked again under the write lock: who saves a lost journal takes that lock after the loss, so nothing is added to
+    // the journal once it was saved.
+    opened.ensure_in_place()?;
+    let value = work(db).await?;
+    sqlx::query("COMMIT").execute(db).await?;
+    // Taken away in between: nobody may find the commit, so it is not acknowledged.
+    opened.ensure_in_place()?;
+    Ok(value)
 }
 
 /// Limits `work` to [`DEADLINE`] and counts it.

@@ -158,8 +158,7 @@ fn check_access(path: &Path, access: Access) -> Result<(), OpenError> {
 
 #[cfg(target_os = "linux")]
 fn check_filesystem(path: &Path) -> Result<(), OpenError> {
-    let stat =
-        rustix::fs::statfs(path).map_err(|errno| OpenError::Io { path: path.into(), source: errno.into() })?;
+    let stat = rustix::fs::statfs(path).map_err(|errno| OpenError::Io { path: path.into(), source: errno.into() })?;
     // The field's width and sign differ between architectures; every magic number has 32 bits.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "magic numbers have 32 bits")]
     match shared_filesystem(stat.f_type as u32) {

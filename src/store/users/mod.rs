@@ -150,10 +150,7 @@ impl fmt::Debug for UserStore {
 
 macro_rules! select {
     ($rest:literal) => {
-        concat!(
-            "SELECT id, email, username, password_hash, epoch, disabled_at, created_at FROM users ",
-            $rest
-        )
+        concat!("SELECT id, email, username, password_hash, epoch, disabled_at, created_at FROM users ", $rest)
     };
 }
 
@@ -460,6 +457,7 @@ impl UserStore {
 }
 
 /// What two e-mail addresses or usernames have in common if they differ in case or compatibility forms alone.
+#[must_use]
 pub fn login_key(text: &str) -> String {
     // Lower-casing can leave the normal form: U+0130 becomes two code points.
     text.nfkc().collect::<String>().to_lowercase().nfkc().collect()

@@ -110,7 +110,8 @@ async fn emails_and_usernames_are_unique_regardless_of_case_and_width() {
     let bench = Bench::new().await;
     bench.store.create(new("jörg.ÄRGER@example.org", Some("Ångström"))).await.unwrap();
     // Upper case; full-width letters; decomposed umlauts.
-    for email in ["JÖRG.ärger@EXAMPLE.ORG", "jörg.ärger@ｅｘａｍｐｌｅ.org", "jo\u{308}rg.a\u{308}rger@example.org"] {
+    for email in ["JÖRG.ärger@EXAMPLE.ORG", "jörg.ärger@ｅｘａｍｐｌｅ.org", "jo\u{308}rg.a\u{308}rger@example.org"]
+    {
         let refused = bench.store.create(new(email, Some("other"))).await;
         assert!(matches!(refused, Err(UserStoreError::EmailTaken)), "{email}: {refused:?}");
         assert!(bench.store.by_login(email).await.unwrap().is_some(), "{email}");
@@ -304,6 +305,20 @@ async fn a_write_outlives_the_request_that_began_it() {
     }
     let after = bench.store.by_id(user.id).await.unwrap().unwrap();
     assert!(after.disabled_at.is_none());
+}
+
+/// As a full disk does: SQLite ends the transaction on its own account.
+#[tokio::test]
+async fn a_transaction_that_sqlite_rolled_back_itself_does_not_spoil_the_next() {
+    let bench = Bench::new().await;
+    let mut other = foreign(&bench.path()).await;
+    let trigger = "CREATE TRIGGER full BEFORE INSERT ON users WHEN NEW.username = 'big' \
+                   BEGIN SELECT RAISE(ROLLBACK, 'disk full'); END";
+    execute(&mut other, trigger).await;
+    for n in 0..3 {
+        assert!(unavailable(bench.create("big@example.org").await).contains("disk full"));
+        bench.create(&format!("small{n}@example.org")).await.unwrap();
+    }
 }
 
 // Files that go away.
@@ -713,10 +728,9 @@ async fn an_upgrade_keeps_users_and_a_running_replica_of_the_previous_release() 
 async fn a_schema_that_took_something_away_is_refused_by_older_binaries() {
     let bench = Bench::new().await;
     schema::migrate_with(&bench.path(), with_migration(1000, "PRAGMA user_version = 1000")).await.unwrap();
-    for refused in [
-        UserStore::open(&bench.path(), Clock::system()).await.unwrap_err(),
-        migrate(&bench.path()).await.unwrap_err(),
-    ] {
+    for refused in
+        [UserStore::open(&bench.path(), Clock::system()).await.unwrap_err(), migrate(&bench.path()).await.unwrap_err()]
+    {
         assert!(matches!(refused, OpenError::SchemaNewer { oldest: 1000, .. }), "{refused}");
     }
 }

@@ -1,0 +1,122 @@
+// One request at a time, as an API client sends it: no cookie jar, no redirects, every answer judged and recorded.
+import http from 'k6/http';
+import { sleep } from 'k6';
+import { Counter, Trend } from 'k6/metrics';
+
+// Tags: op, outcome, replica. The driver draws its plots from it.
+const requestMs = new Trend('authfleet_request_ms', true);
+// Session checks alone, tagged with the phase of the scenario.
+const checkMs = new Trend('authfleet_check_ms', true);
+// Neither the answer that was asked for, nor a refusal that the contract allows at this point.
+const failed = new Counter('authfleet_failed');
+// 503 `overloaded` or 429 `throttled`, with Retry-After.
+const shed = new Counter('authfleet_shed');
+// 503 `store_unavailable` or `upstream_unavailable`, with Retry-After.
+const unavailable = new Counter('authfleet_unavailable');
+
+http.setResponseCallback(null);
+
+let complaints = 0;
+// Said once or a few times, not a thousand times.
+export function complain(text) {
+  if (complaints++ < 5) console.error(text);
+}
+
+function outcomeOf(answer, want) {
+  if (answer.status === want) return 'ok';
+  const polite = Number(answer.header('Retry-After')) > 0;
+  if (polite && answer.status === 429 && answer.code === 'throttled') return 'shed';
+  if (polite && answer.status === 503 && answer.code === 'overloaded') return 'shed';
+  if (polite && answer.status === 503 && /^(store|upstream)_unavailable$/.test(answer.code)) return 'unavailable';
+  return 'failed';
+}
+
+// call('check', 'GET', base, '/profile', {want: 200, cookie, body, phase, accept}) → an answer.
+// `accept(answer)` may look deeper; false makes the answer a failed one.
+export function call(op, method, base, path, { want = 200, cookie, body, phase, accept, cleanup } = {}) {
+  const params = {
+    headers: {},
+    // A new, empty jar each time: k6 would send back what an earlier login was given.
+    jar: new http.CookieJar(),
+    redirects: 0,
+    timeout: method === 'GET' ? '10s' : '40s',
+    tags: { name: op },
+  };
+  if (cookie) params.headers.Cookie = cookie;
+  if (body !== undefined) params.headers['Content-Type'] = 'application/json';
+  const sent = body === undefined ? null : typeof body === 'string' ? body : JSON.stringify(body);
+  const response = http.request(method, base + path, sent, params);
+
+  const answer = {
+    status: response.status,
+    error: response.error,
+    replica: response.headers['X-Served-By'] || '',
+    requestId: response.headers['X-Request-Id'] || '',
+    ms: response.timings.duration,
+    json: {},
+    code: '',
+    header: (name) => response.headers[name] || '',
+    cookie: '',
+  };
+  if (/json/.test(answer.header('Content-Type'))) {
+    try {
+      answer.json = response.json();
+      answer.code = answer.json.code || '';
+    } catch {
+      answer.code = 'not_json';
+    }
+  }
+  const set = /^((?:__Host-)?session=[^;]+)/.exec(answer.header('Set-Cookie'));
+  if (set) answer.cookie = set[1];
+
+  answer.outcome = outcomeOf(answer, want);
+  if (answer.outcome === 'ok' && accept && !accept(answer)) answer.outcome = 'failed';
+  answer.ok = answer.outcome === 'ok';
+  requestMs.add(answer.ms, { op, outcome: answer.outcome, replica: answer.replica || 'none' });
+  if (op === 'check' && answer.ok) checkMs.add(answer.ms, { phase: phase || 'all' });
+  // What can't be removed at the end is said by whoever removes it; it's no failed request of the scenario.
+  if (cleanup) return answer;
+  if (answer.outcome === 'failed') {
+    failed.add(1, { op });
+    complain(`${method} ${base}${path}: ${says(answer)}, expected ${want}`);
+  }
+  if (answer.outcome === 'shed') shed.add(1, { op });
+  if (answer.outcome === 'unavailable') unavailable.add(1, { op });
+  return answer;
+}
+
+export const says = (answer) =>
+  answer.status ? `${answer.status} ${answer.code} from ${answer.replica || 'nobody'}` : `no answer: ${answer.error}`;
+
+// Asks again, as the answer says, when it was shed: for seeding and for proofs, not for measuring.
+export function patiently(ask, tries = 15) {
+  for (let n = 1; ; n++) {
+    const answer = ask();
+    if (answer.outcome !== 'shed' || n === tries) return answer;
+    sleep(Math.min(Number(answer.header('Retry-After')) || 1, 5));
+  }
+}
+
+export const login = (base, user, more = {}) =>
+  call('login', 'POST', base, '/auth/login', {
+    body: { email: user.email, password: user.password },
+    accept: (answer) => answer.cookie !== '' && answer.json.user_id === user.user_id,
+    ...more,
+  });
+
+// A check is right only if it names the session that was sent.
+export const check = (base, session, more = {}) =>
+  call('check', 'GET', base, '/profile', {
+    cookie: session.cookie,
+    accept: ({ json }) => json.user_id === session.user_id && json.session?.session_id === session.session_id,
+    ...more,
+  });
+
+export const logout = (base, session, more = {}) =>
+  call('logout', 'POST', base, '/auth/logout', { cookie: session.cookie, ...more });
+
+export const sessionOf = (answer) => ({
+  cookie: answer.cookie,
+  user_id: answer.json.user_id,
+  session_id: answer.json.session_id,
+});

@@ -1,0 +1,33 @@
+// What average, stress, spike, soak and the scenarios with failures have in common: signed-in users whose sessions are
+// checked, and users who come, look and leave.
+import { check, login, logout, sessionOf } from './client.js';
+import { front } from './fleet.js';
+import { removeUsers, seedSessions, seedUsers } from './users.js';
+
+const USERS = 5;
+const SESSIONS = 40;
+
+export function setup() {
+  const users = seedUsers(USERS);
+  return { users, sessions: seedSessions(users, SESSIONS) };
+}
+
+export function checks({ sessions }) {
+  check(front(), sessions[Math.floor(Math.random() * sessions.length)]);
+}
+
+export function visits({ users }) {
+  const answer = login(front(), users[Math.floor(Math.random() * users.length)]);
+  if (!answer.ok) return;
+  const session = sessionOf(answer);
+  check(front(), session);
+  logout(front(), session);
+  // Asked at once and answered by any replica.
+  check(front(), session, { want: 401, accept: ({ code }) => code === 'session_invalid' });
+}
+
+export function teardown({ users, sessions }) {
+  // After whatever happened, every session that nobody ended is alive.
+  for (const session of sessions) check(front(), session, { phase: 'after' });
+  removeUsers(users);
+}

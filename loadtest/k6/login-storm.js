@@ -1,0 +1,73 @@
+// Do session checks keep their latency while logins flood the fleet? Checks run at a constant rate; in every second
+// window CLIENTS users log in without a pause, straight at the replicas (the balancer's limit would hold them back).
+// Windows alternate, so that what else happens on the machine falls on both alike.
+import exec from 'k6/execution';
+
+import { check, login, sessionOf } from './lib/client.js';
+import { front, number, seconds, side } from './lib/fleet.js';
+import { common, constant, size } from './lib/profiles.js';
+import { report } from './lib/summary.js';
+import { honest, observed } from './lib/thresholds.js';
+import { removeUsers, seedSessions, seedUsers } from './lib/users.js';
+
+const { rate, duration } = size({ rate: 150, loginRate: 0, duration: 80 }, { rate: 80, loginRate: 0, duration: 24 });
+const clients = number('CLIENTS', 16);
+const window = Math.max(4, seconds('WINDOW', Math.round(duration / 8)));
+// What was queued when a flood ended is still being hashed: neither calm nor storm.
+const settle = Math.min(2, window / 3);
+
+const storms = {};
+for (let begin = window, n = 1; begin + window <= duration; begin += 2 * window, n++) {
+  storms[`storm_${n}`] = {
+    executor: 'constant-vus',
+    exec: 'storm',
+    vus: clients,
+    startTime: `${begin}s`,
+    duration: `${window}s`,
+    gracefulStop: '40s',
+  };
+}
+
+export const options = {
+  ...common,
+  scenarios: { checks: constant('checks', { rate, duration }), ...storms },
+  thresholds: { ...honest, ...observed('authfleet_check_ms', 'phase', ['calm', 'storm'], 'p(99)>=0') },
+};
+
+export function setup() {
+  // As many users as clients: too many attempts at one account wait for each other by design.
+  const users = seedUsers(clients);
+  return { users, sessions: seedSessions(users, 2 * clients) };
+}
+
+export function checks({ sessions }) {
+  const at = exec.scenario.progress * duration;
+  const into = at % window;
+  const stormy = Math.floor(at / window) % 2 === 1;
+  check(front(), sessions[Math.floor(Math.random() * sessions.length)], {
+    phase: into < settle ? 'between' : stormy ? 'storm' : 'calm',
+  });
+}
+
+// Of this client: sent along with its next login, which ends it.
+let session = null;
+
+export function storm({ users }) {
+  const turn = exec.scenario.iterationInTest;
+  const answer = login(side(turn), users[turn % users.length], { cookie: session?.cookie });
+  if (answer.ok) session = sessionOf(answer);
+}
+
+export const teardown = ({ users }) => removeUsers(users);
+
+export function handleSummary(data) {
+  const p99 = (phase) => data.metrics[`authfleet_check_ms{phase:${phase}}`]?.values?.['p(99)'] || 0;
+  const ratio = p99('calm') ? p99('storm') / p99('calm') : null;
+  return report('login-storm', data, {
+    lines: [
+      `p99 of session checks: ${p99('calm').toFixed(1)} ms without, ${p99('storm').toFixed(1)} ms with the flood of logins` +
+        (ratio ? `: ${ratio.toFixed(2)}-fold` : ''),
+    ],
+    extra: { p99_calm_ms: p99('calm'), p99_storm_ms: p99('storm'), ratio },
+  });
+}

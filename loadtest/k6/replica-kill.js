@@ -1,0 +1,16 @@
+// Session checks through the balancer while replicas are killed (SIGKILL): not one may fail. Logins are left out: a POST
+// that died with its replica may have been carried out, so no balancer may send it again.
+import { edge } from './lib/fleet.js';
+import { common, constant, size } from './lib/profiles.js';
+import * as steady from './lib/steady.js';
+import { report } from './lib/summary.js';
+import { flawless } from './lib/thresholds.js';
+
+if (!edge) throw new Error('replica-kill needs EDGE: without a balancer, a killed replica has to be missed');
+
+const { rate, duration } = size({ rate: 150, loginRate: 0, duration: 45 }, { rate: 80, loginRate: 0, duration: 16 });
+
+export const options = { ...common, scenarios: { checks: constant('checks', { rate, duration }) }, thresholds: flawless };
+
+export const { setup, checks, teardown } = steady;
+export const handleSummary = (data) => report('replica-kill', data);

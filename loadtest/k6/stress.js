@@ -1,0 +1,21 @@
+// Step by step to eight times RATE: where does it bend, and does every refusal say what it is?
+import { common, ramp, size } from './lib/profiles.js';
+import * as steady from './lib/steady.js';
+import { report } from './lib/summary.js';
+import { honest } from './lib/thresholds.js';
+
+const { rate, loginRate, duration } = size(
+  { rate: 200, loginRate: 4, duration: 120 },
+  { rate: 50, loginRate: 2, duration: 16 },
+);
+const step = Math.max(1, Math.round(duration / 8));
+const climb = (base) => [1, 2, 4, 8].flatMap((factor) => [[step, base * factor], [step, base * factor]]);
+
+export const options = {
+  ...common,
+  scenarios: { checks: ramp('checks', rate, climb(rate)), visits: ramp('visits', 1, climb(Math.max(1, loginRate / 4))) },
+  thresholds: honest,
+};
+
+export const { setup, checks, visits, teardown } = steady;
+export const handleSummary = (data) => report('stress', data);

@@ -1,0 +1,229 @@
+//! A whole fleet for one test: the real binary, a Redis of its own, one SQLite file, in a directory of its own.
+//!
+//! ```ignore
+//! let fleet = Fleet::start(3).await;                     // migrated; three replicas that share Redis and SQLite
+//! let ada = fleet[0].register("ada").await;              // ada@example.org with `PASSWORD`
+//! let session = fleet[0].login(&ada).await;
+//! fleet[1].get("/profile").session(&session).send().await.expect(200);
+//! fleet.redis.run::<i64>(&["DEL", &session.key()]);      // a logout
+//! fleet[2].get("/profile").session(&session).send().await.expect_problem(401, "session_invalid");
+//! ```
+//!
+//! [`Fleet::builder`] sets variables, leaves Redis out or starts it later. A [`Replica`] can be killed, stopped, frozen
+//! and restarted on its ports, and so can [`Redis`]. All that was started ends with the fleet, when the test fails too;
+//! then the output of each process is printed.
+//!
+//! Hashing is weakened so that tests are quick, and limits per address are out of the way, because all clients have
+//! the same one. Everything else is as shipped: Redis runs with `deploy/redis/redis.conf`.
+mod client;
+mod process;
+mod redis;
+mod replica;
+
+use std::collections::BTreeMap;
+use std::ops::{Index, IndexMut};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions as _, Row as _};
+
+pub use self::client::{Answer, Call, PASSWORD, Raw, Session, User};
+pub use self::process::{Finished, authfleet};
+pub use self::redis::Redis;
+pub use self::replica::Replica;
+
+/// What the contract calls "within 2 seconds", and one more for a test on a loaded machine: the client and the fleet
+/// share its cores with other tests.
+pub const PROMPTLY: Duration = Duration::from_secs(3);
+/// For what has no bound in the contract: only a hanging test takes this long.
+pub const PATIENTLY: Duration = Duration::from_secs(20);
+/// `SESSION_SECRET` of every fleet that sets no other.
+pub const SECRET: &str = "the-secret-of-a-fleet-under-test-0";
+
+/// Replicas that share a Redis and a SQLite file.
+pub struct Fleet {
+    replicas: Vec<Replica>,
+    /// The Redis that they share. Not running if the builder was told so.
+    pub redis: Redis,
+    settings: Settings,
+    // Last, because it takes the directory away from under the others.
+    directory: tempfile::TempDir,
+}
+
+/// Environment variables.
+pub type Settings = BTreeMap<String, String>;
+
+/// What a fleet is to be like.
+pub struct Builder {
+    replicas: usize,
+    settings: Settings,
+    redis: Option<bool>,
+    redis_over_tcp: bool,
+    migrate: bool,
+}
+
+impl Fleet {
+    /// Migrates, and starts so many replicas: `replica-1`, `replica-2` and so on.
+    pub async fn start(replicas: usize) -> Self {
+        Self::builder().replicas(replicas).start().await
+    }
+
+    /// A fleet that differs from the usual one.
+    pub fn builder() -> Builder {
+        let settings = [
+            ("SESSION_SECRET", SECRET),
+            ("COOKIE_SECURE", "false"),
+            ("LOG_FORMAT", "json"),
+            ("ARGON2_MEMORY", "64KiB"),
+            ("ARGON2_ITERATIONS", "1"),
+            ("HASH_QUEUE", "1000"),
+            ("REGISTRATIONS_PER_ADDRESS", "1000000"),
+            ("LOGIN_FAILURES_PER_ADDRESS", "1000000"),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        Builder { replicas: 1, settings, redis: Some(true), redis_over_tcp: false, migrate: true }
+    }
+
+    /// The directory in which everything of this fleet is.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The users' database.
+    pub fn database(&self) -> PathBuf {
+        self.path().join("users.db")
+    }
+
+    /// A connection to the users' database, beside those of the replicas.
+    pub async fn sql(&self) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(self.database()).busy_timeout(PATIENTLY);
+        options.connect().await.expect("the users' database opens")
+    }
+
+    /// The first column of the rows that a statement finds.
+    pub async fn query(&self, statement: &'static str) -> Vec<String> {
+        let rows = sqlx::query(statement).fetch_all(&mut self.sql().await).await.expect("a sound statement");
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Runs another command of the binary with the fleet's settings, changed by `changes`.
+    pub async fn command(&self, arguments: &[&str], changes: &[(&str, &str)]) -> Finished {
+        let mut settings = self.settings.clone();
+        settings.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        authfleet(self.path(), arguments, &settings).await
+    }
+
+    /// The replicas.
+    pub fn replicas(&self) -> &[Replica] {
+        &self.replicas
+    }
+
+    /// Everything on disk: Redis's append-only file, the database, all output. Names and contents.
+    pub fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let (mut files, mut directories) = (Vec::new(), vec![self.path().to_owned()]);
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).expect("a readable directory") {
+                let entry = entry.expect("a readable directory");
+                let kind = entry.file_type().expect("a file's type");
+                if kind.is_dir() {
+                    directories.push(entry.path());
+                } else if kind.is_file() {
+                    files.push((entry.path(), std::fs::read(entry.path()).expect("a readable file")));
+                }
+            }
+        }
+        files
+    }
+}
+
+impl Index<usize> for Fleet {
+    type Output = Replica;
+
+    fn index(&self, index: usize) -> &Replica {
+        &self.replicas[index]
+    }
+}
+
+impl IndexMut<usize> for Fleet {
+    fn index_mut(&mut self, index: usize) -> &mut Replica {
+        &mut self.replicas[index]
+    }
+}
+
+impl Builder {
+    /// How many replicas; one if not said.
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// Sets a variable for every replica; an empty value unsets it.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.settings.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Hashing as it is by default, for tests about hashing.
+    pub fn full_hashing(self) -> Self {
+        self.env("ARGON2_MEMORY", "").env("ARGON2_ITERATIONS", "").env("HASH_QUEUE", "")
+    }
+
+    /// Sessions in memory: `REDIS_URL` is not set.
+    pub fn without_redis(mut self) -> Self {
+        self.redis = None;
+        self
+    }
+
+    /// Redis is not running yet; `fleet.redis.start()` starts it.
+    pub fn redis_down(mut self) -> Self {
+        self.redis = Some(false);
+        self
+    }
+
+    /// Redis on a TCP port rather than a socket in the fleet's directory.
+    pub fn redis_over_tcp(mut self) -> Self {
+        self.redis_over_tcp = true;
+        self
+    }
+
+    /// The database is not there yet.
+    pub fn unmigrated(mut self) -> Self {
+        self.migrate = false;
+        self
+    }
+
+    /// Starts it.
+    pub async fn start(mut self) -> Fleet {
+        let directory = tempfile::Builder::new().prefix("fleet-").tempdir().expect("a temporary directory");
+        let mut redis = Redis::new(directory.path(), self.redis_over_tcp);
+        if let Some(runs) = self.redis {
+            if runs {
+                redis.start().await;
+            }
+            self.settings.insert("REDIS_URL".to_owned(), redis.url());
+        }
+        let database = format!("sqlite://{}", directory.path().join("users.db").display());
+        self.settings.insert("DATABASE_URL".to_owned(), database);
+        let mut fleet = Fleet { replicas: Vec::new(), redis, settings: self.settings, directory };
+        if self.migrate {
+            fleet.command(&["migrate"], &[]).await.expect_code(0);
+        }
+        for number in 1..=self.replicas {
+            let mut replica = Replica::new(fleet.path(), &format!("replica-{number}"), &fleet.settings);
+            replica.start().await;
+            fleet.replicas.push(replica);
+        }
+        fleet
+    }
+}
+
+/// Waits until `condition` holds; fails the test if it doesn't within `bound`. Says how long it took.
+pub async fn within(bound: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+    let begin = Instant::now();
+    while !condition().await {
+        assert!(begin.elapsed() < bound, "not within {bound:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    begin.elapsed()
+}

@@ -1,0 +1,129 @@
+//! Processes that end with the test.
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use super::PATIENTLY;
+
+/// A child process, killed when dropped. Its output goes to files, and from there to the report of a failed test.
+pub struct Process {
+    child: Child,
+    name: String,
+    output: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; what it writes is appended to `output`, standard error to `errors`.
+    pub fn spawn(name: &str, command: &mut Command, output: &Path, errors: &Path) -> Self {
+        let program = command.get_program().to_owned();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(append(output))
+            .stderr(append(errors))
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} must be installed: {error}", program.display()));
+        Self { child, name: name.to_owned(), output: output.to_owned() }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+    }
+
+    /// How it ended, once it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+
+    /// Waits for it to end by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.status() {
+                return status;
+            }
+            assert!(begin.elapsed() < PATIENTLY, "{} did not end within {PATIENTLY:?}", self.name);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// `kill -9`, which a stopped process can't withstand either.
+    pub fn kill(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- output of {} (pid {}) ---\n{}", self.name, self.pid(), read(&self.output));
+        }
+    }
+}
+
+fn append(path: &Path) -> File {
+    OpenOptions::new().create(true).append(true).open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What was written so far; nothing if there is no such file yet.
+pub fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// The binary, with these variables and no other.
+pub fn binary(directory: &Path, settings: &BTreeMap<String, String>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_authfleet"));
+    command.env_clear().envs(settings).current_dir(directory);
+    command
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// Exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Fails the test if the exit code is another.
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Standard output, or else standard error, read as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        let text = if self.stdout.trim().is_empty() { &self.stderr } else { &self.stdout };
+        serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+}
+
+/// Runs the binary in `directory` until it ends, with these variables and no other.
+pub async fn authfleet(directory: &Path, arguments: &[&str], settings: &BTreeMap<String, String>) -> Finished {
+    static RUNS: AtomicU64 = AtomicU64::new(1);
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
+    let [output, errors] = ["stdout", "stderr"].map(|stream| directory.join(format!("run-{run}.{stream}")));
+    let name = format!("authfleet {}", arguments.join(" "));
+    let mut process = Process::spawn(&name, binary(directory, settings).args(arguments), &output, &errors);
+    let status = process.ended().await;
+    assert!(status.code().is_some(), "{name} was ended by signal {:?}", status.signal());
+    Finished { code: status.code(), stdout: read(&output), stderr: read(&errors) }
+}

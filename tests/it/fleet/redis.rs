@@ -1,0 +1,161 @@
+//! A Redis of the test's own, with the configuration that is shipped.
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use redis::{Connection, ConnectionLike as _, FromRedisValue};
+use rustix::process::Signal;
+
+use super::PATIENTLY;
+use super::process::Process;
+
+/// `redis-server`, on a socket in the fleet's directory or on a free port.
+pub struct Redis {
+    process: Option<Process>,
+    directory: PathBuf,
+    port: Option<u16>,
+}
+
+impl Redis {
+    pub(super) fn new(fleet: &Path, over_tcp: bool) -> Self {
+        let directory = fleet.join("redis");
+        std::fs::create_dir(&directory).expect("a directory for Redis");
+        Self { process: None, directory, port: over_tcp.then(free_port) }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.join("redis.sock")
+    }
+
+    /// `REDIS_URL`.
+    pub fn url(&self) -> String {
+        match self.port {
+            Some(port) => format!("redis://127.0.0.1:{port}"),
+            None => format!("redis+unix://{}", self.socket().display()),
+        }
+    }
+
+    /// Starts it, again if need be, in the same place with the same data. Returns when it answers.
+    pub async fn start(&mut self) {
+        let config = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/redis/redis.conf");
+        let output = self.directory.join("redis.log");
+        let mut command = Command::new("redis-server");
+        command.arg(config).args(["--bind", "127.0.0.1", "--port", &self.port.unwrap_or(0).to_string()]);
+        command.arg("--unixsocket").arg(self.socket()).arg("--dir").arg(&self.directory);
+        let mut process = Process::spawn("redis-server", &mut command, &output, &output);
+        let begin = Instant::now();
+        // It listens before it has read its data, and says so until then.
+        while self.connect().is_none_or(|mut connection| redis::cmd("PING").exec(&mut connection).is_err()) {
+            if let Some(status) = process.status() {
+                panic!("redis-server ended: {status}");
+            }
+            assert!(begin.elapsed() < PATIENTLY, "redis-server does not answer");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.process = Some(process);
+    }
+
+    fn running(&self) -> &Process {
+        self.process.as_ref().expect("redis is running")
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.take().expect("redis is running").kill();
+    }
+
+    /// It keeps its connections and says nothing any more.
+    pub fn freeze(&self) {
+        self.running().signal(Signal::STOP);
+    }
+
+    /// It goes on.
+    pub fn thaw(&self) {
+        self.running().signal(Signal::CONT);
+    }
+
+    fn connect(&self) -> Option<Connection> {
+        let mut connection = redis::Client::open(self.url()).expect("an address").get_connection().ok()?;
+        connection.set_read_timeout(Some(PATIENTLY)).expect("a time-out");
+        connection.check_connection().then_some(connection)
+    }
+
+    /// Runs a command, as `redis-cli` does.
+    #[track_caller]
+    pub fn run<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let (name, arguments) = words.split_first().expect("a command");
+        let mut connection = self.connect().expect("redis answers");
+        redis::cmd(name).arg(arguments).query(&mut connection).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// Every key of this pattern, sorted.
+    pub fn keys(&self, pattern: &str) -> Vec<String> {
+        let mut keys: Vec<String> = self.run(&["KEYS", pattern]);
+        keys.sort();
+        keys
+    }
+
+    /// Watches what clients cost from now on.
+    pub fn meter(&self) -> Meter {
+        let mut meter = Meter { connection: self.connect().expect("redis answers"), before: Usage::default() };
+        // The first question is part of what it says itself, so that the next one adds the same.
+        meter.read();
+        meter.before = meter.read();
+        meter
+    }
+}
+
+/// Counts commands and reads.
+pub struct Meter {
+    connection: Connection,
+    before: Usage,
+}
+
+/// What clients cost Redis.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Calls by command, those without any left out.
+    pub commands: BTreeMap<String, u64>,
+    /// How often something came in over a connection. Redis waits for it, so each is at least one round trip.
+    pub reads: u64,
+}
+
+impl Meter {
+    fn read(&mut self) -> Usage {
+        let text: String = redis::cmd("INFO").arg("everything").query(&mut self.connection).expect("INFO");
+        let number = |text: &str| text.parse::<u64>().expect("a number");
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        let mut usage = Usage::default();
+        for (name, value) in fields {
+            if let Some(command) = name.strip_prefix("cmdstat_") {
+                let calls = value.split(',').find_map(|part| part.strip_prefix("calls=")).expect("calls");
+                usage.commands.insert(command.to_owned(), number(calls));
+            } else if name == "total_reads_processed" {
+                usage.reads = number(value);
+            }
+        }
+        usage
+    }
+
+    /// What was used since the meter was made or asked last; its own questions are taken off.
+    pub fn used(&mut self) -> Usage {
+        let now = self.read();
+        let mut used = Usage { commands: BTreeMap::new(), reads: now.reads - self.before.reads - 1 };
+        for (command, calls) in &now.commands {
+            let calls = calls - self.before.commands.get(command).unwrap_or(&0) - u64::from(command == "info");
+            if calls > 0 {
+                used.commands.insert(command.clone(), calls);
+            }
+        }
+        self.before = now;
+        used
+    }
+}
+
+/// Free at this moment. Redis can't be given a bound one, nor asked which it took; but the kernel hands each out once
+/// before it begins anew.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}

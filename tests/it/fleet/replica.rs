@@ -1,0 +1,190 @@
+//! One replica: the real binary on free ports.
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::client::{Answer, Call, PASSWORD, Raw, Session, User, http};
+use super::process::{Process, binary, read};
+use super::{PATIENTLY, Settings};
+
+/// `authfleet serve`. Kept on its ports over restarts.
+pub struct Replica {
+    name: String,
+    directory: PathBuf,
+    settings: Settings,
+    process: Option<Process>,
+    http: reqwest::Client,
+}
+
+impl Replica {
+    pub(super) fn new(fleet: &Path, name: &str, settings: &Settings) -> Self {
+        let mut settings = settings.clone();
+        for (variable, value) in [("REPLICA_ID", name), ("LISTEN_ADDR", "127.0.0.1:0"), ("OPS_ADDR", "127.0.0.1:0")] {
+            settings.entry(variable.to_owned()).or_insert_with(|| value.to_owned());
+        }
+        Self { name: name.to_owned(), directory: fleet.to_owned(), settings, process: None, http: http() }
+    }
+
+    /// Starts it, on the same ports as before. Returns when it's up, ready or not.
+    pub async fn start(&mut self) {
+        assert!(self.process.is_none(), "{} is running", self.name);
+        let (output, begin) = (self.output(), Instant::now());
+        let lines_before = self.log().len();
+        let mut process = Process::spawn(&self.name, &mut binary(&self.directory, &self.settings), &output, &output);
+        let up = loop {
+            let up = self.log().into_iter().skip(lines_before).find(|line| line["message"] == "authfleet is up");
+            if let Some(up) = up {
+                break up;
+            }
+            if let Some(status) = process.status() {
+                panic!("{} ended: {status}", self.name);
+            }
+            assert!(begin.elapsed() < PATIENTLY, "{} is not up", self.name);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        for (variable, field) in [("LISTEN_ADDR", "public"), ("OPS_ADDR", "ops")] {
+            let address = up[field].as_str().expect("an address").to_owned();
+            self.settings.insert(variable.to_owned(), address);
+        }
+        self.process = Some(process);
+    }
+
+    /// `kill -9` if it's running, and a new start with these variables changed.
+    pub async fn restart(&mut self, changes: &[(&str, &str)]) {
+        drop(self.process.take());
+        self.settings.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self.start().await;
+    }
+
+    fn running(&self) -> &Process {
+        self.process.as_ref().expect("the replica is running")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.running().pid()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.take().expect("the replica is running").kill();
+    }
+
+    /// Sends SIGTERM, say.
+    pub fn signal(&self, signal: Signal) {
+        self.running().signal(signal);
+    }
+
+    /// Waits for it to end by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let status = self.process.as_mut().expect("the replica is running").ended().await;
+        self.process = None;
+        status
+    }
+
+    /// Host and port of the public listener.
+    pub fn address(&self) -> &str {
+        &self.settings["LISTEN_ADDR"]
+    }
+
+    /// Host and port of the ops listener.
+    pub fn ops_address(&self) -> &str {
+        &self.settings["OPS_ADDR"]
+    }
+
+    fn output(&self) -> PathBuf {
+        self.directory.join(format!("{}.log", self.name))
+    }
+
+    /// All that it has written.
+    pub fn output_text(&self) -> String {
+        read(&self.output())
+    }
+
+    /// Its log so far, a JSON object per line.
+    pub fn log(&self) -> Vec<Value> {
+        // The last line may be half written.
+        let text = self.output_text();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The request's line in the log, once it's there.
+    pub async fn request_line(&self, request_id: &str) -> Value {
+        let begin = Instant::now();
+        loop {
+            let lines = self.log().into_iter();
+            let found = lines.filter(|line| line["target"] == "request" && line["request_id"] == request_id);
+            let found: Vec<_> = found.collect();
+            match <[Value; 1]>::try_from(found) {
+                Ok([line]) => return line,
+                Err(lines) => assert!(lines.is_empty(), "one line per request: {lines:?}"),
+            }
+            assert!(begin.elapsed() < PATIENTLY, "no line of request {request_id}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// A request to the public listener, over a connection of its own.
+    pub fn call(&self, method: &str, path: &str) -> Call {
+        let method = method.parse().expect("a method");
+        Call::new(self.http.request(method, format!("http://{}{path}", self.address())))
+    }
+
+    /// `GET`.
+    pub fn get(&self, path: &str) -> Call {
+        self.call("GET", path)
+    }
+
+    /// `POST`.
+    pub fn post(&self, path: &str) -> Call {
+        self.call("POST", path)
+    }
+
+    /// `GET` from the ops listener.
+    pub async fn ops(&self, path: &str) -> Answer {
+        Call::new(self.http.get(format!("http://{}{path}", self.ops_address()))).send().await
+    }
+
+    /// A connection to the public listener to write anything into.
+    pub async fn raw(&self) -> Raw {
+        Raw::connect(self.address()).await
+    }
+
+    /// Makes the account `NAME@example.org`, username `NAME`.
+    pub async fn register(&self, name: &str) -> User {
+        let email = format!("{name}@example.org");
+        let body = json!({ "email": email, "username": name, "password": PASSWORD });
+        let answer = self.post("/auth/register").json(&body).send().await.expect(201);
+        User { id: answer.text_at("user_id"), email, username: name.to_owned() }
+    }
+
+    /// Asks to sign in, by e-mail or username.
+    pub fn try_login(&self, identifier: &str, password: &str) -> Call {
+        let field = if identifier.contains('@') { "email" } else { "username" };
+        self.post("/auth/login").json(&json!({ field: identifier, "password": password }))
+    }
+
+    /// Signs in.
+    pub async fn login(&self, user: &User) -> Session {
+        Session::opened_by(&self.try_login(&user.email, PASSWORD).send().await)
+    }
+
+    /// The status of `GET /profile` with this session.
+    pub async fn check(&self, session: &Session) -> u16 {
+        self.get("/profile").session(session).send().await.status
+    }
+
+    /// The sum of a metric's series that have all these labels.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let text = self.ops("/metrics").await.expect(200).text();
+        let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| line.contains(label))
+        });
+        lines.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a number")).sum()
+    }
+}
