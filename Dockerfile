@@ -1,26 +1,23 @@
-# The server's image: one static-enough binary on distroless, no shell, not root. Builds with Docker Engine 20.10's own
-# BuildKit: no `# syntax` line, which would have to be pulled, and no named contexts.
+# The server's image: one binary on distroless; no shell, not root. Builds with Docker Engine 20.10's own BuildKit: no
+# `# syntax` line, which would have to be pulled, and no named contexts.
 FROM rust:1.95-trixie AS build
 WORKDIR /src
 ENV CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
 
-# The dependencies are a layer of their own, compiled again only when a manifest changes. Cargo wants every target of the
-# manifest to exist, so empty ones stand in; tests and examples are never built here.
-COPY Cargo.toml Cargo.lock ./
-RUN --mount=type=cache,id=authfleet-cargo,target=/usr/local/cargo/registry,sharing=locked \
-    mkdir -p src tests/it loadtest/bare \
-    && touch src/lib.rs \
-    && echo 'fn main() {}' | tee src/main.rs tests/it/main.rs >loadtest/bare/main.rs \
-    && cargo build --release --locked --bin authfleet
-
+COPY Cargo.toml Cargo.lock build.rs ./
 COPY migrations migrations
 COPY src src
-# Newer than what was compiled from the empty files. /data is empty; it gives the volume mounted there its owner.
+# What was downloaded and compiled before stays in the builder's caches, so that a change costs only what it touches.
+# Cargo judges by the time of change, and the cache may be newer than a file that differs, hence the touch. It wants every
+# target of the manifest to exist; tests and examples are not built here. /data is empty: it gives the volume its owner.
 RUN --mount=type=cache,id=authfleet-cargo,target=/usr/local/cargo/registry,sharing=locked \
-    find src migrations -type f -exec touch {} + \
+    --mount=type=cache,id=authfleet-target,target=/src/target,sharing=locked \
+    mkdir -p tests/it loadtest/bare \
+    && touch tests/it/main.rs loadtest/bare/main.rs \
+    && find build.rs migrations src -type f -exec touch {} + \
     && cargo build --release --locked --bin authfleet \
     && install -D -m 0755 target/release/authfleet /out/usr/local/bin/authfleet \
-    && install -d -m 0700 -o 10001 -g 10001 /out/data
+    && install -d -m 0700 /out/data
 
 FROM gcr.io/distroless/cc-debian13:nonroot
 ARG VERSION=0.1.0
@@ -32,11 +29,11 @@ LABEL org.opencontainers.image.title="authfleet" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
-COPY --from=build /out/ /
+COPY --from=build /out/usr/local/bin/authfleet /usr/local/bin/authfleet
+COPY --from=build --chown=10001:10001 /out/data /data
 USER 10001:10001
 WORKDIR /data
 ENV DATABASE_URL=sqlite:///data/authfleet.db
-VOLUME /data
 EXPOSE 3000 9464
 STOPSIGNAL SIGTERM
 # Ready, not only alive: Redis and the users' database answer, and the replica isn't draining.

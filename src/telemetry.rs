@@ -123,6 +123,22 @@ pub fn start_logging(config: &LogConfig, replica: &str) -> Logging {
     Logging(())
 }
 
+/// Sends log lines to standard error, one by one: for commands, whose results go to standard output.
+///
+/// # Panics
+///
+/// When logging has started already.
+pub fn log_to_stderr(config: &LogConfig) {
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(&config.filter))
+        .with_writer(io::stderr)
+        .with_ansi(config.format == LogFormat::Pretty && io::stderr().is_terminal());
+    match config.format {
+        LogFormat::Json => subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
+        LogFormat::Pretty => subscriber.compact().init(),
+    }
+}
+
 /// Hands each event's line to the sink.
 #[derive(Clone, Copy, Debug)]
 struct Lines;
@@ -177,11 +193,17 @@ pub struct RequestLine<'a> {
     /// The status code; 499 if the client left before the answer.
     pub status: u16,
     /// Milliseconds from head to answer.
+    #[serde(serialize_with = "to_the_microsecond")]
     pub duration_ms: f64,
     /// See `X-Request-Id`.
     pub request_id: &'a str,
     /// The client's address, through trusted proxies.
     pub client_ip: Option<IpAddr>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn to_the_microsecond<S: serde::Serializer>(milliseconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((milliseconds * 1e3).round() / 1e3)
 }
 
 /// Whether request lines are wanted: `RUST_LOG` with `request=off` silences them.

@@ -3,9 +3,10 @@ use metrics::counter;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::password::Verdict;
+use super::token::Claims;
 use super::{Auth, AuthError, Client, Opened, Registration, SignedIn, identity};
 use crate::metrics::REGISTRATIONS;
-use crate::store::users::{NewUser, User};
+use crate::store::users::{NewUser, User, UserStoreError};
 
 impl Auth {
     /// Makes an account.
@@ -17,9 +18,15 @@ impl Auth {
         let result = self.try_register(registration, client).await;
         let label = result.as_ref().map_or_else(AuthError::label, |_| "success");
         counter!(REGISTRATIONS, "result" => label).increment(1);
-        if let Ok(user) = &result {
-            tracing::info!(target: "audit", event = "account_created", user_id = %user.id, ip = %client.ip,
-                request_id = %client.request_id);
+        match &result {
+            Ok(user) => {
+                tracing::info!(target: "audit", event = "account_created", user_id = %user.id, ip = %client.ip,
+                    request_id = %client.request_id);
+            }
+            Err(_) => {
+                tracing::info!(target: "audit", event = "registration_failed", reason = label, ip = %client.ip,
+                    request_id = %client.request_id);
+            }
         }
         result
     }
@@ -37,9 +44,17 @@ impl Auth {
         let (Ok(email), Ok(username), true) = (email, username, invalid.is_empty()) else {
             return Err(AuthError::Invalid(invalid));
         };
-        // Asked before hashing, so that a form sent twice doesn't cost a hash; decided when inserting.
-        self.users.ensure_free(&email, username.as_deref()).await?;
         let attempt = self.throttle.admit_registration(client.ip).await?;
+        // Asked before hashing, so that a form sent twice doesn't cost a hash; decided when inserting.
+        match self.users.ensure_free(&email, username.as_deref()).await {
+            Ok(()) => {}
+            Err(taken @ (UserStoreError::EmailTaken | UserStoreError::UsernameTaken)) => {
+                // Counts too: otherwise anybody could ask for any number of addresses whether they have an account.
+                attempt.failed().await?;
+                return Err(taken.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
         let password_hash = self.gate.hash(registration.password).await?;
         attempt.failed().await?;
         Ok(self.users.create(NewUser { email, username, password_hash }).await?)
@@ -59,18 +74,30 @@ impl Auth {
         new: SecretString,
         client: &Client,
     ) -> Result<Opened, AuthError> {
-        let user = self.confirm(signed_in, current, client).await?;
+        let mut user = self.confirm(signed_in, current, client).await?;
         self.check_password("new_password", &new, &user)?;
         let new_hash = self.gate.hash(new).await?;
         let mut ended = self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
-        let epoch = self.users.replace_password(user.id, user.epoch, &new_hash).await?;
-        // Somebody else changed the password first: the one that was confirmed is no longer the present one.
-        let epoch = epoch.ok_or(AuthError::WrongPassword)?;
+        let epoch = loop {
+            if let Some(epoch) = self.users.replace_password(user.id, user.epoch, &new_hash).await? {
+                break epoch;
+            }
+            // A login that met the fence took over its epoch, which doesn't make the confirmed password wrong; or
+            // somebody else changed it first, and then it is.
+            let now = self.users.by_id(user.id).await?.filter(|now| now.disabled_at.is_none() && same_hash(now, &user));
+            user = now.ok_or(AuthError::WrongPassword)?;
+            ended += self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
+        };
+        let asked = signed_in.claims.session_id;
+        tracing::info!(target: "audit", event = "password_changed", user_id = %user.id, session_id = %asked,
+            ip = %client.ip, request_id = %client.request_id);
         ended += self.sessions.end_all(user.id, None, Some(epoch)).await?;
-        self.ended_many(user.id, ended, "password_changed", client);
-        tracing::info!(target: "audit", event = "password_changed", user_id = %user.id, ip = %client.ip,
+        Self::ended_many(user.id, ended, "password_changed", Some(asked), client);
+        let opened = self.open(User { epoch, password_hash: new_hash, ..user }, None, client).await?;
+        tracing::info!(target: "audit", event = "session_created", reason = "password_changed",
+            user_id = %opened.user.id, session_id = %opened.claims.session_id, ip = %client.ip,
             request_id = %client.request_id);
-        self.open(User { epoch, password_hash: new_hash, ..user }, None, client).await
+        Ok(opened)
     }
 
     /// Deletes the account of somebody who knows its password, and all its sessions.
@@ -84,20 +111,39 @@ impl Auth {
         password: SecretString,
         client: &Client,
     ) -> Result<(), AuthError> {
-        let user = self.confirm(signed_in, password, client).await?;
+        let mut user = self.confirm(signed_in, password, client).await?;
         let mut ended = self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
-        if !self.users.delete(user.id, user.epoch).await? {
-            return Err(AuthError::WrongPassword);
+        while !self.users.delete(user.id, user.epoch).await? {
+            // As for a change of password.
+            let now = self.users.by_id(user.id).await?.filter(|now| now.disabled_at.is_none() && same_hash(now, &user));
+            user = now.ok_or(AuthError::WrongPassword)?;
+            ended += self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
         }
+        let asked = signed_in.claims.session_id;
+        tracing::info!(target: "audit", event = "account_deleted", user_id = %user.id, session_id = %asked,
+            ip = %client.ip, request_id = %client.request_id);
         ended += self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
-        self.ended_many(user.id, ended, "account_deleted", client);
-        tracing::info!(target: "audit", event = "account_deleted", user_id = %user.id, ip = %client.ip,
-            request_id = %client.request_id);
+        Self::ended_many(user.id, ended, "account_deleted", Some(asked), client);
         Ok(())
     }
 
     /// Verifies the password of somebody who is signed in; failures count as those of a login.
     async fn confirm(
+        &self,
+        signed_in: &SignedIn,
+        password: SecretString,
+        client: &Client,
+    ) -> Result<User, AuthError> {
+        let result = self.try_confirm(signed_in, password, client).await;
+        if let Err(error) = &result {
+            let Claims { user_id, session_id, .. } = signed_in.claims;
+            tracing::info!(target: "audit", event = "password_confirmation_failed", reason = error.label(),
+                user_id = %user_id, session_id = %session_id, ip = %client.ip, request_id = %client.request_id);
+        }
+        result
+    }
+
+    async fn try_confirm(
         &self,
         signed_in: &SignedIn,
         password: SecretString,
@@ -114,8 +160,6 @@ impl Auth {
             }
             Verdict::Mismatch => {
                 attempt.failed().await?;
-                tracing::info!(target: "audit", event = "password_confirmation_failed", user_id = %user_id,
-                    ip = %client.ip, request_id = %client.request_id);
                 Err(AuthError::WrongPassword)
             }
         }
@@ -126,4 +170,9 @@ impl Auth {
             AuthError::Invalid(violations.iter().map(|violation| (field, violation.to_string())).collect())
         })
     }
+}
+
+/// Whether nobody changed the password in between.
+fn same_hash(now: &User, then: &User) -> bool {
+    now.password_hash.expose_secret() == then.password_hash.expose_secret()
 }

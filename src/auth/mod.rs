@@ -4,6 +4,7 @@
 //! verified; and whatever must end a user's sessions ends them first, and raises the fence that keeps late logins out,
 //! then changes the database, then ends them again. Wherever that is cut off, no session lives that should be dead.
 mod accounts;
+pub mod admin;
 pub mod identity;
 pub mod password;
 mod sessions;
@@ -58,7 +59,7 @@ pub struct Client {
     /// `User-Agent`, bounded.
     pub user_agent: String,
     /// `X-Request-Id`.
-    pub request_id: Arc<str>,
+    pub request_id: String,
 }
 
 /// A checked and renewed session.

@@ -1,8 +1,10 @@
 //! Sessions: check, sign out, list, revoke.
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use metrics::counter;
+use metrics::{Counter, counter};
+use tracing::field::display;
 use uuid::Uuid;
 
 use super::token::{Claims, SessionId};
@@ -14,6 +16,22 @@ use crate::store::sessions::{SessionEntry, SessionKey};
 /// Cookies of our name that are looked at in one request; more than a few is an attack.
 const COOKIES_READ: usize = 4;
 
+/// The counters of session checks, by result: looked up once, not per request.
+struct Checks(LazyLock<[(&'static str, Counter); 6]>);
+
+static CHECKS: Checks = Checks(LazyLock::new(|| {
+    ["valid", "no_cookie", "bad_signature", "expired", "unknown", "error"]
+        .map(|result| (result, counter!(SESSION_CHECKS, "result" => result)))
+}));
+
+impl Checks {
+    fn count(&self, result: &str) {
+        if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == result) {
+            counter.increment(1);
+        }
+    }
+}
+
 impl Auth {
     /// Checks the session that a cookie names and renews its idle limit.
     ///
@@ -24,14 +42,14 @@ impl Auth {
         let claims = match self.read(cookies) {
             Ok(claims) => claims,
             Err(result) => {
-                counter!(SESSION_CHECKS, "result" => result).increment(1);
+                CHECKS.count(result);
                 return Err(AuthError::SessionInvalid);
             }
         };
         let now_ms = self.clock.now_ms();
         let left_ms = u64::try_from(claims.expires_at_ms - now_ms).unwrap_or(0);
         if left_ms == 0 {
-            counter!(SESSION_CHECKS, "result" => "expired").increment(1);
+            CHECKS.count("expired");
             return Err(AuthError::SessionInvalid);
         }
         let idle_for = self.limits.idle.min(Duration::from_millis(left_ms));
@@ -41,7 +59,7 @@ impl Auth {
             Ok(None) => "unknown",
             Err(_) => "error",
         };
-        counter!(SESSION_CHECKS, "result" => result).increment(1);
+        CHECKS.count(result);
         let session = found?.ok_or(AuthError::SessionInvalid)?;
         let idle_ms = i64::try_from(idle_for.as_millis()).unwrap_or(i64::MAX);
         let idle_expires_at = Timestamp::from_millisecond(now_ms.saturating_add(idle_ms)).unwrap_or(Timestamp::MAX);
@@ -59,17 +77,30 @@ impl Auth {
         client: &Client,
     ) -> Result<(), AuthError> {
         let claims = self.read(cookies).map_err(|_| AuthError::SessionInvalid)?;
-        if self.end(key_of(&claims), "logout", client).await? { Ok(()) } else { Err(AuthError::SessionInvalid) }
+        if self.end(key_of(&claims), "logout", None, client).await? { Ok(()) } else { Err(AuthError::SessionInvalid) }
     }
 
-    pub(super) async fn end(&self, key: SessionKey, reason: &'static str, client: &Client) -> Result<bool, StoreError> {
+    /// Ends a session; `by` is the one that asked for it, if another.
+    pub(super) async fn end(
+        &self,
+        key: SessionKey,
+        reason: &'static str,
+        by: Option<SessionId>,
+        client: &Client,
+    ) -> Result<bool, StoreError> {
         let was_alive = self.sessions.end(key).await?;
         if was_alive {
-            counter!(SESSIONS_ENDED, "reason" => reason).increment(1);
-            tracing::info!(target: "audit", event = "session_ended", reason, user_id = %key.user_id,
-                session_id = %key.session_id, ip = %client.ip, request_id = %client.request_id);
+            Self::ended(key, reason, by, client);
         }
         Ok(was_alive)
+    }
+
+    /// Counts and records that a session is no more.
+    pub(super) fn ended(key: SessionKey, reason: &'static str, by: Option<SessionId>, client: &Client) {
+        counter!(SESSIONS_ENDED, "reason" => reason).increment(1);
+        tracing::info!(target: "audit", event = "session_ended", reason, user_id = %key.user_id,
+            session_id = %key.session_id, by_session = by.map(display), ip = %client.ip,
+            request_id = %client.request_id);
     }
 
     /// The first cookie that is ours, or why there is none.
@@ -93,36 +124,44 @@ impl Auth {
         Ok(self.sessions.list(user_id).await?)
     }
 
-    /// Ends one of the user's sessions.
+    /// Ends one of the sessions of the user who is signed in.
     ///
     /// # Errors
     ///
     /// The user has no such session; no store.
-    pub async fn revoke(&self, user_id: Uuid, session_id: SessionId, client: &Client) -> Result<(), AuthError> {
-        let was_alive = self.end(SessionKey { user_id, session_id }, "revoked", client).await?;
+    pub async fn revoke(&self, claims: &Claims, session_id: SessionId, client: &Client) -> Result<(), AuthError> {
+        let key = SessionKey { user_id: claims.user_id, session_id };
+        let was_alive = self.end(key, "revoked", Some(claims.session_id), client).await?;
         if was_alive { Ok(()) } else { Err(AuthError::SessionNotFound) }
     }
 
-    /// Ends all of the user's sessions except `keep`; says how many.
+    /// Ends all sessions of the user who is signed in, or all but the one that asks; says how many.
     ///
     /// # Errors
     ///
     /// No store.
     pub async fn revoke_all(
         &self,
-        user_id: Uuid,
-        keep: Option<SessionId>,
+        claims: &Claims,
+        keep_current: bool,
         client: &Client,
     ) -> Result<u32, AuthError> {
-        let ended = self.sessions.end_all(user_id, keep, None).await?;
-        self.ended_many(user_id, ended, "revoked", client);
+        let keep = keep_current.then_some(claims.session_id);
+        let ended = self.sessions.end_all(claims.user_id, keep, None).await?;
+        Self::ended_many(claims.user_id, ended, "revoked", Some(claims.session_id), client);
         Ok(ended)
     }
 
     /// Counts and records that `ended` of a user's sessions are no more.
-    pub(super) fn ended_many(&self, user_id: Uuid, ended: u32, reason: &'static str, client: &Client) {
+    pub(super) fn ended_many(
+        user_id: Uuid,
+        ended: u32,
+        reason: &'static str,
+        by: Option<SessionId>,
+        client: &Client,
+    ) {
         counter!(SESSIONS_ENDED, "reason" => reason).increment(ended.into());
         tracing::info!(target: "audit", event = "sessions_ended", reason, count = ended, user_id = %user_id,
-            ip = %client.ip, request_id = %client.request_id);
+            by_session = by.map(display), ip = %client.ip, request_id = %client.request_id);
     }
 }

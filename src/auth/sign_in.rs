@@ -1,12 +1,13 @@
 //! Sign in: verify a password, make a session.
 use metrics::counter;
 use secrecy::SecretString;
+use uuid::Uuid;
 
 use super::password::Verdict;
 use super::token::Claims;
 use super::{Auth, AuthError, Client, Opened, key_of};
-use crate::metrics::{LOGINS, SESSIONS_CREATED, SESSIONS_ENDED};
-use crate::store::sessions::{Created, NewSession};
+use crate::metrics::{LOGINS, SESSIONS_CREATED};
+use crate::store::sessions::{Created, NewSession, SessionKey};
 use crate::store::users::{User, login_key};
 
 impl Auth {
@@ -23,7 +24,8 @@ impl Auth {
         client: &Client,
     ) -> Result<Opened, AuthError> {
         let brought = self.read(cookies).ok();
-        let result = self.try_sign_in(identifier, password, brought, client).await;
+        let mut tried = None;
+        let result = self.try_sign_in(identifier, password, brought, client, &mut tried).await;
         let label = result.as_ref().map_or_else(AuthError::label, |_| "success");
         counter!(LOGINS, "result" => label).increment(1);
         match &result {
@@ -32,8 +34,9 @@ impl Auth {
                     ip = %client.ip, request_id = %client.request_id);
             }
             Err(error) => {
-                tracing::info!(target: "audit", event = "login_failed", reason = label, %error, ip = %client.ip,
-                    request_id = %client.request_id);
+                // Not the name as typed: people type passwords there.
+                tracing::info!(target: "audit", event = "login_failed", reason = label, %error,
+                    user_id = tried.map(tracing::field::display), ip = %client.ip, request_id = %client.request_id);
             }
         }
         result
@@ -45,8 +48,10 @@ impl Auth {
         password: SecretString,
         brought: Option<Claims>,
         client: &Client,
+        tried: &mut Option<Uuid>,
     ) -> Result<Opened, AuthError> {
         let user = self.users.by_login(identifier).await?;
+        *tried = user.as_ref().map(|user| user.id);
         // An account has one count, by whichever of its names it's tried; a name without account has one too, so that
         // being throttled doesn't tell which exist.
         let account = user.as_ref().map_or_else(|| login_key(identifier), |user| user.id.to_string());
@@ -74,11 +79,11 @@ impl Auth {
         let expires_at = created_at + self.limits.max_age;
         let (token, claims) = self.keys.issue(user.id, expires_at.as_millisecond());
         let key = key_of(&claims);
-        let mut replaces = None;
+        let mut predecessor = None;
         match brought {
-            Some(old) if old.user_id == user.id => replaces = Some(old.session_id),
+            Some(old) if old.user_id == user.id => predecessor = Some(old.session_id),
             // Another user's session lives in another slot, so it can't end in the same step; it ends first.
-            Some(old) => self.end(key_of(&old), "replaced", client).await.map(drop)?,
+            Some(old) => self.end(key_of(&old), "replaced", None, client).await.map(drop)?,
             None => {}
         }
         let mut new = NewSession {
@@ -91,7 +96,7 @@ impl Auth {
             ip: client.ip.to_string(),
             user_agent: client.user_agent.clone(),
             epoch: user.epoch,
-            replaces,
+            replaces: predecessor,
         };
         let (evicted, replaced) = loop {
             match self.sessions.create(&new).await? {
@@ -111,12 +116,11 @@ impl Auth {
             return Err(AuthError::InvalidCredentials);
         }
         counter!(SESSIONS_CREATED).increment(1);
-        if replaced {
-            counter!(SESSIONS_ENDED, "reason" => "replaced").increment(1);
+        if let Some(old) = predecessor.filter(|_| replaced) {
+            Self::ended(SessionKey { user_id: user.id, session_id: old }, "replaced", None, client);
         }
         if evicted > 0 {
-            counter!(SESSIONS_ENDED, "reason" => "evicted").increment(evicted.into());
-            tracing::info!(target: "audit", event = "sessions_evicted", count = evicted, user_id = %user.id);
+            Self::ended_many(user.id, evicted, "evicted", Some(claims.session_id), client);
         }
         let idle_expires_at = expires_at.min(created_at + self.limits.idle);
         Ok(Opened { user, token, claims, created_at, idle_expires_at, expires_at })

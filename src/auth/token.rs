@@ -89,6 +89,15 @@ pub struct Claims {
     pub expires_at_ms: i64,
 }
 
+/// What a cookie value says, genuine or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspected {
+    /// What it says. Without a key of ours, anybody can have written that.
+    pub claims: Claims,
+    /// The key that signed it, counted from 0 in the order of `SESSION_SECRET`.
+    pub key: Option<usize>,
+}
+
 /// A cookie value that was not made with any of our keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the session cookie's signature is not ours")]
@@ -141,23 +150,44 @@ impl TokenKeys {
     ///
     /// [`NotOurs`] for anything that was not made with one of the keys.
     pub fn read(&self, text: &[u8]) -> Result<Claims, NotOurs> {
-        if text.len() != TEXT_LENGTH {
-            return Err(NotOurs);
-        }
-        let mut bytes = [0_u8; LENGTH];
-        URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).map_err(|_| NotOurs)?;
+        let bytes = decode(text).ok_or(NotOurs)?;
+        self.signer(&bytes).map(|_| claims(&bytes)).ok_or(NotOurs)
+    }
+
+    /// Reads a cookie value whoever made it, to tell an operator what is wrong with it. `None` if it has not even the
+    /// form of one.
+    pub fn inspect(&self, text: &[u8]) -> Option<Inspected> {
+        let bytes = decode(text)?;
+        Some(Inspected { claims: claims(&bytes), key: self.signer(&bytes) })
+    }
+
+    /// How many keys are accepted.
+    pub fn count(&self) -> usize {
+        self.accepted.len()
+    }
+
+    fn signer(&self, bytes: &[u8; LENGTH]) -> Option<usize> {
         let (signed, mac) = bytes.split_at(SIGNED);
-        let genuine = self.accepted.iter().any(|key| key.clone().chain_update(signed).verify_slice(mac).is_ok());
-        if !genuine || signed[0] != VERSION {
-            return Err(NotOurs);
-        }
-        let mut expires = [0; 8];
-        expires[2..].copy_from_slice(&signed[EXPIRES]);
-        Ok(Claims {
-            user_id: Uuid::from_slice(&signed[USER]).expect("16 bytes"),
-            session_id: SessionId::of(signed),
-            expires_at_ms: i64::from_be_bytes(expires),
-        })
+        self.accepted.iter().position(|key| key.clone().chain_update(signed).verify_slice(mac).is_ok())
+    }
+}
+
+fn decode(text: &[u8]) -> Option<[u8; LENGTH]> {
+    if text.len() != TEXT_LENGTH {
+        return None;
+    }
+    let mut bytes = [0; LENGTH];
+    URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
+    (bytes[0] == VERSION).then_some(bytes)
+}
+
+fn claims(bytes: &[u8; LENGTH]) -> Claims {
+    let mut expires = [0; 8];
+    expires[2..].copy_from_slice(&bytes[EXPIRES]);
+    Claims {
+        user_id: Uuid::from_slice(&bytes[USER]).expect("16 bytes"),
+        session_id: SessionId::of(&bytes[..SIGNED]),
+        expires_at_ms: i64::from_be_bytes(expires),
     }
 }
 
@@ -190,6 +220,16 @@ mod tests {
         assert!(new.read(after.expose_secret().as_bytes()).is_ok());
         assert!(old.read(after.expose_secret().as_bytes()).is_err());
         assert!(new.read(before.expose_secret().as_bytes()).is_err());
+    }
+
+    #[test]
+    fn an_inspection_names_the_key_or_none() {
+        let (old, both, new) = (keys(&["old"]), keys(&["new", "old"]), keys(&["new"]));
+        let (text, claims) = old.issue(Uuid::now_v7(), 1_800_000_000_000);
+        let text = text.expose_secret().as_bytes();
+        assert_eq!(both.inspect(text), Some(Inspected { claims, key: Some(1) }));
+        assert_eq!(new.inspect(text), Some(Inspected { claims, key: None }));
+        assert_eq!(both.inspect(&text[1..]), None);
     }
 
     /// ASVS 5.0 7.2.1: the verification happens at a trusted service; every bit counts.

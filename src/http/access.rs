@@ -30,7 +30,7 @@ static CLIENT_CLOSED_REQUEST: LazyLock<StatusCode> =
 
 /// The request's id: nginx's if it sent one, else a new one of the same form (32 hexadecimal digits).
 #[derive(Clone, Debug)]
-pub struct RequestId(pub Arc<str>);
+pub struct RequestId(pub HeaderValue);
 
 /// Adds [`Access`] to a service.
 #[derive(Clone, Debug)]
@@ -51,11 +51,11 @@ pub struct Access<S> {
     app: Arc<App>,
 }
 
-impl<S> Service<Request> for Access<S>
+impl<S, B> Service<Request> for Access<S>
 where
-    S: Service<Request, Response = Response>,
+    S: Service<Request, Response = Response<B>>,
 {
-    type Response = Response;
+    type Response = Response<B>;
     type Error = S::Error;
     type Future = Answer<S::Future>;
 
@@ -73,7 +73,7 @@ where
         let state = State {
             app: Arc::clone(&self.app),
             begin: Instant::now(),
-            id: Arc::clone(&id),
+            id: id.clone(),
             method: request.method().clone(),
             route: request.extensions().get::<MatchedPath>().cloned(),
             logged,
@@ -89,7 +89,7 @@ where
 struct State {
     app: Arc<App>,
     begin: Instant,
-    id: Arc<str>,
+    id: HeaderValue,
     method: Method,
     route: Option<MatchedPath>,
     logged: Option<Logged>,
@@ -111,8 +111,8 @@ pin_project_lite::pin_project! {
     }
 }
 
-impl<F: Future<Output = Result<Response, E>>, E> Future for Answer<F> {
-    type Output = Result<Response, E>;
+impl<F: Future<Output = Result<Response<B>, E>>, B, E> Future for Answer<F> {
+    type Output = Result<Response<B>, E>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -125,10 +125,10 @@ impl<F: Future<Output = Result<Response, E>>, E> Future for Answer<F> {
 }
 
 impl State {
-    fn dress(&mut self, response: &mut Response) {
+    fn dress<B>(&mut self, response: &mut Response<B>) {
         self.status = Some(response.status());
         let headers = response.headers_mut();
-        headers.insert(X_REQUEST_ID, HeaderValue::from_str(&self.id).expect("checked or made here"));
+        headers.insert(X_REQUEST_ID, self.id.clone());
         headers.insert(X_SERVED_BY, self.app.served_by.clone());
         if is_private(self.route.as_ref().map(MatchedPath::as_str)) {
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -153,7 +153,7 @@ impl Drop for State {
                 route,
                 status: status.as_u16(),
                 duration_ms: elapsed.as_secs_f64() * 1e3,
-                request_id: &self.id,
+                request_id: self.id.to_str().unwrap_or_default(),
                 client_ip,
             };
             telemetry::write_request_line(&self.app.clock, &line);
@@ -167,23 +167,14 @@ fn is_private(route: Option<&str>) -> bool {
     route.starts_with("/auth") || matches!(route, "/login" | "/logout" | "/profile")
 }
 
-fn request_id(request: &Request) -> Arc<str> {
-    let sent = request.headers().get(X_REQUEST_ID).and_then(|value| value.to_str().ok());
-    let is_safe = |id: &&str| {
+fn request_id(request: &Request) -> HeaderValue {
+    let is_safe = |id: &&HeaderValue| {
         (1..=REQUEST_ID_LIMIT).contains(&id.len())
-            && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            && id.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
     };
-    match sent.filter(is_safe) {
-        Some(id) => id.into(),
-        None => {
-            let mut digits = [0_u8; 32];
-            // Not a secret: it only has to differ from others.
-            let mut number = fastrand::u128(..);
-            for digit in &mut digits {
-                *digit = b"0123456789abcdef"[(number & 15) as usize];
-                number >>= 4;
-            }
-            std::str::from_utf8(&digits).expect("hexadecimal digits").into()
-        }
+    if let Some(id) = request.headers().get(X_REQUEST_ID).filter(is_safe) {
+        return id.clone();
     }
+    // Not a secret: it only has to differ from others.
+    HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).expect("hexadecimal digits")
 }

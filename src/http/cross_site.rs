@@ -2,13 +2,18 @@
 //!
 //! Browsers say where a request comes from: `Sec-Fetch-Site`, or at least `Origin`. A client that sends neither is no
 //! browser, holds its cookie deliberately, and passes.
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
+use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
+use futures_util::future::Either;
 use http::header::{HOST, HeaderName, ORIGIN};
 use http::{HeaderMap, Method};
+use tower_layer::Layer;
+use tower_service::Service;
 
 use super::App;
 use super::error::Problem;
@@ -17,13 +22,41 @@ use super::extract::Peer;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Answers 403 `cross_site` to an unsafe request from another site.
-pub async fn refuse(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
-    if is_safe || is_same_site(&app, &request) {
-        return next.run(request).await;
+/// Answers 403 `cross_site` to unsafe requests from other sites.
+#[derive(Clone, Debug)]
+pub struct CrossSiteLayer(pub Arc<App>);
+
+impl<S> Layer<S> for CrossSiteLayer {
+    type Service = CrossSite<S>;
+
+    fn layer(&self, inner: S) -> CrossSite<S> {
+        CrossSite { inner, app: Arc::clone(&self.0) }
     }
-    Problem::cross_site().into_response()
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct CrossSite<S> {
+    inner: S,
+    app: Arc<App>,
+}
+
+impl<S: Service<Request, Response = Response, Error = Infallible>> Service<Request> for CrossSite<S> {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<S::Future, Ready<Result<Response, Infallible>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+        if is_safe || is_same_site(&self.app, &request) {
+            return Either::Left(self.inner.call(request));
+        }
+        Either::Right(ready(Ok(Problem::cross_site().into_response())))
+    }
 }
 
 fn is_same_site(app: &App, request: &Request) -> bool {

@@ -49,7 +49,7 @@ pub struct Body<'a> {
     status: u16,
     /// This occurrence, in a sentence.
     detail: &'a str,
-    /// A stable snake_case word to program against.
+    /// A stable `snake_case` word to program against.
     #[schema(example = "session_invalid")]
     code: &'static str,
     /// With `validation_failed`: every field that is wrong.

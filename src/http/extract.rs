@@ -103,12 +103,11 @@ impl FromRequestParts<Arc<App>> for Client {
             let text = String::from_utf8_lossy(value.as_bytes());
             text.chars().filter(|c| !c.is_control()).take(USER_AGENT_LIMIT).collect()
         });
-        let request_id =
-            parts.extensions.get::<super::access::RequestId>().map(|id| id.0.clone()).unwrap_or_default();
+        let request_id = parts.extensions.get::<super::access::RequestId>().and_then(|id| id.0.to_str().ok());
         Ok(Self {
             ip: client_address(peer, &parts.headers, &app.trusted_proxies),
             user_agent: user_agent.unwrap_or_default(),
-            request_id,
+            request_id: request_id.unwrap_or_default().to_owned(),
         })
     }
 }

@@ -45,7 +45,7 @@ pub struct App {
     pub drain: CancellationToken,
 }
 
-/// The public API: every route, and what each request passes on its way, outermost last.
+/// The public API: every route, and what each request passes on its way, outermost first.
 pub fn router(app: Arc<App>) -> Router {
     let (routes, document) = api().split_for_parts();
     routes
@@ -53,9 +53,12 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/", get(async || Redirect::temporary("/docs/").into_response()))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), cross_site::refuse))
-        .layer(CatchPanicLayer::custom(|_| Problem::internal().into_response()))
-        .layer(access::AccessLayer(Arc::clone(&app)))
+        // In one step: each `layer` of its own would cost every request a boxed service and a boxed future.
+        .layer((
+            access::AccessLayer(Arc::clone(&app)),
+            CatchPanicLayer::custom(|_| Problem::internal().into_response()),
+            cross_site::CrossSiteLayer(Arc::clone(&app)),
+        ))
         .with_state(app)
 }
 

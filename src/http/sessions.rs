@@ -300,7 +300,7 @@ pub async fn revoke(
 ) -> Result<StatusCode, Problem> {
     // A path that isn't even text names no session either.
     let session_id = path.ok().and_then(|Path(text)| SessionId::parse(&text)).ok_or_else(Problem::session_not_found)?;
-    app.auth.revoke(signed_in.claims.user_id, session_id, &client).await?;
+    app.auth.revoke(&signed_in.claims, session_id, &client).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -339,8 +339,7 @@ pub async fn revoke_all(
     let Ok(Query(RevokeAllQuery { keep })) = query else {
         return Err(Problem::validation_failed(vec![FieldError::new("keep", "must be `current` or absent")]));
     };
-    let keep = keep.map(|Keep::Current| signed_in.claims.session_id);
-    app.auth.revoke_all(signed_in.claims.user_id, keep, &client).await?;
+    app.auth.revoke_all(&signed_in.claims, keep.is_some(), &client).await?;
     if keep.is_some() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }

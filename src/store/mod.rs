@@ -4,7 +4,7 @@ pub mod sessions;
 pub mod throttle;
 pub mod users;
 
-pub use self::redis::RedisHandle;
+pub use self::redis::{Operation, RedisHandle};
 
 /// A store did not answer, or refused: the request that needed it fails closed, with 503.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -3,30 +3,65 @@
 //! A checkout from deadpool-redis costs an UNWATCH and a PING each time, which would triple the commands of a session
 //! check. A multiplexed connection serves any number of requests at once, so it's checked out once, kept, and given
 //! back only when it has failed.
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use deadpool_redis::{Manager, Pool, PoolConfig, Runtime};
+use metrics::{Counter, Histogram};
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisError, Value};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::StoreError;
-use crate::metrics::{REDIS_CONNECTS, REDIS_ERRORS, REDIS_SECONDS};
+use crate::metrics::REDIS_CONNECTS;
 
 /// How long a new connection may take, handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
 /// How long one reply may take. With a connection attempt before it, still below the two seconds in which the contract
 /// promises an answer.
-const RESPONSE_TIMEOUT: Duration = Duration::from_millis(1000);
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(900);
+/// While Redis is away, connecting is tried this often at most, by one request at a time; the others fail at once
+/// instead of queueing up behind it.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// A kind of round trip, with its metrics: looked up once, not per request.
+pub struct Operation(LazyLock<(Histogram, Counter)>);
+
+impl Operation {
+    /// For `static` items, by way of `operation!`.
+    pub const fn new(handles: fn() -> (Histogram, Counter)) -> Self {
+        Self(LazyLock::new(handles))
+    }
+}
+
+impl std::fmt::Debug for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Operation")
+    }
+}
+
+macro_rules! operation {
+    ($name:literal) => {
+        $crate::store::redis::Operation::new(
+            || (
+                ::metrics::histogram!($crate::metrics::REDIS_SECONDS, "operation" => $name),
+                ::metrics::counter!($crate::metrics::REDIS_ERRORS, "operation" => $name),
+            ),
+        )
+    };
+}
+pub(crate) use operation;
 
 /// A handle on Redis that reconnects by itself.
 pub struct RedisHandle {
     pool: Pool,
     lease: RwLock<Option<Lease>>,
-    /// Held while connecting: requests that come meanwhile share the attempt and its outcome.
-    connecting: tokio::sync::Mutex<Option<(Instant, String)>>,
+    /// Held while connecting, so that one request does it for all.
+    connecting: tokio::sync::Mutex<()>,
+    /// Since when Redis is away, and why; `None` as long as it isn't known to be.
+    away: RwLock<Option<(Instant, String)>>,
     generation: AtomicU64,
 }
 
@@ -60,8 +95,13 @@ impl RedisHandle {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| StoreError::new(error.to_string()))?;
-        let (lease, connecting) = (RwLock::new(None), tokio::sync::Mutex::new(None));
-        Ok(Self { pool, lease, connecting, generation: AtomicU64::new(0) })
+        Ok(Self {
+            pool,
+            lease: RwLock::new(None),
+            connecting: tokio::sync::Mutex::default(),
+            away: RwLock::new(None),
+            generation: AtomicU64::new(0),
+        })
     }
 
     /// Sends a pipeline in one round trip and returns its replies.
@@ -69,7 +109,7 @@ impl RedisHandle {
     /// # Errors
     ///
     /// When Redis can't be reached, doesn't answer in time, or refuses one of the commands.
-    pub async fn pipeline(&self, operation: &'static str, pipeline: &redis::Pipeline) -> Result<Vec<Value>, StoreError> {
+    pub async fn pipeline(&self, operation: &Operation, pipeline: &redis::Pipeline) -> Result<Vec<Value>, StoreError> {
         self.timed(operation, async |connection: &mut MultiplexedConnection| {
             connection.send_packed_commands(pipeline, 0, pipeline.len()).await
         })
@@ -83,7 +123,7 @@ impl RedisHandle {
     /// As [`RedisHandle::pipeline`].
     pub async fn script<T: redis::FromRedisValue>(
         &self,
-        operation: &'static str,
+        operation: &Operation,
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, StoreError> {
         self.timed(operation, async |connection: &mut MultiplexedConnection| script.invoke_async(connection).await).await
@@ -96,7 +136,7 @@ impl RedisHandle {
     /// As [`RedisHandle::pipeline`].
     pub async fn command<T: redis::FromRedisValue>(
         &self,
-        operation: &'static str,
+        operation: &Operation,
         command: &redis::Cmd,
     ) -> Result<T, StoreError> {
         self.timed(operation, async |connection: &mut MultiplexedConnection| command.query_async(connection).await).await
@@ -104,7 +144,7 @@ impl RedisHandle {
 
     async fn timed<T>(
         &self,
-        operation: &'static str,
+        operation: &Operation,
         run: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
         let begin = Instant::now();
@@ -115,9 +155,10 @@ impl RedisHandle {
             }),
             Err(error) => Err(error),
         };
-        metrics::histogram!(REDIS_SECONDS, "operation" => operation).record(begin.elapsed());
+        let (seconds, errors) = &*operation.0;
+        seconds.record(begin.elapsed());
         if result.is_err() {
-            metrics::counter!(REDIS_ERRORS, "operation" => operation).increment(1);
+            errors.increment(1);
         }
         result
     }
@@ -135,15 +176,20 @@ impl RedisHandle {
 
     #[cold]
     async fn connect(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
-        let arrived = Instant::now();
-        let mut last_failure = self.connecting.lock().await;
+        let known = self.away.read().clone();
+        let _turn = match known.clone() {
+            None => self.connecting.lock().await,
+            Some((since, why)) => match self.connecting.try_lock() {
+                Ok(turn) if since.elapsed() >= RETRY_AFTER => turn,
+                _ => return Err(StoreError::new(why)),
+            },
+        };
+        // What another request's attempt came to while this one waited speaks for this one too.
         if let Some(lent) = self.lent() {
             return Ok(lent);
         }
-        // An attempt that ended while this request waited speaks for it too; otherwise a queue of requests would each
-        // spend the whole time-out, one after the other.
-        if let Some((_, message)) = last_failure.as_ref().filter(|(at, _)| *at >= arrived) {
-            return Err(StoreError::new(message.clone()));
+        if known.is_none() && let Some((_, why)) = self.away.read().clone() {
+            return Err(StoreError::new(why));
         }
         match self.pool.get().await {
             Ok(connection) => {
@@ -151,18 +197,17 @@ impl RedisHandle {
                 let lent = (*connection).clone();
                 *self.lease.write() = Some(Lease { connection, generation });
                 metrics::counter!(REDIS_CONNECTS).increment(1);
-                if last_failure.take().is_some() || generation > 1 {
+                if self.away.write().take().is_some() || generation > 1 {
                     tracing::info!("redis answers again");
                 }
                 Ok((lent, generation))
             }
             Err(error) => {
-                let message = format!("cannot connect to Redis: {error}");
-                if last_failure.is_none() {
+                let why = format!("cannot connect to Redis: {error}");
+                if self.away.write().replace((Instant::now(), why.clone())).is_none() {
                     tracing::error!(%error, "redis does not answer");
                 }
-                *last_failure = Some((Instant::now(), message.clone()));
-                Err(StoreError::new(message))
+                Err(StoreError::new(why))
             }
         }
     }

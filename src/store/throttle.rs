@@ -15,11 +15,13 @@ use parking_lot::Mutex;
 use redis::Script;
 
 use super::StoreError;
-use super::redis::RedisHandle;
+use super::redis::{Operation, RedisHandle, operation};
 use crate::clock::Clock;
 
 /// An attempt that was never settled, because its replica died, is given up after this.
 const PENDING_TTL: Duration = Duration::from_secs(30);
+
+static THROTTLE_TRIP: Operation = operation!("throttle");
 
 /// KEYS: failures, pending. ARGV: limit, attempt, pending's life in ms.
 /// Returns {1, 0}: reserved; {2, 0}: attempts under way take the rest; {0, ms}: blocked for so long.
@@ -128,7 +130,7 @@ impl ThrottleStore {
         let (failures, pending) = keys(subject);
         let mut call = RESERVE.key(failures);
         call.key(pending).arg(subject.limit).arg(attempt).arg(millis(PENDING_TTL));
-        let (answer, left): (u8, i64) = redis.script("throttle", &call).await?;
+        let (answer, left): (u8, i64) = redis.script(&THROTTLE_TRIP, &call).await?;
         Ok(match answer {
             1 => Admission::Reserved,
             2 => Admission::Wait,
@@ -152,7 +154,7 @@ impl ThrottleStore {
         let (failures, pending) = keys(subject);
         let mut call = SETTLE.key(failures);
         call.key(pending).arg(attempt).arg(outcome.as_str()).arg(millis(subject.window));
-        redis.script::<i64>("throttle", &call).await.map(drop)
+        redis.script::<i64>(&THROTTLE_TRIP, &call).await.map(drop)
     }
 }
 

@@ -72,10 +72,10 @@ export function call(op, method, base, path, { want = 200, cookie, body, phase, 
   answer.outcome = outcomeOf(answer, want);
   if (answer.outcome === 'ok' && accept && !accept(answer)) answer.outcome = 'failed';
   answer.ok = answer.outcome === 'ok';
-  requestMs.add(answer.ms, { op, outcome: answer.outcome, replica: answer.replica || 'none' });
-  if (op === 'check' && answer.ok) checkMs.add(answer.ms, { phase: phase || 'all' });
   // What can't be removed at the end is said by whoever removes it; it's no failed request of the scenario.
   if (cleanup) return answer;
+  requestMs.add(answer.ms, { op, outcome: answer.outcome, replica: answer.replica || 'none' });
+  if (op === 'check' && answer.ok) checkMs.add(answer.ms, { phase: phase || 'all' });
   if (answer.outcome === 'failed') {
     failed.add(1, { op });
     complain(`${method} ${base}${path}: ${says(answer)}, expected ${want}`);

@@ -12,9 +12,22 @@ mod stored;
 use secrecy::SecretString;
 use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfkc_quick};
 
+use crate::config::HashingConfig;
+
 pub use self::gate::{HashError, HashGate, Verdict};
 pub use self::policy::{MAX_LENGTH, PasswordPolicy, PolicyViolation};
 pub use self::stored::{MAX_BCRYPT_COST, MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PARALLELISM, OUTPUT_LENGTHS};
+
+/// Checks that a hash made elsewhere can be verified here: an Argon2 hash in the PHC string format or a `$2a$`, `$2b$`
+/// or `$2y$` bcrypt hash, with parameters within bounds.
+///
+/// # Errors
+///
+/// What is wrong with it, without any part of it.
+pub fn check_hash(config: &HashingConfig, hash: &str) -> Result<(), String> {
+    let scheme = stored::Scheme::new(config).map_err(|error| error.to_string())?;
+    scheme.parse(hash).map(drop).map_err(|error| error.to_string())
+}
 
 /// The NFKC form of a password, wiped when dropped.
 pub fn normalize(password: &str) -> SecretString {

@@ -109,22 +109,22 @@ impl MemorySessions {
         let state = self.state.lock();
         let sessions = state.users.get(&user_id).map_or(&[][..], |user| &user.sessions);
         let alive = sessions.iter().rev().filter(|entry| entry.is_alive(now));
-        alive
-            .map(|entry| {
-                let (idle_expires_at, last_seen_at) =
-                    super::seen(now, entry.idle_expires_at_ms - now, self.limits.idle);
-                SessionEntry {
-                    session_id: entry.id,
-                    created_at: entry.session.created_at.clone(),
-                    expires_at: entry.expires_at.clone(),
-                    idle_expires_at,
-                    last_seen_at,
-                    created_by: entry.session.created_by.clone(),
-                    ip: entry.ip.clone(),
-                    user_agent: entry.user_agent.clone(),
-                }
-            })
-            .collect()
+        alive.map(|entry| entry.shown(now, self.limits.idle)).collect()
+    }
+
+    pub(super) fn inspect(&self, key: SessionKey) -> Option<(Session, SessionEntry)> {
+        let now = self.clock.now_ms();
+        let state = self.state.lock();
+        let mut sessions = state.users.get(&key.user_id)?.sessions.iter();
+        let entry = sessions.find(|entry| entry.id == key.session_id && entry.is_alive(now))?;
+        Some((entry.session.clone(), entry.shown(now, self.limits.idle)))
+    }
+
+    pub(super) fn owner(&self, session_id: SessionId) -> Option<Uuid> {
+        let now = self.clock.now_ms();
+        let state = self.state.lock();
+        let owns = |user: &User| user.sessions.iter().any(|entry| entry.id == session_id && entry.is_alive(now));
+        state.users.iter().find(|(_, user)| owns(user)).map(|(id, _)| *id)
     }
 
     #[expect(clippy::unused_self, reason = "the same shape as the Redis store")]
@@ -157,6 +157,20 @@ impl User {
 impl Entry {
     fn is_alive(&self, now: i64) -> bool {
         now < self.idle_expires_at_ms
+    }
+
+    fn shown(&self, now: i64, idle: Duration) -> SessionEntry {
+        let (idle_expires_at, last_seen_at) = super::seen(now, self.idle_expires_at_ms - now, idle);
+        SessionEntry {
+            session_id: self.id,
+            created_at: self.session.created_at.clone(),
+            expires_at: self.expires_at.clone(),
+            idle_expires_at,
+            last_seen_at,
+            created_by: self.session.created_by.clone(),
+            ip: self.ip.clone(),
+            user_agent: self.user_agent.clone(),
+        }
     }
 }
 

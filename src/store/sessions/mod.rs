@@ -185,6 +185,24 @@ impl SessionStore {
         either!(self.list(user_id))
     }
 
+    /// A living session with all that is known of it. Reading it doesn't renew it.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn inspect(&self, key: SessionKey) -> Result<Option<(Session, SessionEntry)>, StoreError> {
+        either!(self.inspect(key))
+    }
+
+    /// The user whose living session this is, for operators who have only its name. Looks through all sessions.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn owner(&self, session_id: SessionId) -> Result<Option<Uuid>, StoreError> {
+        either!(self.owner(session_id))
+    }
+
     /// Asks the store whether it's there.
     ///
     /// # Errors

@@ -19,11 +19,13 @@ use super::{Created, Limits, NewSession, Session, SessionEntry, SessionKey};
 use crate::auth::token::SessionId;
 use crate::clock::Clock;
 use crate::store::StoreError;
-use crate::store::redis::RedisHandle;
+use crate::store::redis::{Operation, RedisHandle, operation};
 
 /// How long a fence stands. It must outlive every login that read the epoch before it; after that, logins read the
 /// epoch that is in SQL.
 const FENCE_TTL: Duration = Duration::from_secs(3600);
+/// Keys that Redis looks at in one step of a search: about a third of a millisecond.
+const SCAN_STEP: u32 = 1000;
 
 /// KEYS: session, index, fence. ARGV: epoch, created ms, idle ms, max age ms, limit, key prefix, id, replaced id or '',
 /// then the hash's fields and values. Returns {1, evicted, replaced} or {0, fence}.
@@ -93,6 +95,15 @@ return ended
     )
 });
 
+static CHECK_TRIP: Operation = operation!("check");
+static CREATE_TRIP: Operation = operation!("create");
+static END_TRIP: Operation = operation!("end");
+static END_ALL_TRIP: Operation = operation!("end_all");
+static INSPECT_TRIP: Operation = operation!("inspect");
+static LIST_TRIP: Operation = operation!("list");
+static PING_TRIP: Operation = operation!("ping");
+static SCAN_TRIP: Operation = operation!("scan");
+
 /// Sessions in Redis.
 #[derive(Debug)]
 pub struct RedisSessions {
@@ -143,7 +154,7 @@ impl RedisSessions {
             .cmd("PEXPIRE")
             .arg(&name)
             .arg(millis(idle_for));
-        let replies = self.redis.pipeline("check", &pipeline).await?;
+        let replies = self.redis.pipeline(&CHECK_TRIP, &pipeline).await?;
         let [Value::Array(fields), Value::Int(renewed)] = <[Value; 2]>::try_from(replies).map_err(unexpected)? else {
             return Err(unexpected(()));
         };
@@ -155,16 +166,12 @@ impl RedisSessions {
             _ => None,
         });
         let mut next = || fields.next().flatten();
-        match (next(), next(), next(), next()) {
-            (Some(username), Some(email), Some(created_at), Some(created_by)) => {
-                Ok(Some(Session { username, email, created_at, created_by }))
-            }
+        let (Some(username), Some(email), Some(created_at), Some(created_by)) = (next(), next(), next(), next()) else {
             // Not written by us, or edited by hand: no session.
-            _ => {
-                tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its fields ignored");
-                Ok(None)
-            }
-        }
+            tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its fields ignored");
+            return Ok(None);
+        };
+        Ok(Some(Session { username, email, created_at, created_by }))
     }
 
     pub(super) async fn create(&self, session: &NewSession) -> Result<Created, StoreError> {
@@ -195,7 +202,7 @@ impl RedisSessions {
         ] {
             call.arg(field).arg(value);
         }
-        let (done, first, second): (u8, i64, u8) = self.redis.script("create", &call).await?;
+        let (done, first, second): (u8, i64, u8) = self.redis.script(&CREATE_TRIP, &call).await?;
         Ok(match done {
             1 => Created::Done { evicted: u32::try_from(first).unwrap_or(0), replaced: second == 1 },
             _ => Created::Overtaken { fence: first },
@@ -205,7 +212,7 @@ impl RedisSessions {
     pub(super) async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
         let mut call = END.key(session_key(key));
         call.key(index_key(key.user_id)).arg(key.session_id.as_str());
-        self.redis.script("end", &call).await
+        self.redis.script(&END_TRIP, &call).await
     }
 
     pub(super) async fn end_all(
@@ -220,16 +227,50 @@ impl RedisSessions {
             .arg(keep.as_ref().map_or("", SessionId::as_str))
             .arg(fence.map_or(String::new(), |epoch| epoch.to_string()))
             .arg(millis(FENCE_TTL));
-        self.redis.script("end_all", &call).await
+        self.redis.script(&END_ALL_TRIP, &call).await
     }
 
     pub(super) async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
         let mut newest_first = cmd("ZRANGE");
         newest_first.arg(index_key(user_id)).arg(0).arg(-1).arg("REV");
-        let ids: Vec<String> = self.redis.command("list", &newest_first).await?;
+        let ids: Vec<String> = self.redis.command(&LIST_TRIP, &newest_first).await?;
         let ids: Vec<_> = ids.iter().filter_map(|id| SessionId::parse(id)).collect();
+        let found = self.read(&LIST_TRIP, user_id, &ids).await?;
+        Ok(found.into_iter().map(|(_, entry)| entry).collect())
+    }
+
+    pub(super) async fn inspect(&self, key: SessionKey) -> Result<Option<(Session, SessionEntry)>, StoreError> {
+        Ok(self.read(&INSPECT_TRIP, key.user_id, &[key.session_id]).await?.pop())
+    }
+
+    /// SCAN, in steps that don't hold up anybody else. A session that lives throughout is found.
+    pub(super) async fn owner(&self, session_id: SessionId) -> Result<Option<Uuid>, StoreError> {
+        let pattern = format!("session:{{*}}:{session_id}");
+        let mut cursor = 0;
+        loop {
+            let mut step = cmd("SCAN");
+            step.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_STEP);
+            let (next, names): (u64, Vec<String>) = self.redis.command(&SCAN_TRIP, &step).await?;
+            let user_id = |name: &String| name.strip_prefix("session:{")?.split_once('}')?.0.parse().ok();
+            if let Some(user_id) = names.iter().find_map(user_id) {
+                return Ok(Some(user_id));
+            }
+            if next == 0 {
+                return Ok(None);
+            }
+            cursor = next;
+        }
+    }
+
+    /// Those of a user's sessions that are alive, in the order of `ids`.
+    async fn read(
+        &self,
+        operation: &Operation,
+        user_id: Uuid,
+        ids: &[SessionId],
+    ) -> Result<Vec<(Session, SessionEntry)>, StoreError> {
         let mut pipeline = redis::Pipeline::with_capacity(ids.len() * 2);
-        for session_id in &ids {
+        for session_id in ids {
             let name = session_key(SessionKey { user_id, session_id: *session_id });
             pipeline.cmd("HGETALL").arg(&name).cmd("PTTL").arg(&name);
         }
@@ -237,9 +278,9 @@ impl RedisSessions {
             return Ok(Vec::new());
         }
         let now_ms = self.clock.now_ms();
-        let mut replies = self.redis.pipeline("list", &pipeline).await?.into_iter();
-        let mut entries = Vec::with_capacity(ids.len());
-        for session_id in ids {
+        let mut replies = self.redis.pipeline(operation, &pipeline).await?.into_iter();
+        let mut found = Vec::with_capacity(ids.len());
+        for &session_id in ids {
             let (Some(hash), Some(left)) = (replies.next(), replies.next()) else { return Err(unexpected(())) };
             let mut hash: HashMap<String, String> = redis::from_redis_value(hash).map_err(unexpected)?;
             let left_ms: i64 = redis::from_redis_value(left).map_err(unexpected)?;
@@ -249,22 +290,29 @@ impl RedisSessions {
             }
             let mut take = |field| hash.remove(field).unwrap_or_default();
             let (idle_expires_at, last_seen_at) = super::seen(now_ms, left_ms, self.limits.idle);
-            entries.push(SessionEntry {
-                session_id,
+            let session = Session {
+                username: take("username"),
+                email: take("email"),
                 created_at: take("created_at"),
+                created_by: take("created_by"),
+            };
+            let entry = SessionEntry {
+                session_id,
+                created_at: session.created_at.clone(),
                 expires_at: take("expires_at"),
                 idle_expires_at,
                 last_seen_at,
-                created_by: take("created_by"),
+                created_by: session.created_by.clone(),
                 ip: take("ip"),
                 user_agent: take("user_agent"),
-            });
+            };
+            found.push((session, entry));
         }
-        Ok(entries)
+        Ok(found)
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.redis.command::<Value>("ping", &cmd("PING")).await.map(drop)
+        self.redis.command::<Value>(&PING_TRIP, &cmd("PING")).await.map(drop)
     }
 }
 

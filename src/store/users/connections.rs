@@ -52,7 +52,7 @@ pub(super) async fn check_engine(path: &Path, db: &mut SqliteConnection) -> Resu
     if mode == "wal" { Ok(()) } else { Err(OpenError::NotWal { mode }) }
 }
 
-fn is_recent(version: &str) -> bool {
+pub(super) fn is_recent(version: &str) -> bool {
     let parts: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
     parts.is_some_and(|parts| parts.as_slice() >= OLDEST_SQLITE.as_slice())
 }

@@ -176,7 +176,7 @@ fn check_filesystem(_path: &Path) -> Result<(), OpenError> {
 /// The name of a filesystem that other hosts may write too: neither its locks nor its shared memory reach them
 /// (<https://www.sqlite.org/wal.html> §1). Numbers from `linux/magic.h` and statfs(2).
 ///
-/// FUSE is refused as a whole. The number doesn't tell sshfs, s3fs and GlusterFS from a local one, and file servers of
+/// FUSE is refused as a whole. The number doesn't tell sshfs, s3fs and `GlusterFS` from a local one, and file servers of
 /// desktop virtual machines (virtiofs, 9p) let the host open the database behind the kernel's locks.
 #[cfg(target_os = "linux")]
 fn shared_filesystem(magic: u32) -> Option<&'static str> {

@@ -4,6 +4,7 @@
 mod connections;
 mod files;
 mod schema;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
 
 pub use self::schema::{MigrationReport, migrate};
+pub use self::survey::{Survey, survey};
 use crate::clock::Clock;
 
 /// Most code points in a username that is made from an e-mail address, number included.
@@ -55,6 +57,30 @@ pub struct NewUser {
     pub username: Option<String>,
     /// PHC string (Argon2) or `$2b$…` (bcrypt).
     pub password_hash: SecretString,
+}
+
+/// A user of another system.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    id: Uuid,
+    created_at: Timestamp,
+    user: NewUser,
+}
+
+impl Imported {
+    /// Gives a user an id of the time when the account was made there, to the millisecond.
+    ///
+    /// # Errors
+    ///
+    /// [`UserStoreError::Unavailable`] for a time before 1970, or if the operating system gives no randomness.
+    pub fn new(user: NewUser, created_at: Timestamp) -> Result<Self, UserStoreError> {
+        Ok(Self { id: id_at(created_at)?, created_at, user })
+    }
+
+    /// The id that the user gets here.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
 }
 
 /// Why an operation on users failed.
@@ -173,41 +199,45 @@ impl UserStore {
     /// [`UserStoreError::EmailTaken`], [`UserStoreError::UsernameTaken`], [`UserStoreError::Unavailable`].
     pub async fn create(&self, new: NewUser) -> Result<User, UserStoreError> {
         let now = self.clock.now();
-        let mut random = [0; 10];
-        getrandom::fill(&mut random).map_err(UserStoreError::unavailable)?;
-        let ms = u64::try_from(now.as_millisecond()).map_err(UserStoreError::unavailable)?;
-        let id = uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid();
+        let id = id_at(now)?;
+        self.database.write("create", move |db| Box::pin(insert(db, id, new, now, now))).await
+    }
+
+    /// Adds users of another system, in one transaction. The outcome of each; `None` if it is in the database. A call
+    /// that failed can be made again with the same users: those that came through count as added.
+    ///
+    /// With `dry_run` the outcomes are the same and nothing is added.
+    ///
+    /// # Errors
+    ///
+    /// [`UserStoreError::Unavailable`]; nothing is known of any of them then.
+    pub async fn import(
+        &self,
+        users: Vec<Imported>,
+        dry_run: bool,
+    ) -> Result<Vec<Option<UserStoreError>>, UserStoreError> {
+        let now = self.clock.now();
         self.database
-            .write("create", move |db| {
+            .write("import", move |db| {
                 Box::pin(async move {
-                    let email: String = new.email.nfkc().collect();
-                    let email_key = login_key(&email);
-                    if email_exists(db, &email_key).await? {
-                        return Err(UserStoreError::EmailTaken);
+                    sqlx::query("SAVEPOINT import").execute(&mut *db).await?;
+                    let mut outcomes = Vec::with_capacity(users.len());
+                    for Imported { id, created_at, user } in users {
+                        if id_exists(db, id).await? {
+                            outcomes.push(None);
+                            continue;
+                        }
+                        match insert(db, id, user, created_at, now).await {
+                            Ok(_) => outcomes.push(None),
+                            Err(taken @ (UserStoreError::EmailTaken | UserStoreError::UsernameTaken)) => {
+                                outcomes.push(Some(taken));
+                            }
+                            Err(error @ UserStoreError::Unavailable(_)) => return Err(error),
+                        }
                     }
-                    let username: String = match new.username {
-                        Some(username) => username.nfkc().collect(),
-                        None => free_username(db, &email).await?,
-                    };
-                    let username_key = login_key(&username);
-                    if username_exists(db, &username_key).await? {
-                        return Err(UserStoreError::UsernameTaken);
-                    }
-                    let inserted: SqliteRow = sqlx::query(
-                        "INSERT INTO users (id, email, email_key, username, username_key, password_hash, created_at, \
-                         updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7) \
-                         RETURNING id, email, username, password_hash, epoch, disabled_at, created_at",
-                    )
-                    .bind(id.to_string())
-                    .bind(email)
-                    .bind(email_key)
-                    .bind(username)
-                    .bind(username_key)
-                    .bind(new.password_hash.expose_secret().to_owned())
-                    .bind(now.as_millisecond())
-                    .fetch_one(db)
-                    .await?;
-                    Ok(User::from_row(&inserted)?)
+                    let end = if dry_run { "ROLLBACK TO import" } else { "RELEASE import" };
+                    sqlx::query(end).execute(db).await?;
+                    Ok(outcomes)
                 })
             })
             .await
@@ -406,30 +436,49 @@ impl UserStore {
             .await
     }
 
-    /// Disables a user and raises the epoch by one, or enables a disabled one. Doing it again changes nothing. The
-    /// epoch afterwards, `None` if the user is gone.
+    /// Disables a user and raises the epoch by one, unless it is no longer `expected_epoch` or the user is disabled or
+    /// gone: then the answer is `None`. Otherwise the new epoch.
     ///
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn set_disabled(&self, id: Uuid, disabled: bool) -> Result<Option<i64>, UserStoreError> {
+    pub async fn disable(&self, id: Uuid, expected_epoch: i64) -> Result<Option<i64>, UserStoreError> {
         let now = self.clock.now_ms();
         self.database
-            .write("set_disabled", move |db| {
+            .write("disable", move |db| {
                 Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE users SET disabled_at = iif(?2, ?3, NULL), epoch = epoch + ?2, updated_at = ?3 \
-                         WHERE id = ?1 AND (disabled_at IS NOT NULL) <> ?2",
+                    Ok(sqlx::query_scalar(
+                        "UPDATE users SET disabled_at = ?3, epoch = epoch + 1, updated_at = ?3 \
+                         WHERE id = ?1 AND epoch = ?2 AND disabled_at IS NULL RETURNING epoch",
                     )
                     .bind(id.to_string())
-                    .bind(disabled)
+                    .bind(expected_epoch)
                     .bind(now)
-                    .execute(&mut *db)
+                    .fetch_optional(db)
+                    .await?)
+                })
+            })
+            .await
+    }
+
+    /// Enables a disabled user. Whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// [`UserStoreError::Unavailable`].
+    pub async fn enable(&self, id: Uuid) -> Result<bool, UserStoreError> {
+        let now = self.clock.now_ms();
+        self.database
+            .write("enable", move |db| {
+                Box::pin(async move {
+                    let done = sqlx::query(
+                        "UPDATE users SET disabled_at = NULL, updated_at = ?2 WHERE id = ?1 AND disabled_at IS NOT NULL",
+                    )
+                    .bind(id.to_string())
+                    .bind(now)
+                    .execute(db)
                     .await?;
-                    Ok(sqlx::query_scalar("SELECT epoch FROM users WHERE id = ?1")
-                        .bind(id.to_string())
-                        .fetch_optional(db)
-                        .await?)
+                    Ok(done.rows_affected() == 1)
                 })
             })
             .await
@@ -461,6 +510,57 @@ impl UserStore {
 pub fn login_key(text: &str) -> String {
     // Lower-casing can leave the normal form: U+0130 becomes two code points.
     text.nfkc().collect::<String>().to_lowercase().nfkc().collect()
+}
+
+/// A UUIDv7 (RFC 9562 §5.7) of this time, which must not be before 1970.
+fn id_at(time: Timestamp) -> Result<Uuid, UserStoreError> {
+    let mut random = [0; 10];
+    getrandom::fill(&mut random).map_err(UserStoreError::unavailable)?;
+    let ms = u64::try_from(time.as_millisecond()).map_err(UserStoreError::unavailable)?;
+    Ok(uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid())
+}
+
+/// Adds a user with epoch 1, in the transaction of the caller.
+async fn insert(
+    db: &mut SqliteConnection,
+    id: Uuid,
+    new: NewUser,
+    created_at: Timestamp,
+    now: Timestamp,
+) -> Result<User, UserStoreError> {
+    let email: String = new.email.nfkc().collect();
+    let email_key = login_key(&email);
+    if email_exists(db, &email_key).await? {
+        return Err(UserStoreError::EmailTaken);
+    }
+    let username: String = match new.username {
+        Some(username) => username.nfkc().collect(),
+        None => free_username(db, &email).await?,
+    };
+    let username_key = login_key(&username);
+    if username_exists(db, &username_key).await? {
+        return Err(UserStoreError::UsernameTaken);
+    }
+    let inserted: SqliteRow = sqlx::query(
+        "INSERT INTO users (id, email, email_key, username, username_key, password_hash, created_at, updated_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+         RETURNING id, email, username, password_hash, epoch, disabled_at, created_at",
+    )
+    .bind(id.to_string())
+    .bind(email)
+    .bind(email_key)
+    .bind(username)
+    .bind(username_key)
+    .bind(new.password_hash.expose_secret().to_owned())
+    .bind(created_at.as_millisecond())
+    .bind(now.as_millisecond())
+    .fetch_one(db)
+    .await?;
+    Ok(User::from_row(&inserted)?)
+}
+
+async fn id_exists(db: &mut SqliteConnection, id: Uuid) -> sqlx::Result<bool> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE id = ?1)").bind(id.to_string()).fetch_one(db).await
 }
 
 async fn email_exists(db: &mut SqliteConnection, key: &str) -> sqlx::Result<bool> {

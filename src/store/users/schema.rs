@@ -98,6 +98,11 @@ fn newest(migrations: &Migrator) -> i64 {
     migrations.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
+/// The newest migration in the database; 0 without any.
+pub(super) async fn version(db: &mut SqliteConnection) -> sqlx::Result<i64> {
+    Ok(applied(db).await?.last().copied().unwrap_or_default())
+}
+
 /// Versions in ascending order; none for a database that authfleet never migrated.
 async fn applied(db: &mut SqliteConnection) -> sqlx::Result<Vec<i64>> {
     let migrated: bool = sqlx::query_scalar(

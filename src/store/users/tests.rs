@@ -224,7 +224,7 @@ async fn raise_epoch_never_lowers_and_yields_to_other_changes() {
     assert_eq!(bench.store.raise_epoch(user.id, 5, 3).await.unwrap(), Some(5));
     assert_eq!(bench.store.raise_epoch(user.id, 1, 9).await.unwrap(), None);
     assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), Some(5));
-    bench.store.set_disabled(user.id, true).await.unwrap();
+    assert_eq!(bench.store.disable(user.id, 5).await.unwrap(), Some(6));
     assert_eq!(bench.store.raise_epoch(user.id, 6, 9).await.unwrap(), None);
 }
 
@@ -239,17 +239,20 @@ async fn upgrade_hash_yields_to_a_password_change_and_keeps_the_epoch() {
 }
 
 #[tokio::test]
-async fn disabling_raises_the_epoch_once_and_hides_it() {
+async fn disabling_raises_the_epoch_once_hides_it_and_yields_to_other_changes() {
     let bench = Bench::new().await;
     let user = bench.create("ada@example.org").await.unwrap();
-    assert_eq!(bench.store.set_disabled(user.id, true).await.unwrap(), Some(2));
-    assert_eq!(bench.store.set_disabled(user.id, true).await.unwrap(), Some(2));
+    assert_eq!(bench.store.disable(user.id, 7).await.unwrap(), None);
+    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), Some(1));
+    assert_eq!(bench.store.disable(user.id, 1).await.unwrap(), Some(2));
+    assert_eq!(bench.store.disable(user.id, 2).await.unwrap(), None);
     assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), None);
     assert!(bench.store.by_login("ada").await.unwrap().unwrap().disabled_at.is_some());
-    assert_eq!(bench.store.set_disabled(user.id, false).await.unwrap(), Some(2));
+    assert!(bench.store.enable(user.id).await.unwrap());
+    assert!(!bench.store.enable(user.id).await.unwrap());
     assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), Some(2));
     assert!(bench.store.by_login("ada").await.unwrap().unwrap().disabled_at.is_none());
-    assert_eq!(bench.store.set_disabled(Uuid::nil(), true).await.unwrap(), None);
+    assert_eq!(bench.store.disable(Uuid::nil(), 1).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -299,9 +302,10 @@ async fn a_write_outlives_the_request_that_began_it() {
     let user = bench.create("ada@example.org").await.unwrap();
     // Dropped at whatever point: the connection must stay usable and the row whole.
     for micros in (0..3000).step_by(150) {
-        let change = bench.store.set_disabled(user.id, true);
+        let epoch = bench.store.current_epoch(user.id).await.unwrap().unwrap();
+        let change = bench.store.disable(user.id, epoch);
         tokio::time::timeout(Duration::from_micros(micros), change).await.ok();
-        bench.store.set_disabled(user.id, false).await.unwrap();
+        bench.store.enable(user.id).await.unwrap();
     }
     let after = bench.store.by_id(user.id).await.unwrap().unwrap();
     assert!(after.disabled_at.is_none());

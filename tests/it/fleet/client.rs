@@ -142,7 +142,6 @@ impl Answer {
 pub struct User {
     pub id: String,
     pub email: String,
-    pub username: String,
 }
 
 /// A session, as the client knows it.
@@ -192,6 +191,11 @@ impl Raw {
     /// Writes; whether the other side still takes it.
     pub async fn write(&mut self, bytes: &[u8]) -> bool {
         self.0.write_all(bytes).await.is_ok()
+    }
+
+    /// Says that nothing more will come.
+    pub async fn finish(&mut self) {
+        drop(self.0.shutdown().await);
     }
 
     /// All that comes until the other side closes, if it does so within `bound`.

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Row as _};
 
-pub use self::client::{Answer, Call, PASSWORD, Raw, Session, User};
+pub use self::client::{Answer, PASSWORD, Session};
 pub use self::process::{Finished, authfleet};
 pub use self::redis::Redis;
 pub use self::replica::Replica;
@@ -117,6 +117,14 @@ impl Fleet {
     /// The replicas.
     pub fn replicas(&self) -> &[Replica] {
         &self.replicas
+    }
+
+    /// Starts one more.
+    pub async fn add_replica(&mut self) {
+        let name = format!("replica-{}", self.replicas.len() + 1);
+        let mut replica = Replica::new(self.path(), &name, &self.settings);
+        replica.start().await;
+        self.replicas.push(replica);
     }
 
     /// Everything on disk: Redis's append-only file, the database, all output. Names and contents.
@@ -209,10 +217,8 @@ impl Builder {
         if self.migrate {
             fleet.command(&["migrate"], &[]).await.expect_code(0);
         }
-        for number in 1..=self.replicas {
-            let mut replica = Replica::new(fleet.path(), &format!("replica-{number}"), &fleet.settings);
-            replica.start().await;
-            fleet.replicas.push(replica);
+        for _ in 0..self.replicas {
+            fleet.add_replica().await;
         }
         fleet
     }

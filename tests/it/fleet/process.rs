@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use tokio::net::TcpSocket;
 
 use super::PATIENTLY;
 
@@ -29,10 +30,6 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("{} must be installed: {error}", program.display()));
         Self { child, name: name.to_owned(), output: output.to_owned() }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -68,13 +65,26 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("--- output of {} (pid {}) ---\n{}", self.name, self.pid(), read(&self.output));
+            eprintln!("--- output of {} (pid {}) ---\n{}", self.name, self.child.id(), read(&self.output));
         }
     }
 }
 
 fn append(path: &Path) -> File {
-    OpenOptions::new().create(true).append(true).open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Keeps a port for a listener that is down: bound, but not listening, so that connections are refused and nothing else
+/// can take it. Linux lets a listener bind beside it; elsewhere the port is left to luck.
+pub fn hold(address: &str) -> Option<TcpSocket> {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("SO_REUSEADDR");
+    socket.bind(address.parse().expect("an address")).unwrap_or_else(|error| panic!("{address}: {error}"));
+    cfg!(target_os = "linux").then_some(socket)
 }
 
 /// What was written so far; nothing if there is no such file yet.

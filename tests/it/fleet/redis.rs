@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use redis::{Connection, ConnectionLike as _, FromRedisValue};
+use redis::{Connection, FromRedisValue};
 use rustix::process::Signal;
+use tokio::net::TcpSocket;
 
 use super::PATIENTLY;
-use super::process::Process;
+use super::process::{Process, hold};
 
 /// `redis-server`, on a socket in the fleet's directory or on a free port.
 pub struct Redis {
     process: Option<Process>,
     directory: PathBuf,
-    port: Option<u16>,
+    /// With what keeps it ours.
+    port: Option<(u16, Option<TcpSocket>)>,
 }
 
 impl Redis {
@@ -31,8 +33,8 @@ impl Redis {
 
     /// `REDIS_URL`.
     pub fn url(&self) -> String {
-        match self.port {
-            Some(port) => format!("redis://127.0.0.1:{port}"),
+        match &self.port {
+            Some((port, _)) => format!("redis://127.0.0.1:{port}"),
             None => format!("redis+unix://{}", self.socket().display()),
         }
     }
@@ -41,8 +43,9 @@ impl Redis {
     pub async fn start(&mut self) {
         let config = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/redis/redis.conf");
         let output = self.directory.join("redis.log");
+        let port = self.port.as_ref().map_or(0, |(port, _)| *port);
         let mut command = Command::new("redis-server");
-        command.arg(config).args(["--bind", "127.0.0.1", "--port", &self.port.unwrap_or(0).to_string()]);
+        command.arg(config).args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
         command.arg("--unixsocket").arg(self.socket()).arg("--dir").arg(&self.directory);
         let mut process = Process::spawn("redis-server", &mut command, &output, &output);
         let begin = Instant::now();
@@ -77,9 +80,9 @@ impl Redis {
     }
 
     fn connect(&self) -> Option<Connection> {
-        let mut connection = redis::Client::open(self.url()).expect("an address").get_connection().ok()?;
+        let connection = redis::Client::open(self.url()).expect("an address").get_connection().ok()?;
         connection.set_read_timeout(Some(PATIENTLY)).expect("a time-out");
-        connection.check_connection().then_some(connection)
+        Some(connection)
     }
 
     /// Runs a command, as `redis-cli` does.
@@ -154,8 +157,8 @@ impl Meter {
     }
 }
 
-/// Free at this moment. Redis can't be given a bound one, nor asked which it took; but the kernel hands each out once
-/// before it begins anew.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+/// Redis can't be given a bound port, nor asked which one it took.
+fn free_port() -> (u16, Option<TcpSocket>) {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    (free.port(), hold(&free.to_string()))
 }

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
 
 use super::client::{Answer, Call, PASSWORD, Raw, Session, User, http};
-use super::process::{Process, binary, read};
+use super::process::{Process, binary, hold, read};
 use super::{PATIENTLY, Settings};
 
 /// `authfleet serve`. Kept on its ports over restarts.
@@ -16,6 +17,8 @@ pub struct Replica {
     directory: PathBuf,
     settings: Settings,
     process: Option<Process>,
+    /// The ports, from the end of one process to the start of the next.
+    held: Vec<TcpSocket>,
     http: reqwest::Client,
 }
 
@@ -25,7 +28,14 @@ impl Replica {
         for (variable, value) in [("REPLICA_ID", name), ("LISTEN_ADDR", "127.0.0.1:0"), ("OPS_ADDR", "127.0.0.1:0")] {
             settings.entry(variable.to_owned()).or_insert_with(|| value.to_owned());
         }
-        Self { name: name.to_owned(), directory: fleet.to_owned(), settings, process: None, http: http() }
+        Self {
+            name: name.to_owned(),
+            directory: fleet.to_owned(),
+            settings,
+            process: None,
+            held: Vec::new(),
+            http: http(),
+        }
     }
 
     /// Starts it, on the same ports as before. Returns when it's up, ready or not.
@@ -50,11 +60,12 @@ impl Replica {
             self.settings.insert(variable.to_owned(), address);
         }
         self.process = Some(process);
+        self.held.clear();
     }
 
-    /// `kill -9` if it's running, and a new start with these variables changed.
+    /// `kill -9`, and a new start with these variables changed.
     pub async fn restart(&mut self, changes: &[(&str, &str)]) {
-        drop(self.process.take());
+        self.kill();
         self.settings.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         self.start().await;
     }
@@ -63,14 +74,10 @@ impl Replica {
         self.process.as_ref().expect("the replica is running")
     }
 
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.running().pid()
-    }
-
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.process.take().expect("the replica is running").kill();
+        self.held = [self.address(), self.ops_address()].into_iter().filter_map(hold).collect();
     }
 
     /// Sends SIGTERM, say.
@@ -159,7 +166,7 @@ impl Replica {
         let email = format!("{name}@example.org");
         let body = json!({ "email": email, "username": name, "password": PASSWORD });
         let answer = self.post("/auth/register").json(&body).send().await.expect(201);
-        User { id: answer.text_at("user_id"), email, username: name.to_owned() }
+        User { id: answer.text_at("user_id"), email }
     }
 
     /// Asks to sign in, by e-mail or username.
@@ -183,7 +190,8 @@ impl Replica {
         let text = self.ops("/metrics").await.expect(200).text();
         let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         let lines = text.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| line.contains(label))
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels.iter().all(|label| line.contains(label))
         });
         lines.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a number")).sum()
     }

@@ -1,0 +1,4 @@
+//! `sqlx::migrate!` embeds the migrations, which cargo doesn't see.
+fn main() {
+    println!("cargo:rerun-if-changed=migrations");
+}

@@ -1,0 +1,101 @@
+#!/bin/sh
+# The fleet's secrets, in two volumes: /secrets/server for the replicas, /secrets/redis for Redis and its operator. Runs
+# in the one-shot service `secrets`:
+#
+#   create         makes what is missing, leaves what is there (every start)
+#   stage          a new cookie key that all accept but none signs with yet, and a new Redis password beside the old
+#   promote        the new cookie key signs; the old one is still accepted
+#   retire         the old cookie keys and the old Redis password are no longer accepted
+#
+# docs/operations.md says when: between two of them every replica must have been restarted. Values are never printed.
+set -eu
+umask 077
+
+server=/secrets/server
+redis=/secrets/redis
+# The uids of the image authfleet and of the image redis.
+server_uid=10001
+redis_uid=999
+
+say() { echo "secrets: $*"; }
+fail() { echo "secrets: $*" >&2; exit 1; }
+random() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
+
+# Whole or not at all: a crash between two writes leaves the file as it was. $1 path, $2 uid, content on standard input
+put() {
+    cat >"$1.new"
+    [ -s "$1.new" ] || fail "nothing to write to $1"
+    chown "$2:$2" "$1.new"
+    chmod 400 "$1.new"
+    mv "$1.new" "$1"
+}
+
+# Redis' users, from the hashes of the passwords that are accepted.
+write_acl() {
+    {
+        # Nobody comes in without a name and a password.
+        echo 'user default reset off'
+        # What the server's commands and scripts use, on its own keys; nothing that administers Redis.
+        printf 'user authfleet reset on %s ~session:* ~user:* ~throttle:* -@all +@read +@write +@connection +eval +evalsha +script|load +time -@dangerous +info\n' \
+            "$(sed 's/^/#/' "$redis/accepted" | tr '\n' ' ')"
+        printf 'user operator reset on #%s ~* &* +@all\n' "$(digest "$(cat "$redis/operator-password")")"
+    } | put "$redis/users.acl" "$redis_uid"
+}
+
+# A new password: accepted by Redis from its next ACL LOAD on, used by replicas from their next start on.
+new_redis_password() {
+    password=$(random)
+    { digest "$password"; [ ! -s "$redis/accepted" ] || sed -n 1p "$redis/accepted"; } >/tmp/accepted
+    put "$redis/accepted" 0 </tmp/accepted
+    write_acl
+    printf 'redis://authfleet:%s@redis:6379/0\n' "$password" | put "$server/redis-url" "$server_uid"
+}
+
+create() {
+    chown "$server_uid:$server_uid" "$server" && chmod 500 "$server"
+    chown "$redis_uid:$redis_uid" "$redis" && chmod 500 "$redis"
+    if [ ! -s "$server/session-secret" ]; then
+        random | put "$server/session-secret" "$server_uid"
+        say 'made the key that signs cookies'
+    fi
+    [ -s "$redis/operator-password" ] || { random | put "$redis/operator-password" "$redis_uid"; : >"$redis/incomplete"; }
+    # Both sides or neither: one volume may have been lost.
+    if [ ! -s "$server/redis-url" ] || [ ! -s "$redis/accepted" ] || [ ! -s "$redis/users.acl" ] || [ -e "$redis/incomplete" ]; then
+        new_redis_password
+        rm -f "$redis/incomplete"
+        say "made Redis' passwords"
+    fi
+    say 'all there'
+}
+
+keys() { cat "$server/session-secret"; }
+
+[ -w /tmp ] || fail 'no writable /tmp'
+case ${1:-} in
+    create) create ;;
+    stage)
+        create
+        case $(keys) in *,*) fail 'a rotation is under way: promote or retire it first' ;; esac
+        printf '%s,%s' "$(keys)" "$(random)" | put "$server/session-secret" "$server_uid"
+        new_redis_password
+        say 'staged: have Redis load its users (deploy/compose/redis-cli ACL LOAD), then restart the replicas one by one'
+        ;;
+    promote)
+        case $(keys) in *,*) ;; *) fail 'nothing is staged' ;; esac
+        [ ! -e "$server/promoted" ] || fail 'already promoted: retire the old key once SESSION_MAX_AGE has passed'
+        keys | awk -F, '{ printf "%s,%s", $2, $1 }' | put "$server/session-secret" "$server_uid"
+        echo yes | put "$server/promoted" "$server_uid"
+        say 'promoted: restart the replicas one by one'
+        ;;
+    retire)
+        [ -e "$server/promoted" ] || fail 'nothing was promoted'
+        keys | cut -d , -f 1 | tr -d '\n' | put "$server/session-secret" "$server_uid"
+        sed -n 1p "$redis/accepted" >/tmp/accepted
+        put "$redis/accepted" 0 </tmp/accepted
+        write_acl
+        rm -f "$server/promoted"
+        say 'retired: have Redis load its users (deploy/compose/redis-cli ACL LOAD), then restart the replicas one by one'
+        ;;
+    *) fail "unknown action ${1:-}: create, stage, promote or retire" ;;
+esac

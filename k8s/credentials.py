@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""Makes and rotates the Secrets of the fleet, as JSON for kubectl. Never prints to a terminal.
+
+    k8s/credentials.py new | kubectl create -f -
+    REDIS_URL=... DATABASE_URL=... k8s/credentials.py new --outside | kubectl create -f -
+    kubectl -n authfleet get secret authfleet-server -o json | k8s/credentials.py rotate session | kubectl replace -f -
+
+`rotate` adds a new secret beside the old one, `finish` drops the old one: both are valid between, so that nobody is
+signed out. For `session` there is `switch` in the middle: only when every replica accepts the new key may one sign with it.
+`session` wants the Secret authfleet-server, `redis` the two Secrets authfleet-server and authfleet-redis.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import re
+import secrets
+import sys
+from urllib.parse import urlsplit
+
+SERVER, REDIS = "authfleet-server", "authfleet-redis"
+# probe: what the pod's probes may do. authfleet: everything but administration. operator: redis-cli by hand.
+ACL = """\
+user default off
+user probe on nopass resetkeys resetchannels -@all +ping
+user authfleet on {fleet} ~* &* +@all -@admin -@dangerous +info +config|get
+user operator on {operator} ~* &* +@all
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    new = commands.add_parser("new", help="print the Secrets of a new fleet")
+    new.add_argument("--outside", action="store_true", help="stores by URL, from REDIS_URL and DATABASE_URL")
+    for name, choices in (("rotate", ["session", "redis"]), ("switch", ["session"]), ("finish", ["session", "redis"])):
+        command = commands.add_parser(name, help=f"{name}: read Secrets from standard input, print them changed")
+        command.add_argument("what", choices=choices)
+    arguments = parser.parse_args()
+    if sys.stdout.isatty():
+        sys.exit("this prints secrets: pipe it into kubectl")
+    if arguments.command == "new":
+        made = outside() if arguments.outside else inside()
+        listed = {"apiVersion": "v1", "kind": "List", "items": [manifest(name, data) for name, data in made.items()]}
+    else:
+        listed, found = read()
+        {
+            ("rotate", "session"): rotate_session,
+            ("switch", "session"): switch_session,
+            ("finish", "session"): finish_session,
+            ("rotate", "redis"): rotate_redis,
+            ("finish", "redis"): finish_redis,
+        }[arguments.command, arguments.what](found)
+        for item in listed["items"]:
+            item["data"] = encoded(found[item["metadata"]["name"]])
+    json.dump(listed, sys.stdout, indent=2)
+    print()
+
+
+def inside() -> dict[str, dict[str, str]]:
+    """Secrets for a fleet with its own Redis."""
+    password, operator = secrets.token_hex(32), secrets.token_hex(32)
+    return {
+        SERVER: {"REDIS_URL": redis_url(password), "SESSION_SECRET": secrets.token_hex(32)},
+        REDIS: {"users.acl": ACL.format(fleet=digest(password), operator=digest(operator)), "operator": operator},
+    }
+
+
+def outside() -> dict[str, dict[str, str]]:
+    """Secrets for a fleet whose stores are elsewhere."""
+    data = {name: os.environ.get(name, "") for name in ("DATABASE_URL", "REDIS_URL")}
+    if missing := [name for name, value in data.items() if not value]:
+        sys.exit(f"not set in the environment: {', '.join(missing)}")
+    return {SERVER: {**data, "SESSION_SECRET": secrets.token_hex(32)}}
+
+
+def rotate_session(found: dict[str, dict[str, str]]) -> None:
+    """The first key signs, all are accepted: the new one comes second."""
+    old = entry(found, SERVER, "SESSION_SECRET")
+    if "," in old:
+        sys.exit("a rotation is under way: finish it first")
+    found[SERVER]["SESSION_SECRET"] = f"{old},{secrets.token_hex(32)}"
+
+
+def switch_session(found: dict[str, dict[str, str]]) -> None:
+    """The new key signs, the old one is still accepted."""
+    old, comma, new = entry(found, SERVER, "SESSION_SECRET").partition(",")
+    if not comma:
+        sys.exit("no rotation is under way: rotate first")
+    found[SERVER]["SESSION_SECRET"] = f"{new},{old}"
+
+
+def finish_session(found: dict[str, dict[str, str]]) -> None:
+    """The first key alone."""
+    found[SERVER]["SESSION_SECRET"] = entry(found, SERVER, "SESSION_SECRET").split(",")[0]
+
+
+def rotate_redis(found: dict[str, dict[str, str]]) -> None:
+    """Redis takes the old and the new password, the replicas use the new one."""
+    acl, password = entry(found, REDIS, "users.acl"), secrets.token_hex(32)
+    if len(fleet_digests(acl)) > 1:
+        sys.exit("a rotation is under way: finish it first")
+    both = f"{fleet_digests(acl)[0]} {digest(password)}"
+    found[REDIS]["users.acl"] = acl.replace(fleet_digests(acl)[0], both)
+    entry(found, SERVER, "REDIS_URL")
+    found[SERVER]["REDIS_URL"] = redis_url(password)
+
+
+def finish_redis(found: dict[str, dict[str, str]]) -> None:
+    """Redis takes only the password that the replicas use."""
+    acl = entry(found, REDIS, "users.acl")
+    now = digest(urlsplit(entry(found, SERVER, "REDIS_URL")).password or "")
+    if now not in fleet_digests(acl):
+        sys.exit(f"{REDIS} does not know the password in {SERVER}")
+    found[REDIS]["users.acl"] = acl.replace(" ".join(fleet_digests(acl)), now)
+
+
+def fleet_digests(acl: str) -> list[str]:
+    line = re.search(r"^user authfleet on (.*)$", acl, re.MULTILINE)
+    if not line:
+        sys.exit(f"{REDIS}: users.acl has no user authfleet")
+    return [word for word in line[1].split() if word.startswith("#")]
+
+
+def redis_url(password: str) -> str:
+    return f"redis://authfleet:{password}@authfleet-redis.authfleet.svc.cluster.local:6379/0"
+
+
+def digest(password: str) -> str:
+    """A password as Redis's ACL files have it, so that the password itself is not in them."""
+    return "#" + hashlib.sha256(password.encode()).hexdigest()
+
+
+def manifest(name: str, data: dict[str, str]) -> dict:
+    labels = {f"app.kubernetes.io/{key}": "authfleet" for key in ("name", "instance", "part-of")}
+    metadata = {"name": name, "namespace": "authfleet", "labels": labels}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encoded(data)}
+
+
+def encoded(data: dict[str, str]) -> dict[str, str]:
+    return {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+
+
+def read() -> tuple[dict, dict[str, dict[str, str]]]:
+    """The Secrets on standard input, as they came and decoded."""
+    try:
+        given = json.load(sys.stdin)
+        listed = given if given["kind"] == "List" else {"apiVersion": "v1", "kind": "List", "items": [given]}
+        found = {
+            item["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in item["data"].items()}
+            for item in listed["items"]
+        }
+    except (ValueError, KeyError, TypeError):
+        sys.exit("standard input is not what `kubectl get secret … -o json` prints")
+    return listed, found
+
+
+def entry(found: dict[str, dict[str, str]], name: str, key: str) -> str:
+    try:
+        return found[name][key]
+    except KeyError:
+        sys.exit(f"the Secret {name} with the key {key} is missing on standard input")
+
+
+if __name__ == "__main__":
+    main()

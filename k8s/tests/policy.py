@@ -1,0 +1,274 @@
+"""The project's own rules for its manifests, in the same form as admission.py."""
+
+import re
+from collections import Counter
+
+from admission import Rule, every_container, matches
+from fleet import ROOT, containers, label, of_kind, pods
+
+RULES: list[Rule] = []
+
+
+def rule(check: Rule) -> Rule:
+    RULES.append(check)
+    return check
+
+
+@rule
+def full_labels(objects):
+    wanted = {f"app.kubernetes.io/{name}" for name in ("name", "instance", "component", "part-of", "managed-by")}
+    for thing in objects:
+        if missing := wanted - set(thing["metadata"].get("labels", {})):
+            yield f"{label(thing)}: lacks the labels {sorted(missing)}"
+    for thing, pairs, spec in pods(objects):
+        if missing := wanted - set(pairs):
+            yield f"{label(thing)}: its pods lack the labels {sorted(missing)}"
+        tag = spec["containers"][0]["image"].rpartition(":")[2]
+        for found in (pairs, thing["metadata"]["labels"]):
+            if found.get("app.kubernetes.io/version") != tag:
+                yield f"{label(thing)}: version label {found.get('app.kubernetes.io/version')}, image tag {tag}"
+
+
+@rule
+def restricted(objects):
+    """Pod Security Standards, level restricted, and no token, no root file system to write to, no service links."""
+    namespace = of_kind(objects, "Namespace")[0]["metadata"]["labels"]
+    if namespace.get("pod-security.kubernetes.io/enforce") != "restricted":
+        yield "Namespace: Pod Security restricted is not enforced"
+    for thing, _, spec in pods(objects):
+        if set(spec) & {"hostNetwork", "hostPID", "hostIPC"}:
+            yield f"{label(thing)}: shares a namespace of its node"
+        if spec.get("automountServiceAccountToken") is not False:
+            yield f"{label(thing)}: gets a service account token"
+        if spec.get("enableServiceLinks") is not False:
+            yield f"{label(thing)}: gets a variable for each Service of the namespace"
+        context = spec.get("securityContext", {})
+        if not (context.get("runAsNonRoot") is True and context.get("runAsUser", 0) >= 10000):
+            yield f"{label(thing)}: may run as root or as a user of the node"
+        if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+            yield f"{label(thing)}: no seccomp profile"
+        for volume in spec.get("volumes", []):
+            if not set(volume) & {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected"}:
+                yield f"{label(thing)}: volume {volume['name']} of a kind that restricted forbids"
+    wanted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    for where, _, container in every_container(objects):
+        if container.get("securityContext") != wanted:
+            yield f"{where}: securityContext is not exactly {wanted}"
+        if any("hostPort" in port for port in container.get("ports", [])):
+            yield f"{where}: hostPort"
+
+
+@rule
+def resources(objects):
+    for where, _, container in every_container(objects):
+        for part in ("requests", "limits"):
+            if set(container.get("resources", {}).get(part, {})) < {"cpu", "memory"}:
+                yield f"{where}: no {part} of CPU and memory"
+
+
+@rule
+def pinned(objects):
+    """One image of a kind, with a full version."""
+    seen: dict[str, set] = {}
+    for where, _, container in every_container(objects):
+        name, _, tag = container["image"].rpartition(":")
+        seen.setdefault(name, set()).add(tag)
+        if not re.match(r"\d+\.\d+\.\d+(-|$)", tag) or "/" in tag:
+            yield f"{where}: image {container['image']} has no full version"
+    for name, tags in seen.items():
+        if len(tags) > 1:
+            yield f"{name}: versions {sorted(tags)} at once"
+    crate = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
+    if seen.get("authfleet") != {crate}:
+        yield f"authfleet: images {seen.get('authfleet')}, but the crate is {crate}"
+
+
+@rule
+def probed(objects):
+    for thing, _, spec in pods(objects):
+        if thing["kind"] == "Job":
+            continue
+        for container in spec["containers"]:
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+                if kind not in container:
+                    yield f"{label(thing)}: no {kind}"
+                elif "ops" in str(container.get("ports")) and container[kind].get("httpGet", {}).get("port") != "ops":
+                    yield f"{label(thing)}: {kind} does not ask the ops port"
+            asked = container.get("livenessProbe", {}).get("httpGet", {}).get("path", "/livez")
+            if asked != "/livez":
+                yield f"{label(thing)}: liveness asks {asked}: a failing store would restart every replica"
+
+
+def _seconds(text: str) -> int:
+    return int(text.removesuffix("s"))
+
+
+@rule
+def rollouts(objects):
+    """No replica goes before another is there, and each has the time to drain."""
+    for thing in of_kind(objects, "Deployment"):
+        rolling = thing["spec"].get("strategy", {}).get("rollingUpdate", {})
+        if rolling.get("maxUnavailable") != 0:
+            yield f"{label(thing)}: maxUnavailable is not 0"
+    for where, spec, container in every_container(objects):
+        if container["name"] == "server":
+            sources = [source["configMapRef"]["name"] for source in container["envFrom"]]
+            config = next(t["data"] for t in of_kind(objects, "ConfigMap") if t["metadata"]["name"] in sources)
+            needed = _seconds(config["DRAIN_DELAY"]) + _seconds(config["DRAIN_TIMEOUT"]) + 5
+        elif container["name"] == "nginx":
+            config = next(t["data"] for t in of_kind(objects, "ConfigMap") if "nginx.conf" in t.get("data", {}))
+            drain = re.search(r"worker_shutdown_timeout (\d+)s;", config["nginx.conf"])[1]
+            sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds")
+            if not sleep:
+                yield f"{where}: stops before its endpoint is gone"
+            needed = (sleep or 0) + int(drain) + 5
+        else:
+            continue
+        if spec.get("terminationGracePeriodSeconds", 30) < needed:
+            yield f"{where}: terminationGracePeriodSeconds below the {needed} s that draining may take"
+    budgets = of_kind(objects, "PodDisruptionBudget")
+    for thing, pairs, _ in pods(objects):
+        covering = [budget for budget in budgets if matches(budget["spec"]["selector"], pairs)]
+        if thing["kind"] == "Deployment" and len(covering) != 1:
+            yield f"{label(thing)}: {len(covering)} PodDisruptionBudgets"
+    scaled = {thing["spec"]["scaleTargetRef"]["name"] for thing in of_kind(objects, "HorizontalPodAutoscaler")}
+    for thing in of_kind(objects, "Deployment"):
+        if (thing["metadata"]["name"] in scaled) == ("replicas" in thing["spec"]):
+            yield f"{label(thing)}: the count belongs to the autoscaler or to the manifest, to one of them"
+
+
+@rule
+def one_node_with_sqlite(objects):
+    """A claim that several pods mount is ReadWriteOnce, and its pods keep to one node; without one they spread."""
+    for thing, _, spec in pods(objects):
+        claims = [volume for volume in spec.get("volumes", []) if "persistentVolumeClaim" in volume]
+        terms = (
+            spec.get("affinity", {}).get("podAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", [])
+        )
+        together = any(term["topologyKey"] == "kubernetes.io/hostname" for term in terms)
+        if bool(claims) != together:
+            yield f"{label(thing)}: a shared volume, or one node for all pods, without the other"
+    for claim in of_kind(objects, "PersistentVolumeClaim"):
+        if claim["spec"]["accessModes"] != ["ReadWriteOnce"]:
+            yield f"{label(claim)}: SQLite in WAL mode must stay on one node: ReadWriteOnce"
+
+
+@rule
+def variables(objects):
+    """Only variables that authfleet reads, with secrets as files, each file mounted."""
+    known = set(re.findall(r"^#?([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    secret = {"REDIS_URL", "SESSION_SECRET"}
+    for where, spec, container in every_container(objects):
+        if not container["image"].startswith("authfleet:"):
+            continue
+        given = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+        for source in container.get("envFrom", []):
+            name = source["configMapRef"]["name"]
+            given |= next(t["data"] for t in of_kind(objects, "ConfigMap") if t["metadata"]["name"] == name)
+        for name, value in given.items():
+            if name.removesuffix("_FILE") not in known or name in secret:
+                yield f"{where}: variable {name} is unknown, or a secret that belongs into a file"
+            if name.endswith("_FILE") and value not in _secret_files(spec, container):
+                yield f"{where}: {name} names {value}, which is not mounted"
+
+
+def _secret_files(spec: dict, container: dict) -> set[str]:
+    volumes = {volume["name"]: volume.get("secret", {}) for volume in spec.get("volumes", [])}
+    return {
+        f"{mount['mountPath']}/{item['path']}"
+        for mount in container.get("volumeMounts", [])
+        for item in volumes.get(mount["name"], {}).get("items", [])
+    }
+
+
+@rule
+def no_secrets(objects):
+    for thing in of_kind(objects, "Secret"):
+        yield f"{label(thing)}: secrets are not kept in the manifests"
+
+
+# Who talks to whom. Everything else is denied; each of these is allowed at both ends and has its port there.
+CONNECTIONS = {
+    ("anybody", "edge", 8080),
+    ("edge", "dns", 53),
+    ("edge", "server", 3000),
+    ("server", "dns", 53),
+    ("server", "sessions", 6379),
+    ("monitoring", "server", 9464),
+    ("loadtest", "dns", 53),
+    ("loadtest", "server", 3000),
+    ("loadtest", "edge", 8080),
+}
+# With overlays/scale-out the stores are outside: PostgreSQL, Redis, Sentinel.
+OUTSIDE = {("server", "sessions", 6379)}, {("server", "outside", port) for port in (5432, 6379, 26379)}
+COMPONENT = "app.kubernetes.io/component"
+
+
+def _peers(listed: list[dict] | None) -> set[str]:
+    if not listed:
+        return {"anybody"}
+    found = set()
+    for peer in listed:
+        space = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
+        pairs = peer.get("podSelector", {}).get("matchLabels", {})
+        if "ipBlock" in peer:
+            found.add("outside")
+        elif space == "kube-system" and pairs == {"k8s-app": "kube-dns"}:
+            found.add("dns")
+        elif space:
+            found.add(space)
+        else:
+            found.add(pairs.get(COMPONENT, "anybody"))
+    return found
+
+
+@rule
+def connections(objects):
+    policies = of_kind(objects, "NetworkPolicy")
+    if not policies:
+        return
+    deny = [p["spec"] for p in policies if not p["spec"]["podSelector"]]
+    if deny != [{"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}]:
+        yield "NetworkPolicy: not everything is denied first"
+    wanted = set(CONNECTIONS)
+    workloads = {pairs[COMPONENT]: spec for _, pairs, spec in pods(objects)}
+    if "sessions" not in workloads:
+        wanted = wanted - OUTSIDE[0] | OUTSIDE[1]
+    inside = {"edge", "server", "sessions", "loadtest"}
+    into, out = set(), set()
+    for policy in policies:
+        name = policy["spec"]["podSelector"].get("matchLabels", {}).get(COMPONENT)
+        for direction, key, edges in (("ingress", "from", into), ("egress", "to", out)):
+            for entry in policy["spec"].get(direction, []):
+                for port in entry.get("ports", [{"port": "every port"}]):
+                    for peer in _peers(entry.get(key)):
+                        edges.add((peer, name, port["port"]) if direction == "ingress" else (name, peer, port["port"]))
+    # Whoever is let in by "anybody" needs no edge of its own at that end.
+    doors = {(to, port) for source, to, port in wanted if source == "anybody"}
+    for what, found, needed in (
+        ("in", into, {e for e in wanted if e[1] in inside and (e[0] == "anybody" or e[1:] not in doors)}),
+        ("out", out, {e for e in wanted if e[0] in inside}),
+    ):
+        for edge in sorted(map(str, found - needed)):
+            yield f"NetworkPolicy: {edge} is allowed {what}, but is no connection of ours"
+        for edge in sorted(map(str, needed - found)):
+            yield f"NetworkPolicy: {edge} is needed, but not allowed {what}"
+    for _, to, port in wanted:
+        ports = [
+            p["containerPort"] for c in containers(workloads.get(to, {"containers": []})) for p in c.get("ports", [])
+        ]
+        if to in workloads and port not in ports:
+            yield f"NetworkPolicy: {to} has no port {port}"
+
+
+@rule
+def used_once(objects):
+    """Every ConfigMap is used, so that no stale copy of a configuration stays around."""
+    used = Counter()
+    for _, _, spec in pods(objects):
+        used.update(volume.get("configMap", {}).get("name") for volume in spec.get("volumes", []))
+        for container in containers(spec):
+            used.update(source["configMapRef"]["name"] for source in container.get("envFrom", []))
+    for thing in of_kind(objects, "ConfigMap"):
+        if thing["metadata"]["name"] not in used:
+            yield f"{label(thing)}: used nowhere"

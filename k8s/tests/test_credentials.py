@@ -1,0 +1,105 @@
+"""k8s/credentials.py: what it makes is what the manifests mount, and rotations keep the old secret valid meanwhile."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import schema
+from fleet import K8S, label, pods, renders
+
+
+def run(*arguments: str, given: str = "", **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, K8S / "credentials.py", *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], **environment},
+    )
+
+
+def credentials(*arguments: str, given: str = "", **environment: str) -> str:
+    done = run(*arguments, given=given, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def decoded(text: str) -> dict[str, dict[str, str]]:
+    given = json.loads(text)
+    return {
+        item["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in item["data"].items()}
+        for item in given["items"]
+    }
+
+
+def outside() -> str:
+    return credentials("new", "--outside", DATABASE_URL="postgres://db/authfleet", REDIS_URL="rediss://cache")
+
+
+def test_kubernetes_takes_the_secrets():
+    for text in (credentials("new"), outside()):
+        assert schema.problems(json.loads(text)["items"]) == []
+        # kubectl reads it as the README's command does.
+        with tempfile.TemporaryDirectory() as directory:
+            own = Path(directory)
+            (own / "secrets.json").write_text(text)
+            (own / "kustomization.yaml").write_text("resources: [secrets.json]\n")
+            subprocess.run(["kubectl", "kustomize", own], check=True, capture_output=True)
+
+
+def test_every_mounted_key_is_made():
+    made = {"local": decoded(credentials("new")), "scale-out": decoded(outside())}
+    for name, objects in renders().items():
+        for thing, _, spec in pods(objects):
+            for secret in [volume["secret"] for volume in spec.get("volumes", []) if "secret" in volume]:
+                keys = {item["key"] for item in secret["items"]}
+                assert keys <= set(made[name.partition("+")[0]][secret["secretName"]]), f"{name}: {label(thing)}"
+
+
+def test_no_password_is_in_the_acl_file_and_none_is_made_twice():
+    first, second = decoded(credentials("new")), decoded(credentials("new"))
+    assert not set(first["authfleet-server"].values()) & set(second["authfleet-server"].values())
+    assert ">" not in first["authfleet-redis"]["users.acl"]
+    password = re.search(r":([0-9a-f]{64})@", first["authfleet-server"]["REDIS_URL"])[1]
+    assert password not in str(first["authfleet-redis"])
+
+
+def test_rotating_the_session_secret():
+    begin = credentials("new")
+    old = decoded(begin)["authfleet-server"]["SESSION_SECRET"]
+    between = credentials("rotate", "session", given=begin)
+    # First every replica learns to accept the new key, then they sign with it.
+    kept, new = decoded(between)["authfleet-server"]["SESSION_SECRET"].split(",")
+    assert kept == old != new and len(new) >= 32
+    switched = credentials("switch", "session", given=between)
+    assert decoded(switched)["authfleet-server"]["SESSION_SECRET"] == f"{new},{old}"
+    assert "rotate first" in run("switch", "session", given=begin).stderr
+    # Nothing else changes.
+    assert decoded(between)["authfleet-redis"] == decoded(begin)["authfleet-redis"]
+    assert "finish it first" in run("rotate", "session", given=between).stderr
+    assert decoded(credentials("finish", "session", given=switched))["authfleet-server"]["SESSION_SECRET"] == new
+
+
+def test_one_secret_by_itself_as_kubectl_gives_it():
+    server = json.loads(credentials("new"))["items"][0]
+    server["metadata"]["resourceVersion"] = "42"
+    rotated = json.loads(credentials("rotate", "session", given=json.dumps(server)))["items"]
+    # kept: `kubectl replace` then refuses to overwrite somebody else's change
+    assert [item["metadata"]["resourceVersion"] for item in rotated] == ["42"]
+
+
+def test_wrong_input_is_named():
+    for arguments, given, words in (
+        (("rotate", "session"), "", "kubectl get secret"),
+        (("rotate", "session"), "[]", "kubectl get secret"),
+        (("rotate", "session"), outside().replace("SESSION_SECRET", "OTHER"), "SESSION_SECRET"),
+        (("rotate", "redis"), outside(), "authfleet-redis"),
+        (("new", "--outside"), "", "DATABASE_URL, REDIS_URL"),
+    ):
+        done = run(*arguments, given=given)
+        assert done.returncode and not done.stdout and words in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,60 @@
+"""The commands in the READMEs: their paths exist, their objects too, and kustomize accepts what they print."""
+
+import re
+import shlex
+
+import pytest
+import yaml
+from fleet import K8S, ROOT, full, label, render_own
+
+READMES = sorted(K8S.rglob("README.md"))
+KINDS = {"deployment": "Deployment", "statefulset": "StatefulSet", "service": "Service", "job": "Job"}
+
+
+def blocks(language: str) -> list[str]:
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [block for file in READMES for block in fence.findall(file.read_text())]
+
+
+def test_every_path_and_object_exists():
+    known = {label(thing) for overlay in ("local", "scale-out") for thing in full(overlay)}
+    seen = 0
+    for block in blocks("sh"):
+        for word in shlex.split(re.sub(r"<<'EOF'.*?^EOF$", "", block, flags=re.MULTILINE | re.DOTALL)):
+            if word.startswith("k8s/"):
+                assert (ROOT / word).exists(), word
+                seen += 1
+            kind, _, name = word.partition("/")
+            if kind in KINDS:
+                assert f"{KINDS[kind]}/{name}" in known, word
+                seen += 1
+    assert seen > 20
+
+
+def test_links_lead_somewhere():
+    for file in READMES:
+        for target in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
+            assert (file.parent / target).exists(), f"{file}: {target}"
+
+
+def test_the_example_of_an_own_kustomization_renders():
+    examples = [
+        found for block in blocks("sh") for found in re.findall(r"<<'EOF'\n(.*?)^EOF$", block, re.MULTILINE | re.DOTALL)
+    ]
+    assert len(examples) == 1
+    assert "Job/authfleet-sharing" in map(label, render_own("readme", yaml.safe_load(examples[0])))
+
+
+@pytest.mark.parametrize("component", ["network-policies-scale-out", "monitoring", "ingress"])
+def test_the_patches_apply(component):
+    text = (K8S / f"components/{component}/README.md").read_text()
+    own = yaml.safe_load(re.search(r"^```yaml\n(patches:.*?)^```", text, re.MULTILINE | re.DOTALL)[1])
+    overlay = "scale-out" if "scale-out" in component else "local"
+    path = "ingress/ingress" if component == "ingress" else component
+    base = {"resources": [f"../k8s/overlays/{overlay}"], "components": [f"../k8s/components/{path}"]}
+    changed = str(render_own(f"readme-{component}", {**base, **own}))
+    assert {
+        "network-policies-scale-out": "10.20.0.0/16",
+        "monitoring": "kube-prometheus-stack",
+        "ingress": "auth.example.org",
+    }[component] in changed

@@ -1,0 +1,172 @@
+"""One k6 run: started, watched, its requests collected by second and replica."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[1]
+BINARY = HERE.parent / ".tools" / "loadtest" / "bin" / "k6"
+OUTCOMES = ("failed", "unavailable", "shed")
+# k6's own exit code after SIGINT.
+INTERRUPTED = 105
+
+
+def percentile(ordered: list[float], p: float) -> float:
+    """Nearest rank; of a sorted, non-empty list."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))]
+
+
+@dataclass
+class Recording:
+    """Every request of a run, by the second in which it ended."""
+
+    latencies: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    outcomes: dict[int, Counter] = field(default_factory=lambda: defaultdict(Counter))
+    replicas: dict[int, Counter] = field(default_factory=lambda: defaultdict(Counter))
+    # (seconds since the epoch, outcome, operation), of all that was not ok. Bounded.
+    troubles: list[tuple[float, str, str]] = field(default_factory=list)
+    total: Counter = field(default_factory=Counter)
+    began: threading.Event = field(default_factory=threading.Event)
+
+    def add(self, line: str) -> None:
+        """A line of k6's CSV: name, milliseconds since the epoch, value, …, `k=v&k=v`, metadata."""
+        _name, stamp, value, rest = line.split(",", 3)
+        tags = dict(pair.split("=", 1) for pair in rest.rsplit(",", 2)[1].split("&") if "=" in pair)
+        outcome, op, at = tags.get("outcome", ""), tags.get("op", ""), int(stamp) / 1000
+        second = int(at)
+        self.total[outcome] += 1
+        self.outcomes[second][outcome] += 1
+        self.replicas[second][tags.get("replica", "none")] += 1
+        if op == "check":
+            self.latencies[second].append(float(value))
+            self.began.set()
+        if outcome != "ok" and len(self.troubles) < 100_000:
+            self.troubles.append((at, outcome, op))
+
+    def series(self) -> list[dict[str, object]]:
+        if not self.outcomes:
+            return []
+        first = min(self.outcomes)
+        rows = []
+        for second in range(first, max(self.outcomes) + 1):
+            ordered = sorted(self.latencies.get(second, []))
+            row: dict[str, object] = {"t": second - first, "requests": sum(self.outcomes[second].values())}
+            row |= {f"p{p}": round(percentile(ordered, p), 3) if ordered else None for p in (50, 95, 99)}
+            row |= {name: self.outcomes[second][name] for name in OUTCOMES}
+            row["replicas"] = dict(self.replicas[second])
+            rows.append(row)
+        return rows
+
+    def start(self) -> int:
+        return min(self.outcomes, default=0)
+
+
+@dataclass
+class Run:
+    """What is known after a run."""
+
+    code: int
+    summary: dict[str, object]
+    recording: Recording
+    log: list[str]
+    seconds: float
+
+    @property
+    def interrupted(self) -> bool:
+        return self.code == INTERRUPTED
+
+
+def run(
+    scenario: str, env: dict[str, str], timeout: float, tick: Callable[[Recording], None], recording: Recording
+) -> Run:
+    """Runs k6/SCENARIO.js. On Ctrl-C k6 ends its scenario, cleans up, and the run is returned as interrupted."""
+    binary = os.environ.get("K6") or str(BINARY)
+    if not os.access(binary, os.X_OK):
+        raise FileNotFoundError(f"{binary} does not exist; loadtest/install installs it (or set K6)")
+    with tempfile.TemporaryDirectory(prefix="authfleet-k6-") as scratch:
+        pipe, summary = Path(scratch) / "requests.csv", Path(scratch) / "summary.json"
+        os.mkfifo(pipe)
+        command = [binary, "run", "--quiet", "--no-usage-report", "--no-color", "--log-format", "json"]
+        command += ["--out", f"csv={pipe}", str(HERE / "k6" / f"{scenario}.js")]
+        own = {**env, "SUMMARY": str(summary), "K6_CSV_TIME_FORMAT": "unix_milli", "K6_CSV_SAVE_INTERVAL": "500ms"}
+        # k6 passes K6_* and scripts read the rest; the caller's TARGETS must not leak into another fleet's run.
+        inherited = {k: v for k, v in os.environ.items() if k not in ("TARGETS", "EDGE", "SUMMARY")}
+        began = time.monotonic()
+        # A session of its own: Ctrl-C reaches it through here, once.
+        child = subprocess.Popen(
+            command,
+            env={**inherited, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        log: list[str] = []
+        readers = [
+            threading.Thread(target=collect, args=(pipe, recording), daemon=True),
+            threading.Thread(target=listen, args=(child.stderr, log), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        asked_to_end = 0.0
+        while child.poll() is None:
+            try:
+                time.sleep(0.2)
+                tick(recording)
+                late = time.monotonic() - began > timeout
+                if late and not asked_to_end:
+                    log.append(f"ended after {timeout:.0f} s: it took longer than its bound")
+                    child.send_signal(signal.SIGINT)
+                    asked_to_end = time.monotonic()
+                if asked_to_end and time.monotonic() - asked_to_end > 90:
+                    child.kill()
+            except KeyboardInterrupt:
+                if not asked_to_end:
+                    print(
+                        "\n  ending; users are being removed (Ctrl-C again leaves at once)", file=sys.stderr, flush=True
+                    )
+                    child.send_signal(signal.SIGINT)
+                    asked_to_end = time.monotonic()
+                else:
+                    child.kill()
+        if not pipe_opened(recording):
+            # k6 ended before it opened the pipe: let the reader go.
+            os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
+        for reader in readers:
+            reader.join(10)
+        parsed = json.loads(summary.read_text()) if summary.exists() else {}
+        return Run(child.returncode, parsed, recording, log, time.monotonic() - began)
+
+
+def pipe_opened(recording: Recording) -> bool:
+    return bool(recording.total)
+
+
+def collect(pipe: Path, recording: Recording) -> None:
+    with open(pipe) as lines:
+        for line in lines:
+            if line.startswith("authfleet_request_ms,"):
+                recording.add(line)
+
+
+def listen(stream: object, log: list[str]) -> None:
+    for line in stream:
+        try:
+            entry = json.loads(line)
+            text = f"{entry.get('level', '')}: {entry.get('msg', '')}"
+        except ValueError:
+            text = line.rstrip()
+        if len(log) < 200:
+            log.append(text)

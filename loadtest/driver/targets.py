@@ -1,0 +1,324 @@
+"""Fleets that can be tested: where they answer, and how to restart, kill and start their parts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "deploy" / "local"))
+import fleet as fleets  # noqa: E402  (the local fleet's own script)
+
+
+class TargetError(Exception):
+    """Something the person at the terminal can act on."""
+
+
+class Target:
+    """A fleet under test: the base URLs of its replicas and of what stands in front of them."""
+
+    name = "urls"
+    # Whether the replicas' URLs outlive a restart of theirs.
+    stable = True
+
+    def __init__(self, replicas: list[str], edge: str | None, ops: list[str] | None = None) -> None:
+        self.replicas, self.edge, self.ops = replicas, edge, ops or []
+
+    def can(self) -> set[str]:
+        """Of `restart`, `kill`, `redis`."""
+        return set()
+
+    def restart(self, number: int) -> None:
+        """Ends replica `number` (from 0) as an orchestrator does, starts it again, returns when it is ready."""
+        raise NotImplementedError
+
+    def kill(self, number: int) -> None:
+        """SIGKILL."""
+        raise NotImplementedError
+
+    def start(self, number: int) -> None:
+        """Starts a killed replica; returns when it is ready."""
+        raise NotImplementedError
+
+    def kill_redis(self) -> None:
+        raise NotImplementedError
+
+    def start_redis(self) -> None:
+        raise NotImplementedError
+
+
+class Hooked(Target):
+    """URLs, with a command of the operator's: COMMAND restart|kill|start NUMBER, COMMAND kill|start redis."""
+
+    def __init__(self, replicas: list[str], edge: str | None, hook: str | None) -> None:
+        super().__init__(replicas, edge)
+        self.hook = hook
+
+    def can(self) -> set[str]:
+        return {"restart", "kill", "redis"} if self.hook else set()
+
+    def _call(self, action: str, part: str) -> None:
+        run(["sh", "-c", f'{self.hook} "$@"', "hook", action, part])
+
+    def restart(self, number: int) -> None:
+        self._call("restart", str(number + 1))
+
+    def kill(self, number: int) -> None:
+        self._call("kill", str(number + 1))
+
+    def start(self, number: int) -> None:
+        self._call("start", str(number + 1))
+
+    def kill_redis(self) -> None:
+        self._call("kill", "redis")
+
+    def start_redis(self) -> None:
+        self._call("start", "redis")
+
+
+class Local(Target):
+    """The fleet of deploy/local/fleet.py."""
+
+    name = "local"
+
+    def __init__(self, fleet: fleets.Fleet) -> None:
+        at = f"http://{fleets.HOST}"
+        super().__init__(
+            [f"{at}:{port}" for port in fleet.replica_ports],
+            f"{at}:{fleet.http_port}",
+            [f"{at}:{port}" for port in fleet.ops_ports],
+        )
+        self.fleet = fleet
+
+    def can(self) -> set[str]:
+        return {"restart", "kill", "redis"}
+
+    def restart(self, number: int) -> None:
+        fleets.stop(self.fleet, self.fleet.replicas[number])
+        fleets.start(self.fleet, self.fleet.replicas[number])
+
+    def kill(self, number: int) -> None:
+        fleets.stop(self.fleet, self.fleet.replicas[number], fleets.signal.SIGKILL)
+
+    def start(self, number: int) -> None:
+        fleets.start(self.fleet, self.fleet.replicas[number])
+
+    def kill_redis(self) -> None:
+        fleets.stop(self.fleet, "redis", fleets.signal.SIGKILL)
+
+    def start_redis(self) -> None:
+        fleets.start(self.fleet, "redis")
+
+
+class Compose(Target):
+    """docker compose in the project's directory. Replicas are asked at their containers' addresses (Linux)."""
+
+    name = "compose"
+
+    def __init__(self) -> None:
+        need("docker")
+        self.services = sorted(
+            (s for s in self._compose("config", "--services").split() if s.startswith("replica-")),
+            key=lambda s: int(re.sub(r"\D", "", s) or 0),
+        )
+        if not self.services:
+            raise TargetError("docker compose: no service replica-… in the compose file")
+        replicas = []
+        for service in self.services:
+            ids = self._compose("ps", "-q", service).split()
+            if not ids:
+                raise TargetError(
+                    f"docker compose: {service} is not running; start the fleet with: docker compose up -d"
+                )
+            form = "{{range .NetworkSettings.Networks}}{{println .IPAddress}}{{end}}"
+            addresses = run(["docker", "inspect", "-f", form, ids[0]]).split()
+            url = next((f"http://{a}:3000" for a in addresses if connects(a, 3000)), None)
+            if url is None:
+                raise TargetError(
+                    f"{service} can't be reached at {', '.join(addresses) or 'any address'}:3000 from here; "
+                    "run k6 inside: docker compose run --rm k6 run /loadtest/sharing.js"
+                )
+            replicas.append(url)
+        super().__init__(replicas, f"http://127.0.0.1:{os.environ.get('AUTHFLEET_HTTP_PORT') or 8080}")
+
+    @staticmethod
+    def _compose(*args: str) -> str:
+        return run(["docker", "compose", *args], cwd=ROOT)
+
+    def _wait(self, service: str) -> None:
+        self._compose("up", "-d", "--no-deps", "--no-recreate", "--wait", "--wait-timeout", "120", service)
+
+    def can(self) -> set[str]:
+        return {"restart", "kill", "redis"}
+
+    def restart(self, number: int) -> None:
+        self._compose("stop", self.services[number])
+        self._wait(self.services[number])
+
+    def kill(self, number: int) -> None:
+        self._compose("kill", self.services[number])
+
+    def start(self, number: int) -> None:
+        self._wait(self.services[number])
+
+    def kill_redis(self) -> None:
+        self._compose("kill", "redis")
+
+    def start_redis(self) -> None:
+        self._wait("redis")
+
+
+class Kubernetes(Target):
+    """Pods of the current context, each through a port-forward of its own."""
+
+    name = "k8s"
+    stable = False
+    server = "app.kubernetes.io/instance=authfleet,app.kubernetes.io/component=server"
+
+    def __init__(self, stack: contextlib.ExitStack, edge: str | None) -> None:
+        need("kubectl")
+        self.namespace = os.environ.get("AUTHFLEET_NAMESPACE") or "authfleet"
+        pods = self._pods()
+        if not pods:
+            raise TargetError(f"kubectl: no ready server pod in the namespace {self.namespace}")
+        replicas = [self._forward(stack, f"pod/{pod}", 3000) for pod in pods]
+        super().__init__(replicas, edge or self._forward(stack, "service/authfleet", 80))
+
+    def _kubectl(self, *args: str) -> str:
+        return run(["kubectl", "-n", self.namespace, *args])
+
+    def _pods(self) -> list[str]:
+        items = json.loads(self._kubectl("get", "pods", "-l", self.server, "-o", "json"))["items"]
+        ready = (
+            pod["metadata"]["name"]
+            for pod in items
+            if "deletionTimestamp" not in pod["metadata"]
+            and any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+        )
+        return sorted(ready)
+
+    def _forward(self, stack: contextlib.ExitStack, what: str, port: int) -> str:
+        local = free_port()
+        command = ["kubectl", "-n", self.namespace, "port-forward", "--address", "127.0.0.1", what, f"{local}:{port}"]
+        said = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (closed by the stack)
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+        stack.callback(end, child)
+        deadline = time.monotonic() + 20
+        while not connects("127.0.0.1", local):
+            if child.poll() is not None:
+                said.seek(0)
+                raise TargetError(f"kubectl port-forward {what}: {said.read().decode(errors='replace').strip()}")
+            if time.monotonic() > deadline:
+                raise TargetError(f"kubectl port-forward {what}: nothing listens after 20 s")
+            time.sleep(0.1)
+        return f"http://127.0.0.1:{local}"
+
+    def can(self) -> set[str]:
+        return {"restart", "kill", "redis"}
+
+    def _settled(self) -> None:
+        self._kubectl("rollout", "status", "deployment/authfleet-server", "--timeout=300s")
+
+    def restart(self, number: int) -> None:
+        # One rollout replaces them all.
+        if number == 0:
+            self._kubectl("rollout", "restart", "deployment/authfleet-server")
+            self._settled()
+
+    def kill(self, number: int) -> None:
+        pods = self._pods()
+        self._kubectl("delete", "pod", pods[number % len(pods)], "--grace-period=0", "--force")
+
+    def start(self, number: int) -> None:
+        self._settled()
+
+    def kill_redis(self) -> None:
+        self._kubectl("delete", "pod", "authfleet-redis-0", "--grace-period=0", "--force")
+
+    def start_redis(self) -> None:
+        self._kubectl("rollout", "status", "statefulset/authfleet-redis", "--timeout=300s")
+
+
+@contextlib.contextmanager
+def opened(
+    name: str, *, edge: str | None, hook: str | None, fleet_dir: Path | None, binary: Path | None
+) -> Iterator[Target]:
+    """The target that `--target` names. Whatever was started for it ends with the block."""
+    with contextlib.ExitStack() as stack:
+        if name == "local":
+            yield Local(fleets.load(fleet_dir.absolute()) if fleet_dir else private_fleet(stack, binary))
+        elif name == "compose":
+            yield Compose()
+        elif name == "k8s":
+            yield Kubernetes(stack, edge)
+        elif name.startswith(("http://", "https://")):
+            urls = [url.strip().rstrip("/") for url in name.split(",") if url.strip()]
+            for url in [*urls, *([edge] if edge else [])]:
+                answers(url)
+            # One URL alone is a balancer: there's no telling replicas apart behind it.
+            yield Hooked(*(([], urls[0]) if len(urls) == 1 and not edge else (urls, edge)), hook)
+        else:
+            raise TargetError(f"--target {name}: local, compose, k8s, or URLs separated by commas")
+
+
+def private_fleet(stack: contextlib.ExitStack, binary: Path | None, env: dict[str, str] | None = None) -> fleets.Fleet:
+    """Three replicas, Redis and nginx on free ports, in a directory that goes with them."""
+    directory = Path(tempfile.mkdtemp(prefix="authfleet-loadtest-"))
+    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    fleet = fleets.up(directory, binary=binary, auto_ports=True, env={"RUST_LOG": "warn", **(env or {})})
+    stack.callback(fleets.down, fleet)
+    return fleet
+
+
+def answers(url: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{url}/openapi.json", timeout=10):
+            return
+    except (OSError, ValueError) as error:
+        raise TargetError(f"{url}/openapi.json: {error}") from None
+
+
+def connects(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def need(tool: str) -> None:
+    if not shutil.which(tool):
+        raise TargetError(f"{tool} is not installed")
+
+
+def run(command: list[str], **more: object) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **more)
+    if done.returncode:
+        raise TargetError(f"{' '.join(command[:4])} …: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

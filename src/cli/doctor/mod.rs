@@ -1,0 +1,238 @@
+//! `doctor`: what the server depends on, looked at one by one.
+mod database;
+mod redis;
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
+
+use super::answer;
+use crate::config::{Config, ConfigErrors, DatabaseUrl};
+use crate::telemetry;
+
+/// What each check comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Status {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+pub(super) struct Check {
+    /// A stable word for scripts, such as `redis.version`.
+    name: &'static str,
+    status: Status,
+    /// What was found.
+    found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+fn ok(name: &'static str, found: impl Into<String>) -> Check {
+    Check { name, status: Status::Ok, found: found.into(), advice: None }
+}
+
+fn warn(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
+    Check { name, status: Status::Warn, found: found.into(), advice: Some(advice.into()) }
+}
+
+fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
+    Check { name, status: Status::Fail, found: found.into(), advice: Some(advice.into()) }
+}
+
+/// Looks at everything; exit code 1 if anything fails.
+pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
+    telemetry::log_to_stderr(&config.log);
+    let DatabaseUrl::Sqlite(path) = &config.database;
+    let mut checks = settings(config);
+    checks.push(secrets(config));
+    checks.push(cookie(config));
+    checks.push(proxies(config));
+    checks.extend(database::examine(path).await);
+    match &config.redis_url {
+        Some(url) => checks.extend(redis::examine(url).await),
+        None => checks.push(warn(
+            "redis",
+            "REDIS_URL is not set: sessions are in the server's memory",
+            "fine for one replica that is tried out; a fleet needs Redis, and every restart logs everybody out",
+        )),
+    }
+    report(&checks, json)
+}
+
+/// The report on a configuration that can't be used.
+pub(super) fn misconfigured(errors: &ConfigErrors) -> Vec<Check> {
+    let problems = errors.problems().iter();
+    problems.map(|problem| fail("configuration", problem.to_string(), "nothing else was checked")).collect()
+}
+
+/// Prints the report.
+pub(super) fn report(checks: &[Check], json: bool) -> ExitCode {
+    #[derive(Serialize)]
+    struct Report<'a> {
+        ok: bool,
+        failed: usize,
+        warned: usize,
+        checks: &'a [Check],
+    }
+
+    let count = |status| checks.iter().filter(|check| check.status == status).count();
+    let (failed, warned) = (count(Status::Fail), count(Status::Warn));
+    answer(json, &Report { ok: failed == 0, failed, warned, checks }, || {
+        let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+        let mut text = String::new();
+        for Check { name, status, found, advice } in checks {
+            let word = match status {
+                Status::Ok => "ok",
+                Status::Warn => "warn",
+                Status::Fail => "FAIL",
+            };
+            drop(writeln!(text, "{word:<4}  {name:<width$}  {found}"));
+            if let Some(advice) = advice {
+                drop(writeln!(text, "{:4}  {:width$}  -> {advice}", "", ""));
+            }
+        }
+        text + &format!("{} checks, {warned} warnings, {failed} failed", checks.len())
+    });
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn settings(config: &Config) -> Vec<Check> {
+    // Cookie and proxies have checks of their own.
+    let own = |warning: &&String| !warning.starts_with("COOKIE_SECURE") && !warning.starts_with("TRUSTED_PROXIES");
+    let warnings = config.warnings.iter().filter(own);
+    let checks: Vec<_> =
+        warnings.map(|warning| warn("configuration", warning, "authfleet config shows all values")).collect();
+    if checks.is_empty() { vec![ok("configuration", "valid, no weak values")] } else { checks }
+}
+
+fn cookie(config: &Config) -> Check {
+    if config.session.cookie_secure {
+        ok("cookie", "__Host-session; Secure; HttpOnly; SameSite=Lax")
+    } else {
+        warn(
+            "cookie",
+            "COOKIE_SECURE=false: the cookie travels over plain http too",
+            "remove COOKIE_SECURE as soon as browsers come by https",
+        )
+    }
+}
+
+fn proxies(config: &Config) -> Check {
+    let proxies = &config.trusted_proxies;
+    if proxies.iter().any(|network| network.prefix_len() == 0) {
+        warn(
+            "proxies",
+            "TRUSTED_PROXIES covers every address: any client can forge its own, and so evade the throttle",
+            "name the addresses of your proxies alone",
+        )
+    } else if !proxies.is_empty() {
+        let names: Vec<_> = proxies.iter().map(ToString::to_string).collect();
+        ok("proxies", format!("X-Forwarded-For is believed from {}", names.join(", ")))
+    } else if config.redis_url.is_some() {
+        warn(
+            "proxies",
+            "TRUSTED_PROXIES is not set: behind a proxy all clients seem to have its address, and are throttled as one",
+            "set it to the proxies' addresses; leave it only if clients connect directly",
+        )
+    } else {
+        ok("proxies", "none: X-Forwarded-For is ignored")
+    }
+}
+
+/// Length is checked with the configuration. Whether a key was made at random can't be known, only that it wasn't.
+fn secrets(config: &Config) -> Check {
+    const MAKE: &str = "make one with `openssl rand -hex 32`; put it before the old one, and remove that after \
+                        SESSION_MAX_AGE";
+    let keys = &config.session.secrets;
+    let judged = keys.iter().enumerate().map(|(index, key)| (weakness(key.expose_secret()), index + 1));
+    // The worst, and of several the first.
+    let worst = judged.max_by_key(|((status, _), index)| (*status, std::cmp::Reverse(*index)));
+    match worst {
+        Some(((Status::Fail, why), key)) => fail("secrets", format!("SESSION_SECRET: key {key} {why}"), MAKE),
+        Some(((Status::Warn, why), key)) => warn("secrets", format!("SESSION_SECRET: key {key} {why}"), MAKE),
+        _ if config.redis_url.is_none() => ok("secrets", "SESSION_SECRET: given, or made at every start"),
+        _ if keys.len() == 1 => ok("secrets", "SESSION_SECRET: one key"),
+        _ => ok("secrets", format!("SESSION_SECRET: {} keys accepted, the first signs", keys.len())),
+    }
+}
+
+/// Why a key looks guessable.
+fn weakness(key: &[u8]) -> (Status, &'static str) {
+    const PLACEHOLDERS: &[&str] =
+        &["change", "example", "replace", "placeholder", "insecure", "your-secret", "your_secret", "todo"];
+    const WORDS: &[&str] = &["secret", "password", "demo", "test", "session", "authfleet"];
+    /// Of a text of 32 hexadecimal digits at random, which is 128 bits, chance leaves hardly ever less.
+    const ENOUGH: f64 = 90.0;
+    const FAR_TOO_LITTLE: f64 = 40.0;
+
+    let lower = String::from_utf8_lossy(key).to_lowercase();
+    let holds = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    match entropy(repeating_part(key)) {
+        bits if bits < FAR_TOO_LITTLE => (Status::Fail, "repeats a few characters"),
+        _ if holds(PLACEHOLDERS) => (Status::Fail, "is the text of an example"),
+        _ if holds(WORDS) => (Status::Warn, "is made of words"),
+        bits if bits < ENOUGH => (Status::Warn, "has few different characters"),
+        _ => (Status::Ok, ""),
+    }
+}
+
+/// The shortest beginning that gives the whole when repeated, its last time perhaps cut.
+fn repeating_part(key: &[u8]) -> &[u8] {
+    let length = (1..=key.len() / 2).find(|&length| key.iter().zip(&key[length..]).all(|(a, b)| a == b));
+    &key[..length.unwrap_or(key.len())]
+}
+
+/// Shannon's estimate from the frequencies of the bytes, in bits.
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+fn entropy(key: &[u8]) -> f64 {
+    let mut counts = [0_usize; 256];
+    for &byte in key {
+        counts[usize::from(byte)] += 1;
+    }
+    let total = key.len() as f64;
+    counts.iter().filter(|&&count| count > 0).map(|&count| count as f64 * (total / count as f64).log2()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guessable_keys_are_told_from_random_ones() {
+        for (key, expected) in [
+            ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", Status::Fail),
+            ("abababababababababababababababababab", Status::Fail),
+            ("12345678901234567890123456789012", Status::Fail),
+            ("please-change-me-please-change-me-0", Status::Fail),
+            ("our-grand-secret-nobody-will-find-it", Status::Warn),
+            ("0123456789abcdef0123456789abcdef", Status::Warn),
+            ("9f2d6c1be07a4853d4c0be127f3a96e5", Status::Ok),
+            ("3Qk0h7LxN2vWcRz8TfYp5uBsJdGmAe1i", Status::Ok),
+        ] {
+            assert_eq!(weakness(key.as_bytes()).0, expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn random_keys_pass() {
+        use base64::Engine as _;
+        for _ in 0..1000 {
+            let mut bytes = [0; 32];
+            getrandom::fill(&mut bytes).expect("randomness");
+            let hex = uuid::Uuid::from_slice(&bytes[..16]).expect("16 bytes").simple().to_string();
+            let base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
+            for key in [&hex, &base64] {
+                // Chance may spell a short word, in base64 above all.
+                assert!(weakness(key.as_bytes()).1 != "has few different characters", "{key}");
+                assert!(weakness(key.as_bytes()).1 != "repeats a few characters", "{key}");
+            }
+        }
+    }
+}

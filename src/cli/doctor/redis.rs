@@ -1,0 +1,270 @@
+//! Redis: can it be reached, can it be relied on, does it let the server do its work.
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, Script, Value, cmd};
+use secrecy::SecretString;
+
+use super::{Check, fail, ok, warn};
+use crate::clock::Clock;
+use crate::store::{Operation, RedisHandle, StoreError};
+
+/// `ZRANGE … REV`, which lists sessions, is younger than the rest of what is used.
+const OLDEST: (u32, u32) = (6, 2);
+/// Every session check waits that long, at least.
+const SLOW_PING: Duration = Duration::from_millis(5);
+/// Nobody reads this process's metrics.
+static UNMEASURED: Operation = Operation::new(|| (metrics::Histogram::noop(), metrics::Counter::noop()));
+/// The probe's keys end by themselves should their removal fail.
+const PROBE_SECONDS: u32 = 10;
+
+pub(super) async fn examine(url: &SecretString) -> Vec<Check> {
+    let redis = match RedisHandle::new(url) {
+        Ok(redis) => redis,
+        Err(error) => return vec![fail("redis", error.to_string(), "see REDIS_URL")],
+    };
+    if let Err(error) = redis.command::<Value>(&UNMEASURED, &cmd("PING")).await {
+        let advice = "every request with a session is answered 503 until Redis answers: see REDIS_URL, network, password";
+        return vec![fail("redis", error.to_string(), advice)];
+    }
+    let info = Info::of(&redis).await;
+    let appendfsync = setting(&redis, "appendfsync").await;
+    let maxmemory_policy = match info.get("maxmemory_policy") {
+        Some(policy) => Some(policy.to_owned()),
+        None => setting(&redis, "maxmemory-policy").await,
+    };
+    vec![
+        ping(&redis).await,
+        version(&info),
+        role(&info),
+        cluster(&redis, &info).await,
+        eviction(&info, maxmemory_policy.as_deref()),
+        persistence(&info, appendfsync.as_deref()),
+        clock(&redis).await,
+        permissions(&redis).await,
+    ]
+}
+
+/// `INFO`, which managed services allow where `CONFIG` is forbidden.
+struct Info(HashMap<String, String>);
+
+impl Info {
+    async fn of(redis: &RedisHandle) -> Self {
+        let text: String = redis.command(&UNMEASURED, &cmd("INFO")).await.unwrap_or_default();
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        Self(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.get(name)?.parse().ok()
+    }
+}
+
+/// A value of `CONFIG GET`; `None` where that is forbidden.
+async fn setting(redis: &RedisHandle, name: &str) -> Option<String> {
+    let (_, value): (String, String) = redis.command(&UNMEASURED, cmd("CONFIG").arg("GET").arg(name)).await.ok()?;
+    Some(value)
+}
+
+async fn ping(redis: &RedisHandle) -> Check {
+    const NAME: &str = "redis.ping";
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let begin = Instant::now();
+        if let Err(error) = redis.command::<Value>(&UNMEASURED, &cmd("PING")).await {
+            return fail(NAME, error.to_string(), "the connection is not stable");
+        }
+        times.push(begin.elapsed());
+    }
+    times.sort();
+    let median = times[2];
+    let found = format!("{:.2} ms", median.as_secs_f64() * 1e3);
+    if median <= SLOW_PING { ok(NAME, found) } else { warn(NAME, found, "each session check waits for it: put Redis nearer") }
+}
+
+fn version(info: &Info) -> Check {
+    const NAME: &str = "redis.version";
+    // Valkey and others say which Redis they're compatible with.
+    let Some(version) = info.get("redis_version") else {
+        return warn(NAME, "unknown: INFO is forbidden", "see that it is 6.2 or newer, or let this user run INFO");
+    };
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    let parsed = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let found = match (info.get("server_name"), info.get("valkey_version")) {
+        (Some("valkey"), Some(valkey)) => format!("Valkey {valkey}, compatible with Redis {version}"),
+        _ => version.to_owned(),
+    };
+    if parsed >= OLDEST {
+        ok(NAME, found)
+    } else {
+        fail(NAME, found, "6.2 or newer is needed: listing a user's sessions uses ZRANGE with REV")
+    }
+}
+
+fn role(info: &Info) -> Check {
+    const NAME: &str = "redis.role";
+    match info.get("role") {
+        Some("master") => match info.number("connected_slaves") {
+            Some(replicas @ 1..) => ok(NAME, format!("primary with {replicas} replicas")),
+            _ => ok(NAME, "primary, alone"),
+        },
+        Some(role) => {
+            let primary = info.get("master_host").map(|host| format!(" of {host}")).unwrap_or_default();
+            fail(NAME, format!("{role}{primary}: it takes no writes"), "REDIS_URL must lead to the primary")
+        }
+        None => warn(NAME, "unknown: INFO is forbidden", "see that REDIS_URL leads to a primary"),
+    }
+}
+
+async fn cluster(redis: &RedisHandle, info: &Info) -> Check {
+    const NAME: &str = "redis.cluster";
+    if info.get("cluster_enabled") != Some("1") {
+        return ok(NAME, if info.0.is_empty() { "unknown: INFO is forbidden" } else { "no, one Redis for all sessions" });
+    }
+    let text: String = redis.command(&UNMEASURED, cmd("CLUSTER").arg("INFO")).await.unwrap_or_default();
+    match text.lines().find_map(|line| line.strip_prefix("cluster_size:")).map(str::trim) {
+        Some("1") => warn(NAME, "yes, with one shard", "this build speaks to one node; it must stay at one shard"),
+        _ => fail(NAME, "yes", "this build speaks to one node, which has only a part of the sessions: use a Redis alone"),
+    }
+}
+
+fn eviction(info: &Info, policy: Option<&str>) -> Check {
+    const NAME: &str = "redis.eviction";
+    const ADVICE: &str = "set maxmemory-policy noeviction: an evicted session is a logout, an evicted fence lets a late \
+                          login through";
+    let limit = info.number("maxmemory");
+    let used = info.number("used_memory").unwrap_or(0);
+    match (policy, limit) {
+        (None, _) => warn(NAME, "unknown: INFO and CONFIG are forbidden", "see that maxmemory-policy is noeviction"),
+        (Some("noeviction"), Some(limit @ 1..)) => {
+            let found = format!("noeviction, {} of {} MiB used", used >> 20, limit >> 20);
+            // Nine tenths, in whole numbers.
+            if used / 9 < limit / 10 {
+                ok(NAME, found)
+            } else {
+                warn(NAME, found, "logins are refused when it's full: raise maxmemory")
+            }
+        }
+        (Some("noeviction"), _) => ok(NAME, format!("noeviction, {} MiB used, no limit", used >> 20)),
+        (Some(policy), Some(0)) => {
+            warn(NAME, format!("maxmemory-policy is {policy}, without effect as long as maxmemory is 0"), ADVICE)
+        }
+        (Some(policy), _) => fail(NAME, format!("maxmemory-policy is {policy}"), ADVICE),
+    }
+}
+
+fn persistence(info: &Info, appendfsync: Option<&str>) -> Check {
+    const NAME: &str = "redis.persistence";
+    let failed = |what: &str| {
+        fail(NAME, format!("the last write of {what} failed"), "look for a full disk; what happened since is lost at a restart")
+    };
+    match info.get("aof_enabled") {
+        Some("1") if info.get("aof_last_write_status") == Some("err") => failed("the append-only file"),
+        Some("1") => ok(NAME, match appendfsync {
+            Some("always") => "append-only file, appendfsync always: nothing is lost, and each session check waits for the \
+                               disk",
+            Some("everysec") => "append-only file, appendfsync everysec: a crash can lose the last second or two, a logout \
+                                 made then is undone",
+            Some("no") => "append-only file, appendfsync no: a crash can lose half a minute, logouts made then are undone",
+            _ => "append-only file, appendfsync unknown: CONFIG is forbidden",
+        }),
+        Some(_) if info.get("rdb_last_bgsave_status") == Some("err") => failed("a snapshot"),
+        Some(_) => warn(
+            NAME,
+            "no append-only file: a restart brings back the sessions of the last snapshot, or none",
+            "set appendonly yes: otherwise a crash logs users out, and can undo logouts",
+        ),
+        None => warn(NAME, "unknown: INFO is forbidden", "see that appendonly is yes"),
+    }
+}
+
+async fn clock(redis: &RedisHandle) -> Check {
+    const NAME: &str = "redis.clock";
+    let here = Clock::system();
+    let before = here.now_ms();
+    let answer: Result<(i64, i64), StoreError> = redis.command(&UNMEASURED, &cmd("TIME")).await;
+    let after = here.now_ms();
+    let (seconds, microseconds) = match answer {
+        Ok(time) => time,
+        Err(error) => return fail(NAME, error.to_string(), "the throttle asks Redis for the time: allow TIME"),
+    };
+    // Somewhere in between it answered.
+    let difference = seconds * 1000 + microseconds / 1000 - i64::midpoint(before, after);
+    let found = format!("{} ms {} this host", difference.abs(), if difference < 0 { "behind" } else { "ahead of" });
+    match difference.abs() {
+        0..=1_000 => ok(NAME, found),
+        1_001..=30_000 => warn(NAME, found, "let both synchronise their clocks (chrony, systemd-timesyncd)"),
+        _ => fail(NAME, found, "synchronise the clocks: absolute limits are enforced by this host's, idle limits by Redis'"),
+    }
+}
+
+/// Does what the server does, on keys of its own.
+async fn permissions(redis: &RedisHandle) -> Check {
+    const NAME: &str = "redis.permissions";
+    let probe = format!("{:016x}", fastrand::u64(..));
+    let session = format!("session:{{doctor}}:{probe}");
+    let user = format!("user:{{doctor}}:{probe}");
+    let throttle = format!("throttle:{{doctor}}:{probe}");
+    let on = |name: &str, key: &str, rest: &[&str]| {
+        let mut command = cmd(name);
+        command.arg(key).arg(rest);
+        command
+    };
+    let script = |name: &str, body: &str| {
+        let mut command = cmd(name);
+        command.arg(body).arg(1).arg(&session);
+        command
+    };
+    let life = PROBE_SECONDS * 1000;
+    let ttl = life.to_string();
+    let body = "return redis.call('PTTL', KEYS[1])";
+    let mut load = cmd("SCRIPT");
+    load.arg("LOAD").arg(body);
+    let mut scan = cmd("SCAN");
+    scan.arg(0).arg("MATCH").arg(&session).arg("COUNT").arg(1);
+
+    let steps: Vec<(&str, Cmd)> = vec![
+        ("HSET session:*", on("HSET", &session, &["user_id", "doctor"])),
+        ("PEXPIRE session:*", on("PEXPIRE", &session, &[&ttl])),
+        ("HMGET session:*", on("HMGET", &session, &["user_id"])),
+        ("HGETALL session:*", on("HGETALL", &session, &[])),
+        ("PTTL session:*", on("PTTL", &session, &[])),
+        ("EXISTS session:*", on("EXISTS", &session, &[])),
+        ("EVAL", script("EVAL", body)),
+        ("SCRIPT LOAD", load),
+        ("EVALSHA", script("EVALSHA", Script::new(body).get_hash())),
+        ("ZADD user:*", on("ZADD", &user, &["1", "probe"])),
+        ("PEXPIRE user:*", on("PEXPIRE", &user, &[&ttl])),
+        ("ZCARD user:*", on("ZCARD", &user, &[])),
+        ("ZRANGE REV user:*", on("ZRANGE", &user, &["0", "-1", "REV"])),
+        ("ZREMRANGEBYSCORE user:*", on("ZREMRANGEBYSCORE", &user, &["-inf", "0"])),
+        ("ZREM user:*", on("ZREM", &user, &["probe"])),
+        ("SET user:*", on("SET", &user, &["1", "PX", &ttl])),
+        ("GET user:*", on("GET", &user, &[])),
+        ("INCR throttle:*", on("INCR", &throttle, &[])),
+        ("PEXPIRE throttle:*", on("PEXPIRE", &throttle, &[&ttl])),
+        ("SCAN (session revoke, session inspect)", scan),
+        ("DEL session:*", on("DEL", &session, &[])),
+        ("DEL user:*", on("DEL", &user, &[])),
+        ("DEL throttle:*", on("DEL", &throttle, &[])),
+    ];
+    let count = steps.len();
+    let mut refused = Vec::new();
+    for (name, command) in steps {
+        if let Err(error) = redis.command::<Value>(&UNMEASURED, &command).await {
+            refused.push((name, error));
+        }
+    }
+    match refused.as_slice() {
+        [] => ok(NAME, format!("all {count} kinds of commands, on session:*, user:* and throttle:*")),
+        [(_, error), ..] => {
+            let names: Vec<_> = refused.iter().map(|(name, _)| *name).collect();
+            let found = format!("refused: {}; {error}", names.join(", "));
+            fail(NAME, found, "see Redis' ACL for this user, and whether its disk is full")
+        }
+    }
+}

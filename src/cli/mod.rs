@@ -1,0 +1,185 @@
+//! The command line.
+mod doctor;
+mod healthcheck;
+mod import;
+mod prompt;
+mod serve;
+mod sessions;
+mod users;
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::auth::admin::{Actor, Admin, AdminError};
+use crate::clock::Clock;
+use crate::config::{Config, DatabaseUrl};
+use crate::telemetry;
+
+/// Exit code for a command line or configuration that can't be used.
+const USAGE: u8 = 2;
+
+/// A session-authentication server that runs as a fleet: any replica can answer any request.
+///
+/// Configured by environment variables; `authfleet config` shows them. Exit codes: 0 done, 1 failed or not found, 2 the
+/// command line or the configuration can't be used.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve requests until SIGTERM or SIGINT, then drain (the default).
+    Serve,
+    /// Create or upgrade the users' database. Safe when several start at once.
+    Migrate,
+    /// Ask a running replica whether it's ready; exit code 0 or 1. For containers without a shell.
+    Healthcheck {
+        /// Ask only whether the process answers.
+        #[arg(long)]
+        live: bool,
+    },
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Print the effective configuration, secrets masked.
+    Config {
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check what the server depends on: filesystem, SQLite, Redis, clock, secrets, proxies. Exit code 1 if anything
+    /// fails.
+    Doctor {
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Administer accounts.
+    #[command(subcommand)]
+    User(users::Command),
+    /// Look at and end sessions.
+    #[command(subcommand)]
+    Session(sessions::Command),
+    /// Bring users with bcrypt or Argon2 hashes over from another system's SQLite table or a CSV file.
+    Import(import::Arguments),
+}
+
+/// Runs the command that the process was called with.
+pub fn main() -> ExitCode {
+    let command = Arguments::parse().command.unwrap_or(Command::Serve);
+    if let Command::Openapi = command {
+        return print(&crate::http::openapi().to_pretty_json().expect("the document is JSON"));
+    }
+    let config = match Config::load() {
+        Ok(config) => config,
+        Err(errors) => {
+            if let Command::Doctor { json } = command {
+                doctor::report(&doctor::misconfigured(&errors), json);
+            } else {
+                eprintln!("{errors}");
+            }
+            return ExitCode::from(USAGE);
+        }
+    };
+    match command {
+        Command::Serve => runtime(serve::serve(&config)),
+        Command::Migrate => runtime(migrate(&config)),
+        Command::Healthcheck { live } => runtime(healthcheck::healthcheck(&config, live)),
+        Command::Config { json } => show(&config, json),
+        Command::Doctor { json } => runtime(doctor::doctor(&config, json)),
+        Command::User(command) => administer(config, async |admin| users::run(admin, command).await),
+        Command::Session(command) => administer(config, async |admin| sessions::run(admin, command).await),
+        Command::Import(arguments) => administer(config, async |admin| import::run(admin, arguments).await),
+        Command::Openapi => unreachable!("answered above"),
+    }
+}
+
+fn runtime(command: impl Future<Output = ExitCode>) -> ExitCode {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime").block_on(command)
+}
+
+/// Runs a command of an operator. Log lines, audit events among them, go to standard error.
+fn administer(config: Config, command: impl AsyncFnOnce(&Admin) -> Result<ExitCode, AdminError>) -> ExitCode {
+    telemetry::log_to_stderr(&config.log);
+    runtime(async {
+        let run = async { command(&Admin::new(config, Clock::system(), actor())?).await };
+        run.await.unwrap_or_else(|error| fail(error, ExitCode::FAILURE))
+    })
+}
+
+/// Who runs this process. A user without an entry in the system's list is named by number.
+fn actor() -> Actor {
+    let uid = rustix::process::getuid();
+    let name = whoami::username().unwrap_or_else(|_| format!("uid {}", uid.as_raw()));
+    let sudo_user = uid.is_root().then(|| std::env::var("SUDO_USER").ok()).flatten();
+    Actor { name, sudo_user }
+}
+
+fn fail(error: impl Display, code: impl Into<ExitCode>) -> ExitCode {
+    eprintln!("error: {error}");
+    code.into()
+}
+
+/// Prints a line or more; a reader that went away (`| head`) is no error.
+fn print(text: &str) -> ExitCode {
+    drop(writeln!(std::io::stdout(), "{}", text.trim_end()));
+    ExitCode::SUCCESS
+}
+
+/// Prints a result: for scripts, or for people.
+fn answer(json: bool, result: &impl Serialize, text: impl FnOnce() -> String) -> ExitCode {
+    let printed = if json { serde_json::to_string_pretty(result).expect("our own types are JSON") } else { text() };
+    print(&printed)
+}
+
+/// Text from outside, fit for a terminal: a control character could rewrite the screen.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Left-aligned columns, as wide as they need.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+async fn migrate(config: &Config) -> ExitCode {
+    let _logging = telemetry::start_logging(&config.log, &config.replica_id);
+    let DatabaseUrl::Sqlite(path) = &config.database;
+    match crate::store::users::migrate(path).await {
+        Ok(report) => {
+            tracing::info!(?report, database = %path.display(), "database is up to date");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!("DATABASE_URL: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show(config: &Config, json: bool) -> ExitCode {
+    for warning in &config.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let effective = config.effective();
+    if json {
+        let object: serde_json::Map<_, _> =
+            effective.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        return print(&serde_json::to_string_pretty(&object).expect("strings are JSON"));
+    }
+    let lines: Vec<_> = effective.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    print(&lines.join("\n"))
+}

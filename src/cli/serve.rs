@@ -1,0 +1,107 @@
+//! `serve`.
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::{Config, DatabaseUrl};
+use crate::server::{self, Listeners};
+use crate::store::users;
+use crate::telemetry;
+
+pub(super) async fn serve(config: &Config) -> ExitCode {
+    let begin = Instant::now();
+    let logging = telemetry::start_logging(&config.log, &config.replica_id);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let metrics = telemetry::install_metrics();
+    let build = [("version", env!("CARGO_PKG_VERSION").to_owned()), ("replica", config.replica_id.clone())];
+    metrics::gauge!(crate::metrics::BUILD_INFO, &build).set(1);
+
+    let DatabaseUrl::Sqlite(path) = &config.database;
+    let in_memory = config.redis_url.is_none();
+    if in_memory {
+        tracing::warn!("REDIS_URL is not set: sessions are in this process's memory. One replica only, for trying it out");
+        // Trying it out takes one command; a fleet migrates once, before its replicas start.
+        if let Err(error) = users::migrate(path).await {
+            tracing::error!(%error, "the database could not be prepared");
+            return ExitCode::FAILURE;
+        }
+    }
+    let started = async {
+        let app = server::build(config, Clock::system()).await?;
+        Ok::<_, server::StartError>((app, Listeners::bind(config).await?))
+    };
+    let (app, listeners) = match started.await {
+        Ok(started) => started,
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let local = |listener: &tokio::net::TcpListener| listener.local_addr().expect("a bound listener has an address");
+    let (public, ops) = (local(&listeners.public), local(&listeners.ops));
+    // Connected now rather than by the first request; if it fails, readiness says so.
+    drop(app.auth.sessions.ping().await);
+    tracing::info!(%public, %ops, sessions = app.auth.sessions.kind(), version = env!("CARGO_PKG_VERSION"),
+        started_in_seconds = begin.elapsed().as_secs_f64(), "authfleet is up");
+    if in_memory {
+        telemetry::flush();
+        try_it(public, config);
+    }
+
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    let is_drained = server::run(app, listeners, metrics, config, stop).await;
+    tracing::info!("authfleet is down");
+    drop(logging);
+    if is_drained { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The first signal drains, the second ends at once.
+async fn stop_on_signal(stop: CancellationToken) {
+    let mut terminate = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("a handler for SIGINT");
+    for is_second in [false, true] {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        if is_second {
+            tracing::warn!(signal = name, "second signal: ending at once");
+            telemetry::flush();
+            std::process::exit(1);
+        }
+        tracing::info!(signal = name, "asked to stop; a second signal ends at once");
+        stop.cancel();
+    }
+}
+
+/// What to type next, on a terminal or not: this is the mode for trying it out.
+fn try_it(public: SocketAddr, config: &Config) {
+    let ip = if public.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { public.ip() };
+    let url = format!("http://{}", SocketAddr::new(ip, public.port())).replace("127.0.0.1", "localhost");
+    let hint = if config.session.cookie_secure {
+        "\n  (The cookie is Secure; for browsers other than Chrome and Firefox on http set COOKIE_SECURE=false.)"
+    } else {
+        ""
+    };
+    drop(writeln!(
+        std::io::stdout(),
+        "
+  authfleet: one replica, sessions in memory. Try it:
+
+    curl -s {url}/auth/register --json '{{\"email\":\"ada@example.org\",\"password\":\"correct horse battery\"}}'
+    curl -s {url}/auth/login -c jar --json '{{\"email\":\"ada@example.org\",\"password\":\"correct horse battery\"}}'
+    curl -s {url}/profile -b jar
+    curl -s {url}/auth/logout -b jar -X POST
+
+  API: {url}/docs   The fleet: make demo   Ctrl-C stops.{hint}
+"
+    ));
+}

@@ -1,0 +1,111 @@
+//! Accounts over a fleet: unique regardless of case, whoever asks where.
+use std::collections::BTreeMap;
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use crate::fleet::{Fleet, PASSWORD};
+
+/// Twelve registrations at once, spread over the replicas: how often each outcome came.
+async fn race(fleet: &Fleet, body: impl Fn(usize) -> Value) -> BTreeMap<String, usize> {
+    let calls = (0..12).map(|n| fleet[n % fleet.replicas().len()].post("/auth/register").json(&body(n)).send());
+    let mut outcomes = BTreeMap::new();
+    for answer in join_all(calls).await {
+        let outcome = if answer.status == 201 { "201".to_owned() } else { answer.text_at("code") };
+        *outcomes.entry(outcome).or_default() += 1;
+    }
+    outcomes
+}
+
+#[tokio::test]
+async fn parallel_registrations_make_one_account() {
+    let fleet = Fleet::start(3).await;
+    for round in 0..5 {
+        let spellings = ["ada", "Ada", "ADA", "aDa"].map(|name| format!("{name}{round}@Example.org"));
+        let outcomes = race(
+            &fleet,
+            |n| json!({ "email": spellings[n % 4], "username": format!("user-{round}-{n}"), "password": PASSWORD }),
+        );
+        assert_eq!(outcomes.await, [("201".to_owned(), 1), ("email_taken".to_owned(), 11)].into());
+
+        let outcomes = race(
+            &fleet,
+            |n| json!({ "email": format!("eve{round}-{n}@example.org"), "username": spellings[n % 4][..4], "password": PASSWORD }),
+        );
+        assert_eq!(outcomes.await, [("201".to_owned(), 1), ("username_taken".to_owned(), 11)].into());
+    }
+    assert_eq!(fleet.query("SELECT CAST(count(*) AS TEXT) FROM users").await, ["10"]);
+}
+
+/// Without a username each gets one of its own, even if all want the same.
+#[tokio::test]
+async fn usernames_are_made_up() {
+    let fleet = Fleet::start(3).await;
+    let outcomes = race(&fleet, |n| json!({ "email": format!("info@host-{n}.example"), "password": PASSWORD })).await;
+    assert_eq!(outcomes, [("201".to_owned(), 12)].into());
+    let names = fleet.query("SELECT DISTINCT username FROM users ORDER BY id").await;
+    assert_eq!(names.len(), 12, "{names:?}");
+    assert!(names.contains(&"info".to_owned()) && names.contains(&"info2".to_owned()), "{names:?}");
+    fleet[0].try_login("INFO2", PASSWORD).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn names_are_the_same_in_any_case() {
+    let fleet = Fleet::start(2).await;
+    let register = |email: &str, username: &str| {
+        let body = json!({ "email": email, "username": username, "password": PASSWORD });
+        fleet[0].post("/auth/register").json(&body).send()
+    };
+    register("Zoë@Example.org", "ZoË").await.expect(201);
+    register("zoë@example.ORG", "other").await.expect_problem(409, "email_taken");
+    register("ZOË@EXAMPLE.ORG", "other").await.expect_problem(409, "email_taken");
+    register("other@example.org", "zoë").await.expect_problem(409, "username_taken");
+    register("other@example.org", "ＺＯＥ\u{308}").await.expect_problem(409, "username_taken");
+
+    for identifier in ["Zoë@Example.org", "zoë@example.org", "ZOË@EXAMPLE.ORG", "ZoË", "zoë", "zoe\u{308}"] {
+        let answer = fleet[1].try_login(identifier, PASSWORD).send().await.expect(200);
+        assert_eq!((answer.text_at("email"), answer.text_at("username")), ("Zoë@Example.org".into(), "ZoË".into()));
+    }
+    // Either field takes either name: many a sign-in form has one field alone.
+    for (field, identifier) in [("username", "zoë@example.org"), ("email", "zoë")] {
+        let body = json!({ field: identifier, "password": PASSWORD });
+        fleet[1].post("/auth/login").json(&body).send().await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_an_unknown_user_look_alike() {
+    let fleet = Fleet::builder().full_hashing().start().await;
+    let ada = fleet[0].register("ada").await;
+    let hashes = async || fleet[0].metric("authfleet_hash_duration_seconds_count", &[]).await;
+    let mut answers = Vec::new();
+    let mut before = hashes().await;
+    for identifier in [ada.email.as_str(), "ada", "eve@example.org", "eve"] {
+        let answer = fleet[0].try_login(identifier, "a wrong password").send().await;
+        let answer = answer.expect_problem(401, "invalid_credentials");
+        assert_eq!(answer.header("set-cookie"), None);
+        let mut headers: Vec<_> = answer.headers.keys().map(|name| name.as_str().to_owned()).collect();
+        headers.sort();
+        answers.push((answer.text(), headers));
+        let after = hashes().await;
+        assert_eq!(after - before, 1.0, "one hash for {identifier}");
+        before = after;
+    }
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_disabled_user_is_signed_in_nowhere() {
+    let fleet = Fleet::start(2).await;
+    let ada = fleet[0].register("ada").await;
+    let mut db = fleet.sql().await;
+    sqlx::query("UPDATE users SET disabled_at = 1, epoch = epoch + 1").execute(&mut db).await.expect("an update");
+    let refused = fleet[1].try_login("ada", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+    let unknown = fleet[1].try_login("nobody", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+    assert_eq!(refused.body, unknown.body);
+    assert!(fleet.redis.keys("session:*").is_empty());
+    sqlx::query("UPDATE users SET disabled_at = NULL").execute(&mut db).await.expect("an update");
+    let session = fleet[1].login(&ada).await;
+    assert_eq!(fleet[0].check(&session).await, 200);
+}

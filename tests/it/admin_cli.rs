@@ -1,0 +1,453 @@
+//! Administration from the command line, beside a running fleet.
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
+
+use crate::fleet::{Finished, Fleet, PASSWORD, Session};
+
+const NEW_PASSWORD: &str = "nine purple wombats in a row";
+/// Passes as random.
+const RANDOM: &str = "9f2d6c1be07a4853d4c0be127f3a96e59f";
+
+/// Runs a command that reads standard input.
+fn piped(fleet: &Fleet, arguments: &[&str], changes: &[(&str, &str)], input: &str) -> Finished {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_authfleet"));
+    command
+        .args(arguments)
+        .current_dir(fleet.path())
+        .env_clear()
+        .env("DATABASE_URL", format!("sqlite://{}", fleet.database().display()))
+        .env("REDIS_URL", fleet.redis.url())
+        .env("SESSION_SECRET", crate::fleet::SECRET)
+        .env("LOG_FORMAT", "json")
+        .env("ARGON2_MEMORY", "64KiB")
+        .env("ARGON2_ITERATIONS", "1")
+        .envs(changes.iter().copied());
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().expect("the binary runs");
+    // It may have ended without reading.
+    drop(child.stdin.take().expect("a pipe").write_all(input.as_bytes()));
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// The audit events that a command wrote to standard error.
+fn audit(finished: &Finished) -> Vec<Value> {
+    let lines = finished.stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["target"] == "audit").collect()
+}
+
+/// One event, by a named user of this host, without any of these secrets in the output.
+#[track_caller]
+fn assert_audited(finished: &Finished, event: &str, user_id: &str, secrets: &[&str]) {
+    let events = audit(finished);
+    assert_eq!(events.len(), 1, "{}", finished.stderr);
+    assert_eq!(events[0]["event"], event);
+    assert_eq!(events[0]["user_id"], user_id);
+    assert_eq!(events[0]["via"], "cli");
+    assert!(events[0]["actor"].as_str().is_some_and(|name| !name.is_empty()));
+    for secret in secrets {
+        assert!(!finished.stdout.contains(secret) && !finished.stderr.contains(secret), "a secret was shown");
+    }
+}
+
+/// ASVS 5.0 7.4.2: all sessions end when an account is disabled; issue 4, items 6 and 7.
+#[tokio::test]
+async fn disabling_ends_the_sessions_on_every_replica_and_refuses_logins() {
+    let fleet = Fleet::start(2).await;
+    let ada = fleet[0].register("ada").await;
+    let bob = fleet[0].register("bob").await;
+    let (one, two, other) = (fleet[0].login(&ada).await, fleet[1].login(&ada).await, fleet[1].login(&bob).await);
+
+    let done = fleet.command(&["user", "disable", "ADA@example.org", "--json"], &[]).await.expect_code(0);
+    let expected = json!({ "user_id": ada.id, "username": "ada", "changed": true, "sessions_ended": 2 });
+    assert_eq!(serde_json::from_str::<Value>(&done.stdout).expect("JSON"), expected);
+    assert_audited(&done, "account_disabled", &ada.id, &[&one.token, &two.token]);
+    for session in [&one, &two] {
+        for replica in fleet.replicas() {
+            assert_eq!(replica.check(session).await, 401);
+        }
+    }
+    assert_eq!(fleet[0].check(&other).await, 200, "somebody else's session");
+    fleet[0].try_login("ada", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+
+    let again = fleet.command(&["user", "disable", &ada.id, "--json"], &[]).await.expect_code(0).stdout;
+    assert_eq!(serde_json::from_str::<Value>(&again).expect("JSON")["changed"], false);
+    let shown = fleet.command(&["user", "show", "ada", "--json"], &[]).await.expect_code(0).json();
+    assert!(shown["disabled_at"].is_string() && shown["sessions"] == 0, "{shown}");
+
+    let enabled = fleet.command(&["user", "enable", "ada"], &[]).await.expect_code(0);
+    assert_audited(&enabled, "account_enabled", &ada.id, &[]);
+    fleet[1].login(&ada).await;
+    assert_eq!(fleet[0].check(&one).await, 401, "what ended stays so");
+}
+
+/// Logins that were verified before the account was disabled must not outlive it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_login_slips_past_a_disable() {
+    let fleet = Fleet::start(2).await;
+    for round in 0..5 {
+        let name = format!("user{round}");
+        let user = fleet[0].register(&name).await;
+        let logins = async {
+            let mut opened: Vec<Session> = Vec::new();
+            // Until it's refused: then the disable has come through.
+            loop {
+                let (a, b) = tokio::join!(
+                    fleet[0].try_login(&user.email, PASSWORD).send(),
+                    fleet[1].try_login(&user.email, PASSWORD).send()
+                );
+                opened.extend(
+                    [&a, &b].iter().filter(|answer| answer.status == 200).map(|answer| Session::opened_by(answer)),
+                );
+                if a.status == 401 && b.status == 401 {
+                    return opened;
+                }
+            }
+        };
+        let arguments = ["user", "disable", user.email.as_str()];
+        let (disabled, opened) = tokio::join!(fleet.command(&arguments, &[]), logins);
+        disabled.expect_code(0);
+        for session in &opened {
+            assert_eq!(fleet[1].check(session).await, 401, "round {round}");
+        }
+        assert_eq!(fleet.redis.keys(&format!("session:{{{}}}:*", user.id)), Vec::<String>::new());
+    }
+}
+
+/// ASVS 5.0 7.4.3.
+#[tokio::test]
+async fn a_password_set_by_an_operator_ends_all_sessions() {
+    let fleet = Fleet::start(2).await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+
+    let weak = piped(&fleet, &["user", "set-password", "ada"], &[], "password1\n").expect_code(1);
+    assert!(weak.stderr.contains("password must not be one of the most common") && !weak.stderr.contains("password1"));
+    for (input, why) in [("", "no password"), ("one\ntwo\n", "more than one line")] {
+        let refused = piped(&fleet, &["user", "set-password", "ada"], &[], input).expect_code(2);
+        assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    }
+    assert_eq!(fleet[1].check(&session).await, 200, "nothing was changed");
+
+    let input = format!("{NEW_PASSWORD}\n");
+    let done = piped(&fleet, &["user", "set-password", "ada"], &[], &input).expect_code(0);
+    assert_audited(&done, "password_changed", &ada.id, &[NEW_PASSWORD, &session.token, "$argon2"]);
+    assert_eq!(fleet[1].check(&session).await, 401);
+    fleet[1].try_login("ada", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+    fleet[1].try_login("ada", NEW_PASSWORD).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn users_are_made_listed_and_deleted() {
+    let fleet = Fleet::start(1).await;
+    let created = piped(&fleet, &["user", "create", "ada@example.org", "--json"], &[], PASSWORD).expect_code(0);
+    let ada: Value = serde_json::from_str(&created.stdout).expect("JSON");
+    let id = ada["user_id"].as_str().expect("an id");
+    assert_audited(&created, "account_created", id, &[PASSWORD, "$argon2"]);
+    assert_eq!((&ada["username"], &ada["password_scheme"]), (&json!("ada"), &json!("argon2id")));
+    let session = Session::opened_by(&fleet[0].try_login("ada", PASSWORD).send().await);
+
+    let twice = piped(&fleet, &["user", "create", "Ada@example.org"], &[], PASSWORD).expect_code(1);
+    assert!(twice.stderr.contains("e-mail address is taken"), "{}", twice.stderr);
+    let invalid = piped(&fleet, &["user", "create", "ada"], &[], PASSWORD).expect_code(1);
+    assert!(invalid.stderr.contains("email must be an e-mail address"), "{}", invalid.stderr);
+
+    piped(&fleet, &["user", "create", "bob@example.org", "--username", "bob"], &[], PASSWORD).expect_code(0);
+    let page = fleet.command(&["user", "list", "--limit", "1", "--json"], &[]).await.expect_code(0).json();
+    assert_eq!(
+        (page["users"].as_array().map(Vec::len), &page["users"][0]["email"]),
+        (Some(1), &json!("ada@example.org"))
+    );
+    let next = page["next"].as_str().expect("there is more").to_owned();
+    let page = fleet.command(&["user", "list", "--after", &next, "--json"], &[]).await.expect_code(0).json();
+    assert_eq!((&page["users"][0]["username"], &page["next"]), (&json!("bob"), &Value::Null));
+
+    let unasked = fleet.command(&["user", "delete", "ada"], &[]).await.expect_code(2);
+    assert!(unasked.stderr.contains("--yes"), "{}", unasked.stderr);
+    let deleted = fleet.command(&["user", "delete", "ada", "--yes"], &[]).await.expect_code(0);
+    assert_audited(&deleted, "account_deleted", id, &[]);
+    assert_eq!(fleet[0].check(&session).await, 401);
+    let gone = fleet.command(&["user", "show", "ada"], &[]).await.expect_code(1);
+    assert!(gone.stdout.is_empty() && gone.stderr.contains("no user ada"), "{}", gone.stderr);
+}
+
+#[tokio::test]
+async fn sessions_are_listed_inspected_and_revoked() {
+    let fleet = Fleet::start(2).await;
+    let ada = fleet[0].register("ada").await;
+    let (one, two) = (fleet[0].login(&ada).await, fleet[1].login(&ada).await);
+
+    let listed = fleet.command(&["session", "list", "ada", "--json"], &[]).await.expect_code(0).json();
+    let ids: Vec<_> =
+        listed["sessions"].as_array().expect("sessions").iter().map(|s| s["session_id"].clone()).collect();
+    assert_eq!(ids, [json!(two.id), json!(one.id)], "newest first");
+    assert_eq!(listed["sessions"][1]["created_by"], "replica-1");
+
+    // By id, and by cookie on standard input, as copied from a browser too.
+    let by_id = fleet.command(&["session", "inspect", "--json", &one.id], &[]).await.expect_code(0).json();
+    assert_eq!((&by_id["accepted"], &by_id["username"], &by_id["cookie"]), (&json!(true), &json!("ada"), &Value::Null));
+    assert!(by_id["ttl_seconds"].as_i64().is_some_and(|ttl| (1..=1800).contains(&ttl)), "{by_id}");
+    for text in [one.token.clone(), format!("Cookie: {}; theme=dark\n", one.cookie)] {
+        let by_cookie = piped(&fleet, &["session", "inspect", "-", "--json"], &[], &text).expect_code(0);
+        assert!(!by_cookie.stdout.contains(&one.token) && !by_cookie.stderr.contains(&one.token));
+        let by_cookie = by_cookie.json();
+        assert_eq!(by_cookie["session_id"], one.id);
+        assert_eq!((&by_cookie["cookie"]["signature_valid"], &by_cookie["cookie"]["key"]), (&json!(true), &json!(1)));
+    }
+    let rotated = format!("{RANDOM},{}", crate::fleet::SECRET);
+    let old_key = piped(&fleet, &["session", "inspect", "--json"], &[("SESSION_SECRET", &rotated)], &one.token).json();
+    assert_eq!((&old_key["cookie"]["key"], &old_key["cookie"]["keys"]), (&json!(2), &json!(2)));
+    let other = [("SESSION_SECRET", RANDOM)];
+    let no_key = piped(&fleet, &["session", "inspect", "--json"], &other, &one.token).expect_code(1).json();
+    assert_eq!((&no_key["accepted"], &no_key["cookie"]["key"]), (&json!(false), &Value::Null));
+    assert_eq!(no_key["session"]["session_id"], one.id, "the session is there, the key is not: told apart");
+    let argument = fleet.command(&["session", "inspect", &one.token], &[]).await.expect_code(0);
+    assert!(
+        argument.stderr.contains("shell's history") && !argument.stdout.contains(&one.token),
+        "{}",
+        argument.stderr
+    );
+    assert_eq!(fleet[0].check(&one).await, 200);
+
+    let revoked = fleet.command(&["session", "revoke", &one.id], &[]).await.expect_code(0);
+    assert_audited(&revoked, "session_ended", &ada.id, &[&one.token]);
+    assert_eq!((fleet[1].check(&one).await, fleet[1].check(&two).await), (401, 200));
+    fleet.command(&["session", "revoke", &one.id], &[]).await.expect_code(1);
+    let ended = piped(&fleet, &["session", "inspect", "--json"], &[], &one.token).expect_code(1).json();
+    assert_eq!((&ended["accepted"], &ended["user_id"]), (&json!(false), &json!(ada.id)));
+    let all = fleet.command(&["session", "revoke", "--user", "ada", "--json"], &[]).await.expect_code(0);
+    assert_eq!(serde_json::from_str::<Value>(&all.stdout).expect("JSON")["sessions_ended"], 1);
+    assert_eq!(fleet[0].check(&two).await, 401);
+
+    // An id may begin with a dash.
+    let unknown = fleet.command(&["session", "revoke", "-bcdefghijklmnopqrstuv"], &[]).await.expect_code(1);
+    assert!(unknown.stderr.contains("no living session -bcdefghijklmnopqrstuv"), "{}", unknown.stderr);
+    fleet.command(&["session", "revoke", "short"], &[]).await.expect_code(2);
+    fleet.command(&["session", "revoke"], &[]).await.expect_code(2);
+    piped(&fleet, &["session", "inspect", "-"], &[], "neither\n").expect_code(2);
+}
+
+#[tokio::test]
+async fn sessions_in_memory_are_out_of_reach_and_that_is_said() {
+    let fleet = Fleet::builder().without_redis().start().await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    for arguments in [
+        &["session", "list", "ada"][..],
+        &["session", "revoke", &session.id],
+        &["session", "inspect", &session.id],
+        &["user", "disable", "ada"],
+        &["user", "set-password", "ada"],
+        &["user", "delete", "ada", "--yes"],
+    ] {
+        let refused = fleet.command(arguments, &[]).await.expect_code(1);
+        assert!(refused.stderr.contains("REDIS_URL is not set"), "{arguments:?}: {}", refused.stderr);
+    }
+    assert_eq!(fleet[0].check(&session).await, 200);
+    fleet.command(&["user", "show", "ada"], &[]).await.expect_code(0);
+    fleet.command(&["user", "disable", "ada", "--offline"], &[]).await.expect_code(0);
+    fleet[0].try_login("ada", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+}
+
+#[tokio::test]
+async fn nothing_is_changed_while_redis_is_away() {
+    let mut fleet = Fleet::start(1).await;
+    fleet[0].register("ada").await;
+    let offline = fleet.command(&["user", "disable", "ada", "--offline"], &[]).await.expect_code(2);
+    assert!(offline.stderr.contains("REDIS_URL is set"), "{}", offline.stderr);
+    fleet.redis.kill();
+    let failed = fleet.command(&["user", "disable", "ada"], &[]).await.expect_code(1);
+    assert!(failed.stderr.contains("error: REDIS_URL: ") && audit(&failed).is_empty(), "{}", failed.stderr);
+    assert_eq!(fleet.query("SELECT count(*) FROM users WHERE disabled_at IS NULL").await.len(), 1);
+    let shown = fleet.command(&["user", "show", "ada", "--json"], &[]).await.expect_code(0);
+    assert_eq!(serde_json::from_str::<Value>(&shown.stdout).expect("JSON")["disabled_at"], Value::Null);
+}
+
+#[tokio::test]
+async fn users_of_a_predecessor_are_imported_and_sign_in() {
+    let fleet = Fleet::start(1).await;
+    fleet[0].register("bob").await;
+    let hash = bcrypt::hash(PASSWORD, 4).expect("a hash");
+    let source = fleet.path().join("express.db");
+    let mut db = SqliteConnectOptions::new().filename(&source).create_if_missing(true).connect().await.expect("opens");
+    sqlx::raw_sql(
+        "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT, username TEXT, password TEXT, created_at TEXT)",
+    )
+    .execute(&mut db)
+    .await
+    .expect("a table");
+    for (email, username, hash, created_at) in [
+        ("ada@example.org", Some("countess"), hash.as_str(), "2024-01-31 12:00:00"),
+        ("grace@example.org", None, &hash, "1706702400000"),
+        ("BOB@example.org", Some("bobby"), &hash, ""),
+        ("no address", None, &hash, ""),
+        ("eve@example.org", None, "$2b$31$abcdefghijklmnopqrstuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuu", ""),
+        ("plain@example.org", None, "hunter2-in-the-clear", ""),
+        ("ada@EXAMPLE.org", None, &hash, ""),
+        ("late@example.org", None, &hash, "2999-01-01"),
+    ] {
+        let insert = "INSERT INTO users (email, username, password, created_at) VALUES (?1, ?2, ?3, ?4)";
+        let query = sqlx::query(insert).bind(email).bind(username).bind(hash).bind(created_at);
+        query.execute(&mut db).await.expect("a row");
+    }
+    let source = source.to_str().expect("UTF-8");
+
+    let counts =
+        |report: &Value| ["read", "imported", "skipped", "failed"].map(|name| report[name].as_u64().unwrap_or(99));
+    let dry = fleet.command(&["import", "--sqlite", source, "--dry-run", "--json"], &[]).await.expect_code(1);
+    let report: Value = serde_json::from_str(&dry.stdout).expect("JSON");
+    assert_eq!((counts(&report), &report["dry_run"]), ([8, 2, 1, 5], &json!(true)));
+    assert!(audit(&dry).is_empty() && fleet.query("SELECT email FROM users").await.len() == 1);
+
+    let done = fleet.command(&["import", "--sqlite", source, "--json"], &[]).await.expect_code(1);
+    assert!(!done.stdout.contains("hunter2") && !done.stdout.contains("$2b$") && !done.stderr.contains("$2b$"));
+    let report: Value = serde_json::from_str(&done.stdout).expect("JSON");
+    assert_eq!(counts(&report), [8, 2, 1, 5]);
+    let faults: Vec<_> =
+        report["errors"].as_array().expect("errors").iter().map(|e| (e["line"].clone(), e["field"].clone())).collect();
+    let expected = [(4, "email"), (5, "password_hash"), (6, "password_hash"), (7, "email"), (8, "created_at")];
+    assert_eq!(faults, expected.map(|(line, field)| (json!(line), json!(field))));
+    assert_eq!(audit(&done).iter().filter(|event| event["event"] == "account_imported").count(), 2);
+
+    let again = fleet.command(&["import", "--sqlite", source, "--json"], &[]).await.expect_code(1).stdout;
+    assert_eq!(counts(&serde_json::from_str(&again).expect("JSON")), [8, 0, 3, 5], "as after an interruption");
+
+    // The id carries the time; the old password works and its hash is upgraded.
+    let ada = Session::opened_by(&fleet[0].try_login("countess", PASSWORD).send().await);
+    let profile = fleet[0].get("/profile").session(&ada).send().await.expect(200);
+    assert_eq!(profile.json()["created_at"].as_str().map(|time| &time[..19]), Some("2024-01-31T12:00:00"));
+    let hashes = fleet.query("SELECT password_hash FROM users WHERE email = 'ada@example.org'").await;
+    assert!(hashes[0].starts_with("$argon2id$"), "upgraded");
+    let hashes = fleet.query("SELECT password_hash FROM users WHERE email = 'grace@example.org'").await;
+    assert_eq!(hashes[0], hash, "kept until then");
+    fleet[0].try_login("grace", PASSWORD).send().await.expect(200);
+    fleet[0].try_login("grace", "another password").send().await.expect_problem(401, "invalid_credentials");
+}
+
+#[tokio::test]
+async fn users_are_imported_from_csv() {
+    let fleet = Fleet::start(1).await;
+    let hash = bcrypt::hash(PASSWORD, 4).expect("a hash");
+    let file = format!(
+        "mail;full name;pw;since\nada@example.org;Ada Lovelace;{hash};\nshort;row\ngrace@example.org;Grace Hopper;{hash};2024-01-31\n"
+    );
+    let columns = ["import", "--csv", "-", "--delimiter", ";", "--email-column", "mail", "--password-column", "pw"];
+    let with = |more: &[&'static str]| [&columns[..], more].concat();
+    let names = ["--username-column", "full name"];
+    let refused = piped(&fleet, &with(&names), &[], &file).expect_code(1);
+    assert!(refused.stderr.contains("line 2: username: must not contain white space"), "{}", refused.stderr);
+    let done = piped(&fleet, &with(&["--created-at-column", "since", "--json"]), &[], &file).expect_code(1);
+    let report: Value = serde_json::from_str(&done.stdout).expect("JSON");
+    assert_eq!(
+        (&report["imported"], &report["failed"], &report["errors"][0]["line"]),
+        (&json!(2), &json!(1), &json!(3))
+    );
+    fleet[0].try_login("ada@example.org", PASSWORD).send().await.expect(200);
+
+    let missing = piped(&fleet, &["import", "--csv", "-"], &[], &file).expect_code(2);
+    assert!(missing.stderr.contains("no column email; there are: mail, full name, pw, since"), "{}", missing.stderr);
+    fleet.command(&["import", "--csv", "nowhere.csv"], &[]).await.expect_code(1);
+    fleet.command(&["import"], &[]).await.expect_code(2);
+}
+
+/// What `doctor --json` says: exit code, and the status of each check.
+async fn doctor(fleet: &Fleet, changes: &[(&str, &str)]) -> (Option<i32>, Value) {
+    let finished = fleet.command(&["doctor", "--json"], changes).await;
+    let report: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    let checks = report["checks"].as_array().expect("checks").iter();
+    let statuses = checks.map(|check| (check["name"].as_str().expect("a name").to_owned(), check["status"].clone()));
+    assert!(!finished.stdout.contains(RANDOM) && !finished.stdout.contains(crate::fleet::SECRET));
+    (finished.code, statuses.collect())
+}
+
+#[tokio::test]
+async fn the_doctor_finds_what_is_wrong() {
+    let mut fleet = Fleet::start(0).await;
+    let healthy = [("SESSION_SECRET", RANDOM), ("TRUSTED_PROXIES", "10.0.0.0/8"), ("COOKIE_SECURE", "true")];
+    let strong = [healthy[0], healthy[1], healthy[2], ("ARGON2_MEMORY", ""), ("ARGON2_ITERATIONS", "")];
+    let (code, found) = doctor(&fleet, &strong).await;
+    assert_eq!(code, Some(0), "{found}");
+    for name in [
+        "configuration",
+        "secrets",
+        "cookie",
+        "proxies",
+        "database.sqlite",
+        "database.journal",
+        "database.schema",
+        "database.write",
+        "database.file",
+        "redis.ping",
+        "redis.version",
+        "redis.role",
+        "redis.cluster",
+        "redis.eviction",
+        "redis.persistence",
+        "redis.clock",
+        "redis.permissions",
+    ] {
+        assert_eq!(found[name], "ok", "{name}: {found}");
+    }
+    assert_eq!(fleet.redis.keys("*"), Vec::<String>::new(), "the probe leaves nothing");
+
+    let (code, found) = doctor(&fleet, &[("TRUSTED_PROXIES", "0.0.0.0/0"), ("SESSION_SECRET", &"x".repeat(40))]).await;
+    assert_eq!(
+        (code, &found["secrets"], &found["proxies"], &found["cookie"]),
+        (Some(1), &json!("fail"), &json!("warn"), &json!("warn"))
+    );
+    assert_eq!(found["configuration"], "warn", "weak hashing");
+
+    let set = |name: &str, value: &str| fleet.redis.run::<()>(&["CONFIG", "SET", name, value]);
+    set("maxmemory-policy", "allkeys-lru");
+    set("appendonly", "no");
+    let (code, found) = doctor(&fleet, &strong).await;
+    assert_eq!(
+        (code, &found["redis.eviction"], &found["redis.persistence"]),
+        (Some(0), &json!("warn"), &json!("warn"))
+    );
+    set("maxmemory", "100mb");
+    let (code, found) = doctor(&fleet, &strong).await;
+    assert_eq!((code, &found["redis.eviction"]), (Some(1), &json!("fail")));
+    set("maxmemory-policy", "noeviction");
+    set("appendonly", "yes");
+
+    // A user as the bundle makes it, and one that lacks a command.
+    let rights = [
+        "~session:*",
+        "~user:*",
+        "~throttle:*",
+        "-@all",
+        "+@read",
+        "+@write",
+        "+@connection",
+        "+eval",
+        "+evalsha",
+        "+script|load",
+        "+time",
+        "-@dangerous",
+        "+info",
+    ];
+    let acl = |user: &str, more: &[&str]| {
+        let words = [&["ACL", "SETUSER", user, "reset", "on", ">pw"], &rights[..], more].concat();
+        fleet.redis.run::<()>(&words);
+        format!("{}?user={user}&pass=pw", fleet.redis.url())
+    };
+    let (bundled, lacking) = (acl("bundled", &[]), acl("lacking", &["-zadd", "-evalsha"]));
+    let (code, found) = doctor(&fleet, &[&strong[..], &[("REDIS_URL", bundled.as_str())]].concat()).await;
+    assert_eq!((code, &found["redis.permissions"]), (Some(0), &json!("ok")), "{found}");
+    let (code, found) = doctor(&fleet, &[&strong[..], &[("REDIS_URL", lacking.as_str())]].concat()).await;
+    assert_eq!((code, &found["redis.permissions"]), (Some(1), &json!("fail")), "{found}");
+
+    fleet.redis.kill();
+    let (code, found) = doctor(&fleet, &strong).await;
+    assert_eq!((code, &found["redis"]), (Some(1), &json!("fail")));
+    let (code, found) = doctor(&fleet, &[("DATABASE_URL", "sqlite://nowhere.db")]).await;
+    assert_eq!((code, &found["database"]), (Some(1), &json!("fail")));
+    let (code, found) = doctor(&fleet, &[("SESSION_SECRET", "short")]).await;
+    assert_eq!((code, &found["configuration"]), (Some(2), &json!("fail")));
+}

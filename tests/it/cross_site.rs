@@ -1,0 +1,182 @@
+//! What other sites can make a browser do here: nothing (ASVS 5.0 3.5.1 to 3.5.3).
+use serde_json::json;
+
+use crate::fleet::{Answer, Fleet, PASSWORD, Session};
+
+/// Every call that changes something, with what it needs to be carried out.
+const UNSAFE: [(&str, &str); 10] = [
+    ("POST", "/auth/register"),
+    ("POST", "/auth/login"),
+    ("POST", "/login"),
+    ("POST", "/auth/password"),
+    ("POST", "/auth/logout"),
+    ("POST", "/logout"),
+    ("DELETE", "/auth/sessions"),
+    ("DELETE", "/auth/sessions?keep=current"),
+    ("DELETE", "/auth/sessions/AAAAAAAAAAAAAAAAAAAAAA"),
+    ("DELETE", "/auth/account"),
+];
+
+/// Everything that is stored: users in full, keys and values of Redis without what only time changes.
+async fn stored(fleet: &Fleet) -> Vec<String> {
+    let statement = "SELECT id || email || username || password_hash || epoch || updated_at FROM users ORDER BY id";
+    let mut stored = fleet.query(statement).await;
+    for key in fleet.redis.keys("*") {
+        let value = match fleet.redis.run::<String>(&["TYPE", &key]).as_str() {
+            "hash" => fleet.redis.run::<redis::Value>(&["HGETALL", &key]),
+            "zset" => fleet.redis.run::<redis::Value>(&["ZRANGE", &key, "0", "-1", "WITHSCORES"]),
+            _ => fleet.redis.run::<redis::Value>(&["GET", &key]),
+        };
+        stored.push(format!("{key} {value:?}"));
+    }
+    stored
+}
+
+async fn send(fleet: &Fleet, session: &Session, (method, path): (&str, &str), headers: &[(&str, &str)]) -> Answer {
+    // Enough for every one of them.
+    let body = json!({
+        "email": "ada@example.org", "username": "ada", "password": PASSWORD, "current_password": PASSWORD,
+        "new_password": "staple a battery horse",
+    });
+    let mut call = fleet[0].call(method, path).session(session).json(&body);
+    for (name, value) in headers {
+        call = call.header(name, value);
+    }
+    call.send().await
+}
+
+#[tokio::test]
+async fn asvs_3_5_1_other_sites_change_nothing() {
+    let fleet = Fleet::start(1).await;
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    let host = fleet[0].address().to_owned();
+    let before = stored(&fleet).await;
+    for call in UNSAFE {
+        for headers in [
+            &[("sec-fetch-site", "cross-site")][..],
+            &[("sec-fetch-site", "CROSS-SITE")],
+            &[("sec-fetch-site", "")],
+            &[("sec-fetch-site", "cross-site"), ("origin", &format!("http://{host}"))],
+            &[("origin", "https://elsewhere.example")],
+            &[("origin", "null")],
+            &[("origin", "")],
+            &[("origin", &host)],
+            &[("origin", &format!("http://{host}@elsewhere.example"))],
+            &[("origin", "https://elsewhere.example"), ("x-forwarded-host", "elsewhere.example")],
+            &[("origin", "https://elsewhere.example"), ("forwarded", "host=elsewhere.example")],
+        ] {
+            let answer = send(&fleet, &session, call, headers).await.expect_problem(403, "cross_site");
+            assert_eq!(answer.header("set-cookie"), None, "{call:?} {headers:?}");
+        }
+    }
+    assert_eq!(stored(&fleet).await, before);
+    assert_eq!(fleet[0].check(&session).await, 200);
+}
+
+#[tokio::test]
+async fn asvs_3_5_1_this_site_and_other_programs_pass() {
+    let fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    let host = fleet[0].address().to_owned();
+    for headers in [
+        &[("sec-fetch-site", "same-origin")][..],
+        &[("sec-fetch-site", "same-site")],
+        &[("sec-fetch-site", "none")],
+        &[("sec-fetch-site", "same-origin"), ("origin", "https://behind-another-name.example")],
+        &[("origin", &format!("http://{host}"))],
+        &[("origin", &format!("https://{}", host.to_uppercase()))],
+        &[],
+    ] {
+        for call in UNSAFE {
+            let session = fleet[0].login(&ada).await;
+            // The password stays what it is, and so does the account.
+            if call.1 == "/auth/password" || call.1 == "/auth/account" {
+                let mut call = fleet[0].call(call.0, call.1).session(&session).json(&json!({}));
+                for (name, value) in headers {
+                    call = call.header(name, value);
+                }
+                call.send().await.expect_problem(422, "validation_failed");
+                continue;
+            }
+            let answer = send(&fleet, &session, call, headers).await;
+            assert_ne!(answer.status, 403, "{call:?} {headers:?} {}", answer.text());
+        }
+    }
+}
+
+/// Behind a proxy the site's name is in `X-Forwarded-Host`; believed like every forwarded header.
+#[tokio::test]
+async fn asvs_3_5_1_the_origin_is_compared_with_the_name_that_the_proxy_saw() {
+    let fleet = Fleet::builder().env("TRUSTED_PROXIES", "127.0.0.1").start().await;
+    let ada = fleet[0].register("ada").await;
+    let forwarded = ("x-forwarded-host", "auth.example.org");
+    let session = fleet[0].login(&ada).await;
+    for origin in ["https://auth.example.org.elsewhere.example", "https://example.org", "https://auth.example.org:444"] {
+        let answer = send(&fleet, &session, ("POST", "/auth/logout"), &[forwarded, ("origin", origin)]).await;
+        answer.expect_problem(403, "cross_site");
+    }
+    let address = format!("http://{}", fleet[0].address());
+    let answer = send(&fleet, &session, ("POST", "/auth/logout"), &[forwarded, ("origin", &address)]).await;
+    answer.expect_problem(403, "cross_site");
+    send(&fleet, &session, ("POST", "/auth/logout"), &[forwarded, ("origin", "https://auth.example.org")]).await.expect(200);
+}
+
+/// What a form or a script of another site can send without asking first is not taken, whatever the browser says of it.
+#[tokio::test]
+async fn asvs_3_5_2_bodies_that_need_no_preflight_are_not_read() {
+    let fleet = Fleet::start(1).await;
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    let before = stored(&fleet).await;
+    let body = json!({ "email": "x@example.org", "password": PASSWORD, "current_password": PASSWORD, "new_password": "a battery" });
+    for (method, path) in [
+        ("POST", "/auth/register"),
+        ("POST", "/auth/login"),
+        ("POST", "/login"),
+        ("POST", "/auth/password"),
+        ("DELETE", "/auth/account"),
+    ] {
+        for content_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain; application/json"] {
+            let call = fleet[0].call(method, path).session(&session).header("content-type", content_type);
+            call.body(body.to_string()).send().await.expect_problem(415, "unsupported_media_type");
+        }
+    }
+    assert_eq!(stored(&fleet).await, before);
+}
+
+/// No answer lets another site read it.
+#[tokio::test]
+async fn asvs_3_4_2_no_other_origin_is_allowed_to_read() {
+    let fleet = Fleet::start(1).await;
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    for (method, path) in [("GET", "/profile"), ("GET", "/auth/sessions"), ("OPTIONS", "/auth/login"), ("GET", "/openapi.json")] {
+        let call = fleet[0].call(method, path).session(&session).header("origin", "https://elsewhere.example");
+        let call = call.header("access-control-request-method", "POST").header("access-control-request-headers", "content-type");
+        let answer = call.send().await;
+        let cors: Vec<_> = answer.headers.keys().filter(|name| name.as_str().starts_with("access-control-")).collect();
+        assert!(cors.is_empty(), "{method} {path}: {cors:?}");
+    }
+}
+
+/// Safe methods change nothing but the time to live of the session that is sent along.
+#[tokio::test]
+async fn asvs_3_5_3_safe_methods_change_nothing() {
+    let fleet = Fleet::start(1).await;
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    let document = fleet[0].get("/openapi.json").send().await.expect(200).json();
+    let documented = document["paths"].as_object().expect("paths").keys().map(|path| path.replace("{session_id}", &session.id));
+    let paths: Vec<String> = documented.chain(["/", "/docs/", "/nowhere"].map(str::to_owned)).collect();
+    assert!(paths.len() > 10, "{paths:?}");
+    let before = stored(&fleet).await;
+    for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+        for path in &paths {
+            for query in ["", "?_method=DELETE&keep=current", "?email=ada@example.org&password=correct+horse+battery+staple"] {
+                let call = fleet[0].call(method, &format!("{path}{query}")).session(&session);
+                let answer = call.header("x-http-method-override", "DELETE").header("sec-fetch-site", "cross-site").send().await;
+                assert!(answer.status < 500, "{method} {path}{query}: {}", answer.status);
+                assert_eq!(answer.header("set-cookie"), None, "{method} {path}{query}");
+            }
+        }
+    }
+    assert_eq!(stored(&fleet).await, before);
+    assert_eq!(fleet[0].check(&session).await, 200);
+}

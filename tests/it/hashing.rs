@@ -1,0 +1,87 @@
+//! Password hashing through the whole server: bounded, shed at once, out of the way of session checks.
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use crate::fleet::{Fleet, PASSWORD, PATIENTLY, within};
+
+#[tokio::test]
+async fn passwords_are_hashed_as_promised() {
+    let mut fleet = Fleet::builder().full_hashing().start().await;
+    fleet[0].register("ada").await;
+    let stored = async |fleet: &Fleet| fleet.query("SELECT password_hash FROM users").await.remove(0);
+    let first = stored(&fleet).await;
+    assert!(first.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{first}");
+    fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
+    assert_eq!(stored(&fleet).await, first, "nothing to upgrade");
+
+    // Other parameters: the next login upgrades, a failed one doesn't.
+    fleet[0].restart(&[("ARGON2_MEMORY", "16MiB"), ("ARGON2_ITERATIONS", "3")]).await;
+    fleet[0].try_login("ada", "a wrong password").send().await.expect(401);
+    assert_eq!(stored(&fleet).await, first);
+    fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
+    let second = stored(&fleet).await;
+    assert!(second.starts_with("$argon2id$v=19$m=16384,t=3,p=1$"), "{second}");
+    fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn a_storm_of_logins_is_shed_and_hurts_nobody() {
+    let fleet = Fleet::builder().full_hashing().env("HASH_CONCURRENCY", "1").env("HASH_QUEUE", "1").start().await;
+    let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
+    let session = fleet[0].login(&ada).await;
+    let passwords = [(&ada, PASSWORD, 200), (&eve, "a wrong password", 401)];
+    let storm = async {
+        let mut statuses = Vec::new();
+        // Half of the attempts at eve's account are wrong, and still below its limit.
+        for _ in 0..2 {
+            let logins = (0..8).flat_map(|_| passwords).map(async |(user, password, right)| {
+                let answer = fleet[0].try_login(&user.email, password).send().await;
+                if answer.status == 503 {
+                    return answer.expect_problem(503, "overloaded").status;
+                }
+                answer.expect(right).status
+            });
+            statuses.extend(join_all(logins).await);
+            fleet[0].try_login("eve", PASSWORD).send().await.expect(200);
+        }
+        statuses
+    };
+    let checks = async {
+        for _ in 0..50 {
+            assert_eq!(fleet[0].check(&session).await, 200);
+        }
+    };
+    let (statuses, ()) = tokio::join!(storm, checks);
+    let shed = statuses.iter().filter(|status| **status == 503).count();
+    assert!(shed > 0 && shed < statuses.len(), "{statuses:?}");
+    assert!(fleet[0].metric("authfleet_hash_shed_total", &[]).await > 0.0);
+    assert_eq!(fleet[0].metric("authfleet_hash_queued", &[]).await, 0.0);
+    fleet[0].login(&eve).await;
+}
+
+/// A request that goes away neither keeps its place for ever nor gives it up while its hash is under way.
+#[tokio::test]
+async fn clients_that_leave_during_a_login_leave_nothing_behind() {
+    let fleet = Fleet::builder().full_hashing().env("HASH_CONCURRENCY", "1").env("HASH_QUEUE", "2").start().await;
+    let ada = fleet[0].register("ada").await;
+    let body = format!(r#"{{"email":"{}","password":"{PASSWORD}"}}"#, ada.email);
+    let head = "POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length";
+    for _ in 0..60 {
+        let mut raw = fleet[0].raw().await;
+        assert!(raw.write(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes()).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    within(PATIENTLY, "nothing is in flight", async || {
+        fleet[0].metric("authfleet_http_requests_in_flight", &[]).await == 0.0
+            && fleet[0].metric("authfleet_hash_queued", &[]).await == 0.0
+    })
+    .await;
+    // The one that was under way may still be; but the whole queue is free, again and again.
+    for _ in 0..3 {
+        let logins = (0..2).map(|_| fleet[0].try_login("ada", PASSWORD).send());
+        for answer in join_all(logins).await {
+            answer.expect(200);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Redis absent, killed, frozen or full: the right answer, soon, and nobody is logged out.
+use futures::future::join_all;
+
+use crate::fleet::{Fleet, PASSWORD, PATIENTLY, PROMPTLY, Session, within};
+
+/// What holds while Redis doesn't answer.
+async fn expect_unavailable(fleet: &Fleet, session: &Session) {
+    for replica in fleet.replicas() {
+        let calls = [
+            replica.get("/profile").session(session),
+            replica.post("/auth/logout").session(session),
+            replica.try_login("ada", PASSWORD),
+            replica.try_login("ada", PASSWORD).session(session),
+        ];
+        // Many at once: none may wait for the others' time-outs.
+        let many = (0..20).map(|_| replica.get("/profile").session(session));
+        for answer in join_all(calls.into_iter().chain(many).map(|call| call.send())).await {
+            let answer = answer.expect_problem(503, "store_unavailable");
+            assert!(answer.took < PROMPTLY, "{:?}", answer.took);
+            assert_eq!(answer.header("set-cookie"), None, "the cookie is left alone");
+            assert_eq!(answer.header("clear-site-data"), None);
+        }
+        // No session is no session, whatever Redis would say.
+        replica.get("/profile").send().await.expect_problem(401, "session_invalid");
+        replica.get("/profile").cookie(&session.forged()).send().await.expect_problem(401, "session_invalid");
+        replica.ops("/livez").await.expect(200);
+        let readiness = replica.ops("/readyz").await.expect(503);
+        assert!(readiness.took < PROMPTLY, "{:?}", readiness.took);
+        let readiness = readiness.json();
+        assert_eq!((&readiness["status"], &readiness["draining"]), (&"not ready".into(), &false.into()));
+        assert_eq!(
+            (&readiness["sessions"]["store"], &readiness["sessions"]["status"]),
+            (&"redis".into(), &"failing".into())
+        );
+        assert!(readiness["sessions"]["error"].as_str().is_some_and(|text| !text.is_empty()), "{readiness}");
+        assert_eq!(readiness["users"]["status"], "ok");
+    }
+}
+
+/// What holds within two seconds of its return.
+async fn expect_recovery(fleet: &Fleet, session: &Session) {
+    let begin = std::time::Instant::now();
+    for replica in fleet.replicas() {
+        let left = PROMPTLY.saturating_sub(begin.elapsed());
+        within(left, "the session is valid again", async || replica.check(session).await == 200).await;
+        within(left, "ready again", async || replica.ops("/readyz").await.status == 200).await;
+        replica.try_login("ada", PASSWORD).send().await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn redis_killed() {
+    let mut fleet = Fleet::builder().replicas(2).redis_over_tcp().start().await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    for _ in 0..3 {
+        fleet.redis.kill();
+        expect_unavailable(&fleet, &session).await;
+        fleet.redis.start().await;
+        expect_recovery(&fleet, &session).await;
+    }
+}
+
+/// Worse than dead: connections stay open, even new ones are taken, and nothing is ever said.
+#[tokio::test]
+async fn redis_frozen() {
+    let fleet = Fleet::builder().replicas(2).redis_over_tcp().start().await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    for _ in 0..2 {
+        fleet.redis.freeze();
+        expect_unavailable(&fleet, &session).await;
+        fleet.redis.thaw();
+        expect_recovery(&fleet, &session).await;
+    }
+}
+
+#[tokio::test]
+async fn redis_absent_at_start() {
+    let mut fleet = Fleet::builder().replicas(2).redis_over_tcp().redis_down().start().await;
+    for replica in fleet.replicas() {
+        replica.get("/profile").send().await.expect_problem(401, "session_invalid");
+        replica.ops("/livez").await.expect(200);
+        assert_eq!(replica.ops("/readyz").await.expect(503).json()["sessions"]["status"], "failing");
+        let login = replica.try_login("ada", PASSWORD).send().await.expect_problem(503, "store_unavailable");
+        assert!(login.took < PROMPTLY, "{:?}", login.took);
+    }
+    fleet.redis.start().await;
+    for replica in fleet.replicas() {
+        within(PROMPTLY, "ready", async || replica.ops("/readyz").await.status == 200).await;
+    }
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    assert_eq!(fleet[1].check(&session).await, 200);
+}
+
+/// With `noeviction` a full Redis may refuse logins, but logs nobody out and lets them sign out.
+#[tokio::test]
+async fn redis_full() {
+    let fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    fleet.redis.run::<String>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let login = fleet[0].try_login("ada", PASSWORD).send().await;
+    if login.status != 200 {
+        assert_eq!(login.expect_problem(503, "store_unavailable").header("set-cookie"), None);
+    }
+    assert_eq!(fleet[0].check(&session).await, 200);
+    fleet[0].post("/auth/logout").session(&session).send().await.expect(200);
+    assert_eq!(fleet[0].check(&session).await, 401);
+    fleet.redis.run::<String>(&["CONFIG", "SET", "maxmemory", "0"]);
+    fleet[0].login(&ada).await;
+}
+
+/// As after a failover: scripts are gone, connections are closed.
+#[tokio::test]
+async fn redis_that_forgot_its_scripts_and_clients() {
+    let fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    fleet.redis.run::<String>(&["SCRIPT", "FLUSH"]);
+    let session = fleet[0].login(&ada).await;
+    fleet.redis.run::<i64>(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    within(PATIENTLY, "the session is valid", async || fleet[0].check(&session).await == 200).await;
+}

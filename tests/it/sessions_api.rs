@@ -1,0 +1,343 @@
+//! What users do with their sessions and account: list, revoke, change the password, delete.
+use std::time::Duration;
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::fleet::{Fleet, PASSWORD, Session};
+
+const NEW_PASSWORD: &str = "staple a battery horse";
+const IDLE: Duration = Duration::from_secs(30 * 60);
+
+fn time(value: &Value) -> Timestamp {
+    value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value} is no time"))
+}
+
+/// The user's sessions, as listed by this replica.
+async fn listed(fleet: &Fleet, replica: usize, session: &Session) -> Vec<Value> {
+    let answer = fleet[replica].get("/auth/sessions").session(session).send().await.expect(200);
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    answer.json()["sessions"].as_array().expect("a list").clone()
+}
+
+fn ids(sessions: &[Value]) -> Vec<&str> {
+    sessions.iter().map(|session| session["session_id"].as_str().expect("an id")).collect()
+}
+
+async fn expect_alive(fleet: &Fleet, sessions: &[(&Session, bool)]) {
+    for replica in fleet.replicas() {
+        for (session, alive) in sessions {
+            assert_eq!(replica.check(session).await, if *alive { 200 } else { 401 }, "{}", session.id);
+        }
+    }
+}
+
+async fn change_password(fleet: &Fleet, replica: usize, session: &Session, current: &str, new: &str) -> crate::fleet::Answer {
+    let body = json!({ "current_password": current, "new_password": new });
+    fleet[replica].post("/auth/password").session(session).json(&body).send().await
+}
+
+async fn delete_account(fleet: &Fleet, replica: usize, session: &Session, password: &str) -> crate::fleet::Answer {
+    fleet[replica].call("DELETE", "/auth/account").session(session).json(&json!({ "password": password })).send().await
+}
+
+/// ASVS 5.0 7.5.2.
+#[tokio::test]
+async fn asvs_7_5_2_a_user_sees_every_session_and_only_their_own() {
+    let fleet = Fleet::builder().replicas(3).env("TRUSTED_PROXIES", "127.0.0.1").start().await;
+    let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
+    let of_eve = fleet[0].login(&eve).await;
+    let mut sessions = Vec::new();
+    for (n, replica) in fleet.replicas().iter().enumerate() {
+        let login = replica.try_login(&ada.email, PASSWORD).header("user-agent", &format!("browser/{n}"));
+        let login = login.header("x-forwarded-for", &format!("203.0.113.{n}")).send().await;
+        sessions.push(Session::opened_by(&login));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for replica in 0..3 {
+        let list = listed(&fleet, replica, &sessions[1]).await;
+        assert_eq!(ids(&list), [&*sessions[2].id, &*sessions[1].id, &*sessions[0].id], "newest first");
+        for (entry, n) in list.iter().zip([2, 1, 0]) {
+            let mut fields: Vec<_> = entry.as_object().expect("an object").keys().map(String::as_str).collect();
+            fields.sort_unstable();
+            let expected = [
+                "created_at", "created_by", "current", "expires_at", "idle_expires_at", "ip", "last_seen_at", "session_id",
+                "user_agent",
+            ];
+            assert_eq!(fields, expected);
+            assert_eq!(entry["current"], n == 1, "{entry}");
+            assert_eq!(entry["created_by"], format!("replica-{}", n + 1));
+            assert_eq!((&entry["ip"], &entry["user_agent"]), (&json!(format!("203.0.113.{n}")), &json!(format!("browser/{n}"))));
+            assert_eq!(entry["created_at"], sessions[n].body["created_at"]);
+            assert_eq!(entry["expires_at"], sessions[n].body["expires_at"]);
+        }
+    }
+    assert_eq!(ids(&listed(&fleet, 2, &of_eve).await), [&*of_eve.id]);
+
+    // One that ended in whatever way is no longer there.
+    fleet[0].post("/auth/logout").session(&sessions[0]).send().await.expect(200);
+    fleet.redis.run::<i64>(&["DEL", &sessions[2].key()]);
+    assert_eq!(ids(&listed(&fleet, 1, &sessions[1]).await), [&*sessions[1].id]);
+    fleet[0].get("/auth/sessions").send().await.expect_problem(401, "session_invalid");
+    fleet[0].get("/auth/sessions").session(&sessions[0]).send().await.expect_problem(401, "session_invalid");
+}
+
+/// The list reads: it writes nothing and renews nobody but the one who asks.
+#[tokio::test]
+async fn last_seen_follows_from_the_time_to_live() {
+    let fleet = Fleet::start(2).await;
+    let ada = fleet[0].register("ada").await;
+    let (asking, idle) = (fleet[0].login(&ada).await, fleet[0].login(&ada).await);
+    let unused_for = Duration::from_secs(10 * 60);
+    let left = (IDLE - unused_for).as_millis().to_string();
+    fleet.redis.run::<i64>(&["PEXPIRE", &idle.key(), &left]);
+    let before = Timestamp::now();
+    assert_eq!(fleet[1].check(&asking).await, 200);
+    let mut meter = fleet.redis.meter();
+    let list = listed(&fleet, 1, &asking).await;
+    let used = meter.used();
+    let after = Timestamp::now();
+
+    let entry = |session: &Session| list.iter().find(|entry| entry["session_id"] == session.id).expect("listed");
+    let slack = Duration::from_secs(30);
+    let seen = time(&entry(&asking)["last_seen_at"]);
+    assert!(before - Duration::from_secs(1) <= seen && seen <= after, "{before} {seen} {after}");
+    let seen = time(&entry(&idle)["last_seen_at"]);
+    assert!(before - unused_for - Duration::from_secs(1) <= seen && seen <= after - unused_for + slack, "{seen}");
+    assert_eq!(time(&entry(&idle)["idle_expires_at"]).duration_since(seen).unsigned_abs(), IDLE);
+
+    // The check of the one who asks, then reads alone.
+    let expected = [("hmget", 1), ("pexpire", 1), ("zrange", 1), ("hgetall", 2), ("pttl", 2)];
+    assert_eq!(used.commands, expected.map(|(command, calls)| (command.to_owned(), calls)).into(), "{used:?}");
+    assert!(fleet.redis.run::<i64>(&["PTTL", &idle.key()]) <= left.parse::<i64>().expect("a number"));
+}
+
+#[tokio::test]
+async fn asvs_7_5_2_one_session_is_revoked_everywhere_at_once() {
+    let fleet = Fleet::start(3).await;
+    let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
+    let of_eve = fleet[0].login(&eve).await;
+    let [first, second, third] = [fleet[0].login(&ada).await, fleet[1].login(&ada).await, fleet[2].login(&ada).await];
+    let revoke = |replica: usize, by: &Session, id: &str| {
+        fleet[replica].call("DELETE", &format!("/auth/sessions/{id}")).session(by).send()
+    };
+    let done = revoke(1, &first, &second.id).await.expect(204);
+    assert!(done.body.is_empty() && done.header("set-cookie").is_none());
+    assert_eq!(done.header("cache-control"), Some("no-store"));
+    expect_alive(&fleet, &[(&first, true), (&second, false), (&third, true), (&of_eve, true)]).await;
+
+    // Ended, somebody else's, never there, no id at all: told apart by nobody.
+    let never = "A".repeat(22);
+    for id in [&*second.id, &*of_eve.id, &*never, "nonsense", "%00", "%ff", "..", &first.token, &"x".repeat(4000)] {
+        let answer = revoke(2, &first, id).await;
+        // `..` is a path of its own, for clients that resolve it.
+        if id != ".." {
+            answer.expect_problem(404, "session_not_found");
+        }
+    }
+    expect_alive(&fleet, &[(&first, true), (&third, true), (&of_eve, true)]).await;
+    revoke(0, &second, &first.id).await.expect_problem(401, "session_invalid");
+    // One's own is one like any other.
+    revoke(2, &first, &first.id).await.expect(204);
+    expect_alive(&fleet, &[(&first, false), (&third, true), (&of_eve, true)]).await;
+}
+
+#[tokio::test]
+async fn asvs_7_5_2_all_sessions_are_revoked_everywhere_at_once() {
+    let fleet = Fleet::start(3).await;
+    let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
+    let of_eve = fleet[0].login(&eve).await;
+    let [first, second, third] = [fleet[0].login(&ada).await, fleet[1].login(&ada).await, fleet[2].login(&ada).await];
+    let delete = |path: &str, by: &Session| fleet[1].call("DELETE", path).session(by).send();
+    for wrong in ["?keep=all", "?keep=", "?keep=Current", "?keep=current&keep=current", "?keep=%ff"] {
+        let answer = delete(&format!("/auth/sessions{wrong}"), &first).await.expect_problem(422, "validation_failed");
+        assert_eq!(answer.invalid_fields(), ["keep"], "{wrong}");
+    }
+    expect_alive(&fleet, &[(&first, true), (&second, true), (&third, true)]).await;
+
+    let kept = delete("/auth/sessions?keep=current", &first).await.expect(204);
+    assert!(kept.body.is_empty() && kept.header("set-cookie").is_none(), "the cookie still names a session");
+    expect_alive(&fleet, &[(&first, true), (&second, false), (&third, false), (&of_eve, true)]).await;
+
+    let fourth = fleet[2].login(&ada).await;
+    let all = delete("/auth/sessions?unknown=ignored", &fourth).await.expect(204);
+    assert!(all.header("set-cookie").is_some_and(|cookie| cookie.starts_with("session=;") && cookie.contains("Max-Age=0")));
+    expect_alive(&fleet, &[(&first, false), (&fourth, false), (&of_eve, true)]).await;
+    delete("/auth/sessions", &fourth).await.expect_problem(401, "session_invalid");
+    let next = fleet[0].login(&ada).await;
+    assert_eq!(fleet[1].check(&next).await, 200, "a revocation keeps nobody from signing in");
+}
+
+/// `SESSIONS_PER_USER`, however many sign in at once (ASVS 5.0 7.1.2).
+#[tokio::test]
+async fn asvs_7_1_2_one_session_too_many_ends_the_oldest() {
+    let fleet = Fleet::builder().replicas(3).env("SESSIONS_PER_USER", "3").start().await;
+    let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
+    let of_eve = fleet[0].login(&eve).await;
+    let mut sessions = Vec::new();
+    for n in 0..5 {
+        sessions.push(fleet[n % 3].login(&ada).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let alive: Vec<_> = sessions.iter().enumerate().map(|(n, session)| (session, n >= 2)).collect();
+    expect_alive(&fleet, &alive).await;
+
+    // One that ended by itself makes room before a living one has to go.
+    fleet.redis.run::<i64>(&["DEL", &sessions[3].key()]);
+    let sixth = fleet[0].login(&ada).await;
+    expect_alive(&fleet, &[(&sessions[2], true), (&sessions[4], true), (&sixth, true)]).await;
+
+    let logins = join_all((0..12).map(|n| fleet[n % 3].login(&ada))).await;
+    let mut count = 0;
+    for session in &logins {
+        count += u32::from(fleet[0].check(session).await == 200);
+    }
+    assert_eq!(count, 3);
+    assert_eq!(fleet.redis.keys(&format!("session:{{{}}}:*", ada.id)).len(), 3);
+    let survivor = fleet[1].login(&ada).await;
+    assert_eq!(listed(&fleet, 2, &survivor).await.len(), 3);
+    expect_alive(&fleet, &[(&of_eve, true)]).await;
+}
+
+/// ASVS 5.0 6.2.2, 6.2.3, 7.2.4 and 7.4.3.
+#[tokio::test]
+async fn asvs_6_2_3_a_changed_password_ends_every_other_session() {
+    let fleet = Fleet::start(3).await;
+    let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
+    let of_eve = fleet[0].login(&eve).await;
+    let [first, second] = [fleet[0].login(&ada).await, fleet[1].login(&ada).await];
+
+    change_password(&fleet, 0, &first, "a wrong password", NEW_PASSWORD).await.expect_problem(403, "invalid_credentials");
+    let missing = fleet[0].post("/auth/password").session(&first).json(&json!({})).send().await;
+    assert_eq!(missing.expect_problem(422, "validation_failed").invalid_fields(), ["current_password", "new_password"]);
+    let missing = fleet[0].post("/auth/password").session(&first).json(&json!({ "current_password": PASSWORD }));
+    let missing = missing.send().await.expect_problem(422, "validation_failed");
+    assert_eq!(missing.invalid_fields(), ["new_password"]);
+    let weak = change_password(&fleet, 0, &first, PASSWORD, "short").await.expect_problem(422, "validation_failed");
+    assert_eq!(weak.invalid_fields(), ["new_password"]);
+    let body = json!({ "current_password": PASSWORD, "new_password": NEW_PASSWORD });
+    fleet[0].post("/auth/password").json(&body).send().await.expect_problem(401, "session_invalid");
+    expect_alive(&fleet, &[(&first, true), (&second, true)]).await;
+
+    let changed = change_password(&fleet, 2, &first, PASSWORD, NEW_PASSWORD).await.expect(200);
+    let third = Session::opened_by(&changed);
+    let login = fleet[0].try_login("eve", PASSWORD).send().await.expect(200);
+    let fields = |answer: &crate::fleet::Answer| {
+        let mut keys: Vec<_> = answer.json().as_object().expect("an object").keys().cloned().collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(fields(&changed), fields(&login), "as a login answers");
+    let attributes = |answer: &crate::fleet::Answer| {
+        answer.header("set-cookie").expect("a cookie").split_once(';').expect("attributes").1.to_owned()
+    };
+    assert_eq!(attributes(&changed), attributes(&login));
+    assert!(third.token != first.token && third.id != first.id);
+    expect_alive(&fleet, &[(&first, false), (&second, false), (&third, true), (&of_eve, true)]).await;
+    assert_eq!(listed(&fleet, 0, &third).await.len(), 1);
+    for replica in fleet.replicas() {
+        replica.try_login("ada", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+        replica.try_login("ada", NEW_PASSWORD).send().await.expect(200);
+    }
+    change_password(&fleet, 0, &third, PASSWORD, "another staple horse").await.expect_problem(403, "invalid_credentials");
+}
+
+/// Two changes at once: one wins, the other learns that its password is no longer the present one.
+#[tokio::test]
+async fn of_two_changes_at_once_one_wins() {
+    let fleet = Fleet::start(3).await;
+    for round in 0..5 {
+        let ada = fleet[0].register(&format!("ada-{round}")).await;
+        let sessions = join_all((0..3).map(|n| fleet[n].login(&ada))).await;
+        let passwords = ["staple the first horse", "staple the second horse", "staple the third horse"];
+        let changes = (0..3).map(|n| change_password(&fleet, n, &sessions[n], PASSWORD, passwords[n]));
+        let answers = join_all(changes).await;
+        let winners: Vec<_> = (0..3).filter(|n| answers[*n].status == 200).collect();
+        let &[winner] = &*winners else { panic!("{answers:?}") };
+        for answer in answers.iter().filter(|answer| answer.status != 200) {
+            // Too late to confirm the password, or even to be signed in.
+            assert!(answer.status == 403 || answer.status == 401, "{answer:?}");
+        }
+        let opened = Session::opened_by(&answers[winner]);
+        assert_eq!(fleet[0].check(&opened).await, 200);
+        assert_eq!(fleet.redis.keys(&format!("session:{{{}}}:*", ada.id)), [opened.key()]);
+        for (n, password) in passwords.iter().enumerate() {
+            let expected = if n == winner { 200 } else { 401 };
+            fleet[n].try_login(&ada.email, password).send().await.expect(expected);
+        }
+    }
+}
+
+/// ASVS 5.0 7.4.2.
+#[tokio::test]
+async fn asvs_7_4_2_a_deleted_account_leaves_no_session() {
+    let fleet = Fleet::start(3).await;
+    let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
+    let [first, second, of_eve] = [fleet[0].login(&ada).await, fleet[1].login(&ada).await, fleet[2].login(&eve).await];
+    delete_account(&fleet, 0, &first, "a wrong password").await.expect_problem(403, "invalid_credentials");
+    let missing = fleet[0].call("DELETE", "/auth/account").session(&first).json(&json!({})).send().await;
+    assert_eq!(missing.expect_problem(422, "validation_failed").invalid_fields(), ["password"]);
+    fleet[0].call("DELETE", "/auth/account").session(&first).send().await.expect_problem(415, "unsupported_media_type");
+    let unknown = fleet[0].call("DELETE", "/auth/account").json(&json!({ "password": PASSWORD })).send().await;
+    unknown.expect_problem(401, "session_invalid");
+    expect_alive(&fleet, &[(&first, true), (&second, true)]).await;
+
+    let deleted = delete_account(&fleet, 1, &first, PASSWORD).await.expect(204);
+    assert!(deleted.header("set-cookie").is_some_and(|cookie| cookie.starts_with("session=;")));
+    expect_alive(&fleet, &[(&first, false), (&second, false), (&of_eve, true)]).await;
+    fleet[2].try_login("ada", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+    assert_eq!(fleet.query("SELECT username FROM users").await, ["eve"]);
+    // What stays in Redis keeps late logins out, says nothing about the person, and ends by itself.
+    for key in fleet.redis.keys(&format!("*{}*", ada.id)) {
+        assert!(key.ends_with(":fence"), "{key}");
+        assert!(fleet.redis.run::<i64>(&["TTL", &key]) > 0, "{key}");
+    }
+    // The next account under this name is another one.
+    let next = fleet[0].register("ada").await;
+    assert_ne!(next.id, ada.id);
+    expect_alive(&fleet, &[(&first, false)]).await;
+}
+
+/// While a store is away nothing is done by half, and nothing is said that isn't known (ASVS 5.0 16.5.2, 16.5.3).
+#[tokio::test]
+async fn asvs_16_5_3_without_redis_nothing_changes() {
+    let mut fleet = Fleet::builder().replicas(2).redis_over_tcp().start().await;
+    let ada = fleet[0].register("ada").await;
+    let (session, other) = (fleet[0].login(&ada).await, fleet[1].login(&ada).await);
+    fleet.redis.kill();
+    let change = json!({ "current_password": PASSWORD, "new_password": NEW_PASSWORD });
+    let calls = [
+        fleet[0].get("/auth/sessions"),
+        fleet[0].call("DELETE", "/auth/sessions"),
+        fleet[0].call("DELETE", "/auth/sessions?keep=current"),
+        fleet[0].call("DELETE", &format!("/auth/sessions/{}", other.id)),
+        fleet[0].post("/auth/password").json(&change),
+        fleet[0].call("DELETE", "/auth/account").json(&json!({ "password": PASSWORD })),
+    ];
+    for call in calls {
+        let answer = call.session(&session).send().await.expect_problem(503, "store_unavailable");
+        assert_eq!(answer.header("set-cookie"), None, "the cookie is left alone");
+    }
+    fleet.redis.start().await;
+    let back = async || fleet[0].check(&session).await == 200 && fleet[1].check(&other).await == 200;
+    crate::fleet::within(crate::fleet::PATIENTLY, "the sessions are back", back).await;
+    fleet[0].try_login("ada", NEW_PASSWORD).send().await.expect(401);
+    fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
+}
+
+/// The other store is away: the old password holds, and can be changed as soon as it's back.
+#[tokio::test]
+async fn asvs_16_5_3_without_sqlite_the_old_password_holds() {
+    let fleet = Fleet::start(2).await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    let mut db = fleet.sql().await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
+    change_password(&fleet, 0, &session, PASSWORD, NEW_PASSWORD).await.expect_problem(503, "store_unavailable");
+    sqlx::query("ROLLBACK").execute(&mut db).await.expect("the lock is free");
+    fleet[1].try_login("ada", NEW_PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+    let session = fleet[1].login(&ada).await;
+    let changed = Session::opened_by(&change_password(&fleet, 0, &session, PASSWORD, NEW_PASSWORD).await);
+    expect_alive(&fleet, &[(&session, false), (&changed, true)]).await;
+}

@@ -1,0 +1,95 @@
+//! The end of a replica: no request is lost.
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::fleet::{Fleet, PASSWORD, PATIENTLY, PROMPTLY, within};
+
+/// Far longer than any test waits: who ends before has not waited for it.
+const NEVER: &str = "10m";
+
+#[tokio::test]
+async fn a_replica_leaves_without_losing_a_request() {
+    let mut fleet = Fleet::builder().replicas(2).env("DRAIN_DELAY", "2s").start().await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    let before = fleet[0].get("/profile").session(&session).send().await.expect(200);
+    assert_ne!(before.header("connection"), Some("close"));
+    let mut idle = fleet[0].raw().await;
+    idle.write(b"GET /profile HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    idle.read_until("session_invalid").await;
+
+    let begin = Instant::now();
+    fleet[0].signal(Signal::TERM);
+    let not_ready = async || fleet[0].ops("/readyz").await.status == 503;
+    within(Duration::from_secs(1), "readiness fails at once", not_ready).await;
+    let readiness = fleet[0].ops("/readyz").await.expect(503).json();
+    assert_eq!((&readiness["draining"], &readiness["sessions"]["status"]), (&true.into(), &"ok".into()));
+    fleet[0].ops("/livez").await.expect(200);
+    // Balancers have not noticed yet: everything is answered, on old connections and new ones.
+    let late = fleet[0].get("/profile").session(&session).send().await.expect(200);
+    assert_eq!(late.header("connection"), Some("close"));
+    fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
+    idle.write(b"GET /profile HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let said = idle.read_to_end(PATIENTLY).await.expect("closed after the answer");
+    assert!(said.contains("HTTP/1.1 401") && said.to_lowercase().contains("connection: close"), "{said}");
+
+    let status = fleet[0].ended().await;
+    assert!(begin.elapsed() >= Duration::from_secs(2), "DRAIN_DELAY");
+    assert_eq!(status.code(), Some(0));
+    assert!(fleet[0].get("/profile").try_send().await.is_err(), "nobody listens");
+    assert!(fleet[0].log().iter().any(|line| line["message"] == "authfleet is down"), "the log is whole");
+    assert_eq!(fleet[1].check(&session).await, 200);
+}
+
+#[tokio::test]
+async fn requests_in_flight_are_finished() {
+    let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
+    fleet[0].register("ada").await;
+    let body = format!(r#"{{"email":"ada@example.org","password":"{PASSWORD}"}}"#);
+    let head =
+        format!("POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
+    let mut slow = fleet[0].raw().await;
+    slow.write(format!("{head}\r\n\r\n{}", &body[..10]).as_bytes()).await;
+    // Connections that ask nothing hold nobody up.
+    let _silent = fleet[0].raw().await;
+    let mut idle = fleet[0].raw().await;
+    idle.write(b"GET /profile HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    idle.read_until("session_invalid").await;
+    let in_flight = async || fleet[0].metric("authfleet_http_requests_in_flight", &[]).await == 1.0;
+    within(PATIENTLY, "the request is in flight", in_flight).await;
+
+    fleet[0].signal(Signal::INT);
+    let closed = async || fleet[0].get("/profile").try_send().await.is_err();
+    within(PATIENTLY, "the listener is closed", closed).await;
+    slow.write(&body.as_bytes()[10..]).await;
+    let said = slow.read_to_end(PATIENTLY).await.expect("closed after the answer");
+    assert!(said.starts_with("HTTP/1.1 200 ") && said.contains("Login successful"), "{said}");
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_request_without_end_does_not_hold_the_end_up() {
+    let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").env("DRAIN_TIMEOUT", "500ms").start().await;
+    let mut slow = fleet[0].raw().await;
+    slow.write(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        .await;
+    let in_flight = async || fleet[0].metric("authfleet_http_requests_in_flight", &[]).await == 1.0;
+    within(PATIENTLY, "the request is in flight", in_flight).await;
+    fleet[0].signal(Signal::TERM);
+    let status = fleet[0].ended().await;
+    assert_eq!(status.code(), Some(1), "it says that a request was lost");
+    assert!(fleet[0].output_text().contains("DRAIN_TIMEOUT"));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    for second in [Signal::TERM, Signal::INT] {
+        let mut fleet = Fleet::builder().env("DRAIN_DELAY", NEVER).start().await;
+        fleet[0].signal(Signal::TERM);
+        within(PROMPTLY, "draining", async || fleet[0].ops("/readyz").await.status == 503).await;
+        fleet[0].signal(second);
+        assert_eq!(fleet[0].ended().await.code(), Some(1));
+        assert!(fleet[0].output_text().contains("second signal"));
+    }
+}

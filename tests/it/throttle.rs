@@ -1,0 +1,304 @@
+//! Limits on guessing and registering, counted over all replicas (ASVS 5.0 6.3.1; NIST SP 800-63B-4 §3.2.2).
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::json;
+
+use crate::fleet::{Answer, Builder, Fleet, PASSWORD, Session};
+
+const WRONG: &str = "a wrong password";
+
+/// Three replicas that believe `X-Forwarded-For`, so that a test has many clients.
+fn behind_a_proxy() -> Builder {
+    Fleet::builder().replicas(3).env("TRUSTED_PROXIES", "127.0.0.1").env("LOGIN_FAILURES_PER_ACCOUNT", "1000")
+}
+
+async fn login_from(fleet: &Fleet, replica: usize, ip: &str, identifier: &str, password: &str) -> Answer {
+    fleet[replica].try_login(identifier, password).header("x-forwarded-for", ip).send().await
+}
+
+fn retry_after(answer: &Answer) -> u64 {
+    answer.header("retry-after").and_then(|seconds| seconds.parse().ok()).expect("Retry-After in seconds")
+}
+
+/// How many passwords were hashed or verified by all replicas together.
+async fn hashes(fleet: &Fleet) -> f64 {
+    let mut sum = 0.0;
+    for replica in fleet.replicas() {
+        sum += replica.metric("authfleet_hash_duration_seconds_count", &[]).await;
+    }
+    sum
+}
+
+#[tokio::test]
+async fn asvs_6_3_1_an_account_has_one_limit_over_all_replicas_and_names() {
+    let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ACCOUNT", "6").start().await;
+    let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
+    let session = fleet[0].login(&ada).await;
+    for (n, name) in ["ada@example.org", "ada", "ADA@example.org", "Ada", "ａｄａ", "ada@EXAMPLE.org"].iter().enumerate() {
+        let answer = login_from(&fleet, n % 3, &format!("203.0.113.{n}"), name, WRONG).await;
+        answer.expect_problem(401, "invalid_credentials");
+    }
+    // The password itself is no longer looked at: being refused says nothing about it.
+    for replica in 0..3 {
+        for (name, password) in [("ada@example.org", WRONG), ("ada", PASSWORD)] {
+            let refused = login_from(&fleet, replica, "198.51.100.1", name, password).await;
+            assert_eq!(refused.expect_problem(429, "throttled").header("set-cookie"), None);
+        }
+    }
+    // By whatever way the password is asked for.
+    let change = json!({ "current_password": PASSWORD, "new_password": "staple a battery horse" });
+    let change = fleet[1].post("/auth/password").session(&session).json(&change).send().await;
+    change.expect_problem(429, "throttled");
+    let delete = fleet[1].call("DELETE", "/auth/account").session(&session).json(&json!({ "password": PASSWORD }));
+    delete.send().await.expect_problem(429, "throttled");
+    // Nobody else is concerned, and who is signed in stays so.
+    assert_eq!(fleet[2].check(&session).await, 200);
+    fleet[0].login(&eve).await;
+}
+
+/// Otherwise being throttled would tell which names have an account (ASVS 5.0 6.3.8).
+#[tokio::test]
+async fn asvs_6_3_8_names_without_account_are_throttled_alike() {
+    let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ACCOUNT", "3").start().await;
+    fleet[0].register("ada").await;
+    let mut seen = Vec::new();
+    for name in ["ada", "nobody", "nobody@example.org"] {
+        let mut statuses = Vec::new();
+        for n in 0..5 {
+            statuses.push(login_from(&fleet, n % 3, "203.0.113.7", name, WRONG).await.status);
+        }
+        seen.push(statuses);
+    }
+    assert_eq!(seen, [[401, 401, 401, 429, 429], [401, 401, 401, 429, 429], [401, 401, 401, 429, 429]]);
+    login_from(&fleet, 0, "203.0.113.7", "NOBODY@Example.ORG", WRONG).await.expect_problem(429, "throttled");
+}
+
+#[tokio::test]
+async fn asvs_6_3_1_an_address_has_one_limit_over_all_accounts() {
+    let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ADDRESS", "6").start().await;
+    let ada = fleet[0].register("ada").await;
+    for n in 0..6 {
+        let answer = login_from(&fleet, n % 3, "203.0.113.7", &format!("user-{n}"), WRONG).await;
+        answer.expect_problem(401, "invalid_credentials");
+    }
+    for replica in 0..3 {
+        login_from(&fleet, replica, "203.0.113.7", "ada", PASSWORD).await.expect_problem(429, "throttled");
+        login_from(&fleet, replica, "192.0.2.1, 203.0.113.7", "ada", PASSWORD).await.expect_problem(429, "throttled");
+    }
+    // From elsewhere the same user signs in, but that is no pardon for the address.
+    let elsewhere = login_from(&fleet, 0, "203.0.113.8", &ada.email, PASSWORD).await;
+    assert_eq!(fleet[1].check(&Session::opened_by(&elsewhere)).await, 200);
+    login_from(&fleet, 1, "203.0.113.7", "ada", PASSWORD).await.expect_problem(429, "throttled");
+}
+
+#[tokio::test]
+async fn asvs_6_3_1_ipv6_clients_are_counted_by_64() {
+    let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ADDRESS", "3").start().await;
+    fleet[0].register("ada").await;
+    for (n, host) in ["1", "ffff:ffff:ffff:ffff", "dead:beef:0:1"].iter().enumerate() {
+        let ip = format!("2001:db8:1:2:{}", if host.contains(':') { (*host).to_owned() } else { format!(":{host}") });
+        login_from(&fleet, n, &ip, "ada", WRONG).await.expect_problem(401, "invalid_credentials");
+    }
+    login_from(&fleet, 0, "2001:db8:1:2:a:b:c:d", "ada", PASSWORD).await.expect_problem(429, "throttled");
+    login_from(&fleet, 0, "[2001:db8:1:2::9]:4711", "ada", PASSWORD).await.expect_problem(429, "throttled");
+    login_from(&fleet, 0, "2001:db8:1:3::1", "ada", PASSWORD).await.expect(200);
+    // An IPv4 address is the same one in either notation.
+    for n in 0..3 {
+        login_from(&fleet, n, "::ffff:203.0.113.7", "ada", WRONG).await.expect_problem(401, "invalid_credentials");
+    }
+    login_from(&fleet, 0, "203.0.113.7", "ada", PASSWORD).await.expect_problem(429, "throttled");
+}
+
+/// ASVS 5.0 15.3.4.
+#[tokio::test]
+async fn asvs_15_3_4_made_up_addresses_change_nothing() {
+    for (trusted, limit_hit_by) in [("", "127.0.0.1"), ("198.51.100.0/24", "127.0.0.1")] {
+        let fleet = Fleet::builder().env("TRUSTED_PROXIES", trusted).env("LOGIN_FAILURES_PER_ADDRESS", "3");
+        let fleet = fleet.env("LOGIN_FAILURES_PER_ACCOUNT", "1000").start().await;
+        fleet[0].register("ada").await;
+        for n in 0..3 {
+            let answer = login_from(&fleet, 0, &format!("203.0.113.{n}"), "ada", WRONG).await;
+            answer.expect_problem(401, "invalid_credentials");
+        }
+        let spoofed = fleet[0].try_login("ada", PASSWORD).header("x-forwarded-for", "203.0.113.99");
+        let spoofed = spoofed.header("forwarded", "for=203.0.113.99").header("x-real-ip", "203.0.113.99");
+        spoofed.send().await.expect_problem(429, "throttled");
+        let key = format!("throttle:{{address:{limit_hit_by}}}:failures");
+        assert_eq!(fleet.redis.keys("throttle:{address:*failures"), [key]);
+    }
+    // Through a proxy that appends, only what the proxy itself saw counts.
+    let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ADDRESS", "3").start().await;
+    fleet[0].register("ada").await;
+    for n in 0..3 {
+        let forwarded = format!("198.51.100.{n}, 203.0.113.7");
+        login_from(&fleet, n, &forwarded, "ada", WRONG).await.expect_problem(401, "invalid_credentials");
+    }
+    login_from(&fleet, 0, "198.51.100.9, 203.0.113.7", "ada", PASSWORD).await.expect_problem(429, "throttled");
+}
+
+#[tokio::test]
+async fn only_failures_are_charged_and_success_forgets_the_account_s() {
+    let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ACCOUNT", "3").start().await;
+    let ada = fleet[0].register("ada").await;
+    let failures = |subject: &str| -> Option<u32> {
+        fleet.redis.run(&["GET", &format!("throttle:{{{subject}}}:failures")])
+    };
+    let account = format!("account:{}", ada.id);
+    for n in 0..10 {
+        login_from(&fleet, n % 3, "203.0.113.7", "ada", PASSWORD).await.expect(200);
+    }
+    assert_eq!((failures(&account), failures("address:203.0.113.7")), (None, None));
+    // What isn't an attempt at a password isn't charged either.
+    fleet[0].post("/auth/login").json(&json!({})).send().await.expect_problem(422, "validation_failed");
+    fleet[0].post("/auth/login").send().await.expect_problem(415, "unsupported_media_type");
+    assert_eq!(failures(&account), None);
+    for round in 0..3 {
+        for n in 0..2 {
+            login_from(&fleet, n, "203.0.113.7", "ada", WRONG).await.expect_problem(401, "invalid_credentials");
+        }
+        assert_eq!(failures(&account), Some(2));
+        login_from(&fleet, round, "203.0.113.7", "ada", PASSWORD).await.expect(200);
+        assert_eq!(failures(&account), None, "forgotten");
+        assert_eq!(failures("address:203.0.113.7"), Some(2 * (u32::try_from(round).expect("small") + 1)), "not forgotten");
+    }
+    // A place that is held belongs to an attempt under way: none is left behind.
+    assert!(fleet.redis.keys("throttle:*pending").is_empty());
+}
+
+/// Whoever waits as long as told is admitted, and not told longer than needed.
+#[tokio::test]
+async fn retry_after_tells_the_truth() {
+    let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ACCOUNT", "2").env("LOGIN_FAILURE_WINDOW", "3s").start().await;
+    let ada = fleet[0].register("ada").await;
+    let key = format!("throttle:{{account:{}}}:failures", ada.id);
+    for n in 0..2 {
+        login_from(&fleet, n, "203.0.113.7", "ada", WRONG).await.expect_problem(401, "invalid_credentials");
+    }
+    let left = || fleet.redis.run::<i64>(&["PTTL", &key]);
+    let before = left();
+    let refused = login_from(&fleet, 2, "203.0.113.7", "ada", PASSWORD).await.expect_problem(429, "throttled");
+    let after = left();
+    let told = i64::try_from(retry_after(&refused)).expect("a short time") * 1000;
+    assert!(after <= told && told < before + 1000, "told {told} ms, left {before} to {after} ms");
+    // Further attempts don't prolong it.
+    login_from(&fleet, 0, "203.0.113.7", "ada", WRONG).await.expect_problem(429, "throttled");
+    assert!(left() <= after);
+    tokio::time::sleep(Duration::from_secs(retry_after(&refused))).await;
+    login_from(&fleet, 1, "203.0.113.7", "ada", PASSWORD).await.expect(200);
+}
+
+/// ASVS 5.0 15.4.2: places are taken before a password is looked at, so attempts made at once can't pass the limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asvs_15_4_2_parallel_attempts_do_not_pass_the_limit() {
+    let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ACCOUNT", "10").start().await;
+    fleet[0].register("ada").await;
+    let before = hashes(&fleet).await;
+    let attempts = (0..30).map(|n| {
+        let (ip, name) = (format!("203.0.113.{n}"), if n % 2 == 0 { "ada" } else { "ada@example.org" });
+        let fleet = &fleet;
+        async move { login_from(fleet, n % 3, &ip, name, WRONG).await }
+    });
+    let answers = join_all(attempts).await;
+    let count = |status: u16| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!(count(401) + count(429) + count(503), 30, "{answers:?}");
+    assert!((1..=10).contains(&count(401)), "{} verified", count(401));
+    assert!(hashes(&fleet).await - before <= 10.0);
+    for answer in answers {
+        match answer.status {
+            401 => answer.expect_problem(401, "invalid_credentials"),
+            429 => answer.expect_problem(429, "throttled"),
+            // Waited for those before it, and was told to come again.
+            _ => answer.expect_problem(503, "overloaded"),
+        };
+    }
+}
+
+/// A family, an office or a test suite behind one address signs in at once: right passwords use nothing up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parallel_right_passwords_all_succeed() {
+    let fleet = behind_a_proxy();
+    let fleet = fleet.env("LOGIN_FAILURES_PER_ACCOUNT", "10").env("LOGIN_FAILURES_PER_ADDRESS", "10").start().await;
+    fleet[0].register("ada").await;
+    let attempts = (0..30).map(|n| login_from(&fleet, n % 3, "203.0.113.7", "ada", PASSWORD));
+    for answer in join_all(attempts).await {
+        answer.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn registrations_are_limited_per_address() {
+    let fleet = behind_a_proxy().env("REGISTRATIONS_PER_ADDRESS", "4").env("LOGIN_FAILURE_WINDOW", "1h").start().await;
+    let register = |replica: usize, ip: &str, name: &str| {
+        let body = json!({ "email": format!("{name}@example.org"), "password": PASSWORD });
+        fleet[replica].post("/auth/register").header("x-forwarded-for", ip).json(&body).send()
+    };
+    for n in 0..3 {
+        register(n, "203.0.113.7", &format!("user-{n}")).await.expect(201);
+    }
+    // A form with mistakes doesn't count; asking whether an address has an account does.
+    let body = json!({ "email": "nonsense", "password": PASSWORD });
+    for _ in 0..5 {
+        let call = fleet[0].post("/auth/register").header("x-forwarded-for", "203.0.113.7").json(&body);
+        call.send().await.expect_problem(422, "validation_failed");
+    }
+    register(0, "203.0.113.7", "user-0").await.expect_problem(409, "email_taken");
+    for replica in 0..3 {
+        for name in ["user-3", "user-0"] {
+            let refused = register(replica, "203.0.113.7", name).await.expect_problem(429, "throttled");
+            assert!((1..=3600).contains(&retry_after(&refused)), "{}", retry_after(&refused));
+        }
+    }
+    register(0, "203.0.113.8", "user-3").await.expect(201);
+    for n in 0..4 {
+        register(n % 3, &format!("2001:db8::{n}"), &format!("six-{n}")).await.expect(201);
+    }
+    register(0, "2001:db8::ffff", "six-4").await.expect_problem(429, "throttled");
+    register(0, "2001:db8:0:1::1", "six-4").await.expect(201);
+    // Signing in is another matter.
+    login_from(&fleet, 0, "203.0.113.7", "user-0", PASSWORD).await.expect(200);
+}
+
+/// ASVS 5.0 16.5.3: without its counters, the server doesn't fall back to unlimited guessing.
+#[tokio::test]
+async fn asvs_16_5_3_without_redis_no_password_is_tried() {
+    let mut fleet = Fleet::builder().redis_over_tcp().start().await;
+    fleet[0].register("ada").await;
+    fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
+    fleet.redis.kill();
+    let before = hashes(&fleet).await;
+    for password in [PASSWORD, WRONG] {
+        fleet[0].try_login("ada", password).send().await.expect_problem(503, "store_unavailable");
+    }
+    let body = json!({ "email": "eve@example.org", "password": PASSWORD });
+    fleet[0].post("/auth/register").json(&body).send().await.expect_problem(503, "store_unavailable");
+    assert_eq!(hashes(&fleet).await, before);
+    fleet.redis.start().await;
+    crate::fleet::within(crate::fleet::PATIENTLY, "logins work again", async || {
+        fleet[0].try_login("ada", PASSWORD).send().await.status == 200
+    })
+    .await;
+}
+
+/// A replica that dies while it verifies keeps no place for ever.
+#[tokio::test]
+async fn places_of_a_dead_replica_are_given_up() {
+    let mut fleet = Fleet::builder().replicas(2).env("LOGIN_FAILURES_PER_ACCOUNT", "1").full_hashing();
+    fleet = fleet.env("ARGON2_ITERATIONS", "200");
+    let mut fleet = fleet.start().await;
+    let ada = fleet[0].register("ada").await;
+    let pending = format!("throttle:{{account:{}}}:pending", ada.id);
+    let login = fleet[0].try_login("ada", PASSWORD);
+    let login = tokio::spawn(login.try_send());
+    crate::fleet::within(crate::fleet::PATIENTLY, "the attempt has its place", async || {
+        fleet.redis.run::<i64>(&["ZCARD", &pending]) == 1
+    })
+    .await;
+    fleet[0].kill();
+    assert!(login.await.expect("no panic").is_err(), "nobody answered");
+    let left: i64 = fleet.redis.run(&["PTTL", &pending]);
+    assert!((1..=30_000).contains(&left), "{left} ms");
+    // As if the time had passed.
+    fleet.redis.run::<i64>(&["ZADD", &pending, "XX", "1", &fleet.redis.run::<Vec<String>>(&["ZRANGE", &pending, "0", "-1"])[0]]);
+    fleet[1].try_login("ada", PASSWORD).send().await.expect(200);
+}
