@@ -6,7 +6,7 @@
     kubectl -n authfleet get secret authfleet-server -o json | k8s/credentials.py rotate session | kubectl replace -f -
 
 `rotate` adds a new secret beside the old one, `finish` drops the old one: both are valid between, so that nobody is
-signed out. For `session` there is `switch` in the middle: only when every replica accepts the new key may one sign with it.
+signed out. For `session` there is `switch` in the middle: one may sign with the new key only when all accept it.
 `session` wants the Secret authfleet-server, `redis` the two Secrets authfleet-server and authfleet-redis.
 """
 

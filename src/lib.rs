@@ -4,7 +4,7 @@
 //! answer any request. Modules, each using only those below it:
 //!
 //! ```text
-//! cli        the command line: serve, migrate, healthcheck, openapi, config
+//! cli        the command line: serve, migrate, healthcheck, openapi, config, doctor, user, session, import
 //! server     listeners, accept loops, readiness, drain
 //! http       every route, the layer order, error envelope, request and response types
 //! auth       flows without HTTP types: register, sign in, check, sign out; password, token

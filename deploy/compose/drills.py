@@ -61,7 +61,7 @@ def run(*command: str, check: bool = True, stdin: bytes | None = None, timeout: 
 
 
 def compose(*arguments: str, **options) -> str:
-    return run("docker", "compose", "--progress", "plain", *arguments, **options)
+    return run("docker", "compose", "--ansi", "never", "--progress", "plain", *arguments, **options)
 
 
 def container(service: str) -> str:
@@ -543,7 +543,7 @@ def perform(drills: list, results: list[bool]) -> None:
             print(f"FAILED {drill.__name__}: {error}", flush=True)
             results.append(False)
             with contextlib.suppress(Failed, subprocess.TimeoutExpired):
-                say("logs:\n" + compose("logs", "--tail", "15", "--since", "60s"))
+                say("logs:\n" + compose("logs", "--tail", "8", "--since", "60s"))
                 # As it was, for the next one.
                 compose("unpause", "redis", check=False)
                 up()

@@ -34,10 +34,12 @@ put() {
 # Redis' users, from the hashes of the passwords that are accepted.
 write_acl() {
     {
-        # Nobody comes in without a name and a password.
-        echo 'user default reset off'
+        # Nobody comes in without a name and a password: off, and no password. Its rights are for Redis itself, which
+        # reads the AOF as this user: without them every MULTI in it, so every script that wrote twice, would be
+        # refused with NOPERM at the next start, and the sessions in it be lost.
+        echo 'user default reset off ~* &* +@all'
         # What the server's commands and scripts use, on its own keys; nothing that administers Redis.
-        printf 'user authfleet reset on %s ~session:* ~user:* ~throttle:* -@all +@read +@write +@connection +eval +evalsha +script|load +time -@dangerous +info\n' \
+        printf 'user authfleet reset on %s ~session:* ~user:* ~throttle:* -@all +@read +@write +@connection +eval +evalsha +script|load +time -@dangerous +info +config|get\n' \
             "$(sed 's/^/#/' "$redis/accepted" | tr '\n' ' ')"
         printf 'user operator reset on #%s ~* &* +@all\n' "$(digest "$(cat "$redis/operator-password")")"
     } | put "$redis/users.acl" "$redis_uid"

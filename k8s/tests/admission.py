@@ -1,7 +1,7 @@
 """What an API server refuses although the schema allows it, and what it accepts although nothing good can come of it.
 
-Sources: the validation of k8s.io/kubernetes `pkg/apis/*/validation`, in its own words where that helps a search. Each
-rule takes all objects of a render and yields what is wrong; test_refusals.py proves each with a manifest that it refuses.
+Source: the validation of k8s.io/kubernetes, `pkg/apis/*/validation`, in its own words where that helps a search. Each rule
+takes all objects of a render and yields what is wrong; test_refusals.py proves each with a manifest that it refuses.
 """
 
 import ipaddress
@@ -241,7 +241,7 @@ def mounts(objects):
             used |= {mount["name"] for mount in listed}
             for mount in listed:
                 if mount["name"] not in volumes:
-                    yield f"{label(thing)} container {container.get('name')}: volumeMount {mount['name']} without its volume"
+                    yield f"{label(thing)}: volumeMount {mount['name']} of {container['name']} without its volume"
                 if not mount["mountPath"].startswith("/") or ":" in mount["mountPath"]:
                     yield f"{label(thing)}: mountPath {mount['mountPath']!r} is not absolute"
             paths = [mount["mountPath"] for mount in listed]
@@ -398,7 +398,7 @@ def ways_in(objects):
             listeners = named(objects, "Gateway", parent["name"])["spec"]["listeners"]
             found = [entry for entry in listeners if entry["name"] == parent.get("sectionName")]
             if not found or not {found[0]["hostname"]} >= set(thing["spec"]["hostnames"]):
-                yield f"{label(thing)}: Gateway {parent['name']} has no listener {parent.get('sectionName')} for its host"
+                yield f"{label(thing)}: no listener {parent.get('sectionName')} for its host in {parent['name']}"
         for entry in thing["spec"]["rules"]:
             for backend in entry.get("backendRefs", []):
                 if lacks(backend["name"], backend["port"]):

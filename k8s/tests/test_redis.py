@@ -105,7 +105,7 @@ def test_the_operator_may_look(redis):
 
 
 def test_during_a_rotation_both_passwords_are_good(redis, tmp_path):
-    port, made, _ = redis
+    _, made, _ = redis
     old = urlsplit(made["authfleet-server"]["REDIS_URL"]).password
     between = credentials("rotate", "redis", given=json.dumps({"kind": "List", "items": secrets(made)}))
     new = urlsplit(decoded(between)["authfleet-server"]["REDIS_URL"]).password

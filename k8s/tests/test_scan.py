@@ -6,11 +6,24 @@ import subprocess
 import yaml
 from fleet import OVERLAYS, ROOT, full
 
+CHECKOV = ROOT / "target/k8s/checkov/bin/checkov"
+CONFIG = ROOT / "k8s/tests/checkov.yaml"
+
 
 def scan(path) -> dict:
     done = subprocess.run(
-        [ROOT / "target/k8s/checkov/bin/checkov", "--config-file", ROOT / "k8s/tests/checkov.yaml", "--file", path]
-        + ["--framework", "kubernetes", "--skip-download", "--output", "json"],
+        [
+            CHECKOV,
+            "--config-file",
+            CONFIG,
+            "--file",
+            path,
+            "--framework",
+            "kubernetes",
+            "--skip-download",
+            "-o",
+            "json",
+        ],
         capture_output=True,
         text=True,
     )

@@ -10,27 +10,33 @@ import { report } from './lib/summary.js';
 import { honest, observed } from './lib/thresholds.js';
 import { removeUsers, seedSessions, seedUsers } from './lib/users.js';
 
-const { rate, duration } = size({ rate: 150, loginRate: 0, duration: 80 }, { rate: 80, loginRate: 0, duration: 24 });
+const { rate, duration } = size({ rate: 150, loginRate: 0, duration: 90 }, { rate: 80, loginRate: 0, duration: 25 });
 const clients = number('CLIENTS', 16);
-const window = Math.max(4, seconds('WINDOW', Math.round(duration / 8)));
+const window = Math.max(3, seconds('WINDOW', Math.round(duration / (duration < 60 ? 5 : 9))));
 // What was queued when a flood ended is still being hashed: neither calm nor storm.
 const settle = Math.min(2, window / 3);
 
-const storms = {};
-for (let begin = window, n = 1; begin + window <= duration; begin += 2 * window, n++) {
-  storms[`storm_${n}`] = {
-    executor: 'constant-vus',
-    exec: 'storm',
-    vus: clients,
-    startTime: `${begin}s`,
-    duration: `${window}s`,
-    gracefulStop: '40s',
-  };
-}
+// Calm, storm, calm, …: the last window is calm, so that the end of the run falls into no storm.
+const floods = Math.floor((duration / window - 1) / 2);
+if (floods < 1) throw new Error('DURATION must be at least three times WINDOW');
+const storms = Object.fromEntries(
+  Array.from({ length: floods }, (_, n) => [
+    `storm_${n + 1}`,
+    {
+      executor: 'constant-vus',
+      exec: 'storm',
+      vus: clients,
+      startTime: `${(2 * n + 1) * window}s`,
+      duration: `${window}s`,
+      gracefulStop: '40s',
+    },
+  ]),
+);
+const length = (2 * floods + 1) * window;
 
 export const options = {
   ...common,
-  scenarios: { checks: constant('checks', { rate, duration }), ...storms },
+  scenarios: { checks: constant('checks', { rate, duration: length }), ...storms },
   thresholds: { ...honest, ...observed('authfleet_check_ms', 'phase', ['calm', 'storm'], 'p(99)>=0') },
 };
 
@@ -41,11 +47,12 @@ export function setup() {
 }
 
 export function checks({ sessions }) {
-  const at = exec.scenario.progress * duration;
+  const at = exec.scenario.progress * length;
   const into = at % window;
   const stormy = Math.floor(at / window) % 2 === 1;
+  const ending = length - at < 1;
   check(front(), sessions[Math.floor(Math.random() * sessions.length)], {
-    phase: into < settle ? 'between' : stormy ? 'storm' : 'calm',
+    phase: into < settle || ending ? 'between' : stormy ? 'storm' : 'calm',
   });
 }
 

@@ -14,9 +14,9 @@ use serde::Serialize;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use super::identity;
 use super::password::{HashError, HashGate, PasswordPolicy, check_hash};
 use super::token::{Inspected, SessionId, TokenKeys};
-use super::identity;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl, HashingConfig};
 use crate::store::sessions::{Limits, RedisSessions, Session, SessionEntry, SessionKey, SessionStore};
@@ -538,12 +538,11 @@ impl Import<'_> {
             .map_err(|message| ("password_hash", message))?;
         let now = self.admin.clock.now();
         let created_at = created_at(&row.created_at, now).map_err(fault("created_at"))?;
-        for (field, name, seen) in [
-            ("email", Some(&email), &mut self.emails),
-            ("username", username.as_ref(), &mut self.usernames),
-        ] {
+        for (field, name, seen) in
+            [("email", Some(&email), &mut self.emails), ("username", username.as_ref(), &mut self.usernames)]
+        {
             if let Some(first) = name.and_then(|name| seen.insert(login_key(name), line)) {
-                return Err((field, format!("is the same as in {first}")));
+                return Err((field, format!("is the same as in line {first}")));
             }
         }
         let user = NewUser { email, username, password_hash: row.password_hash };
@@ -609,11 +608,9 @@ fn created_at(text: &str, now: Timestamp) -> Result<Timestamp, &'static str> {
     let time = match number {
         Some(ms) if ms >= MILLISECONDS_FROM => Timestamp::from_millisecond(ms).ok(),
         Some(seconds) => Timestamp::from_second(seconds).ok(),
-        None => text
-            .parse()
-            .ok()
-            .or_else(|| text.parse::<DateTime>().ok().and_then(utc))
-            .or_else(|| text.parse::<Date>().ok().and_then(|date| utc(date.to_datetime(jiff::civil::Time::midnight())))),
+        None => text.parse().ok().or_else(|| text.parse::<DateTime>().ok().and_then(utc)).or_else(|| {
+            text.parse::<Date>().ok().and_then(|date| utc(date.to_datetime(jiff::civil::Time::midnight())))
+        }),
     };
     match time.ok_or(FORMS)? {
         time if time < Timestamp::UNIX_EPOCH => Err("must not be before 1970"),

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics::{Counter, counter};
-use tracing::field::display;
 use uuid::Uuid;
 
 use super::token::{Claims, SessionId};
@@ -99,7 +98,7 @@ impl Auth {
     pub(super) fn ended(key: SessionKey, reason: &'static str, by: Option<SessionId>, client: &Client) {
         counter!(SESSIONS_ENDED, "reason" => reason).increment(1);
         tracing::info!(target: "audit", event = "session_ended", reason, user_id = %key.user_id,
-            session_id = %key.session_id, by_session = by.map(display), ip = %client.ip,
+            session_id = %key.session_id, by_session = by.map(tracing::field::display), ip = %client.ip,
             request_id = %client.request_id);
     }
 
@@ -162,6 +161,6 @@ impl Auth {
     ) {
         counter!(SESSIONS_ENDED, "reason" => reason).increment(ended.into());
         tracing::info!(target: "audit", event = "sessions_ended", reason, count = ended, user_id = %user_id,
-            by_session = by.map(display), ip = %client.ip, request_id = %client.request_id);
+            by_session = by.map(tracing::field::display), ip = %client.ip, request_id = %client.request_id);
     }
 }

@@ -16,7 +16,11 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) async fn healthcheck(config: &Config, live: bool) -> ExitCode {
     let mut address = config.ops_addr;
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { "::1".parse().expect("an address") });
+        address.set_ip(if address.is_ipv4() {
+            IpAddr::from([127, 0, 0, 1])
+        } else {
+            "::1".parse().expect("an address")
+        });
     }
     let path = if live { "/livez" } else { "/readyz" };
     match tokio::time::timeout(TIMEOUT, get(address, path)).await {

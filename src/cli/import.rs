@@ -18,8 +18,10 @@ use crate::auth::admin::{Admin, AdminError, Import, ImportOptions, Row};
 const HASH_COLUMNS: &[&str] = &["password_hash", "passwordHash", "password", "hash"];
 
 #[derive(Debug, Args)]
-#[command(after_help = "Rows whose e-mail address has an account here are skipped, so that an import that was cut off can \
-                        be run again. Exit code 1 if any row is faulty; the others are imported all the same.")]
+#[command(
+    after_help = "Rows whose e-mail address has an account here are skipped, so that an import that was cut off can \
+                        be run again. Exit code 1 if any row is faulty; the others are imported all the same."
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     source: Source,
@@ -140,9 +142,8 @@ impl Stop {
 impl Arguments {
     fn columns(&self, path: &Path, names: &[String]) -> Result<Columns, Stop> {
         let find = |name: &str| names.iter().position(|other| other.eq_ignore_ascii_case(name));
-        let missing = |what: &str| {
-            Stop::Usage(format!("{}: no column {what}; there are: {}", path.display(), names.join(", ")))
-        };
+        let missing =
+            |what: &str| Stop::Usage(format!("{}: no column {what}; there are: {}", path.display(), names.join(", ")));
         let required = |name: &str| find(name).ok_or_else(|| missing(name));
         let optional = |chosen: &Option<String>, usual: &[&str]| match chosen {
             Some(name) => required(name).map(Some),
@@ -151,7 +152,8 @@ impl Arguments {
         Ok(Columns {
             email: required(&self.email_column)?,
             username: optional(&self.username_column, &["username"])?,
-            password: optional(&self.password_column, HASH_COLUMNS)?.ok_or_else(|| missing(&HASH_COLUMNS.join(" or ")))?,
+            password: optional(&self.password_column, HASH_COLUMNS)?
+                .ok_or_else(|| missing(&HASH_COLUMNS.join(" or ")))?,
             created_at: optional(&self.created_at_column, &["created_at", "createdAt"])?,
         })
     }

@@ -1,8 +1,8 @@
 //! What is typed or piped in: passwords, cookies, confirmations. Questions go to standard error.
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 
-use secrecy::{SecretSlice, SecretString};
 use secrecy::ExposeSecret as _;
+use secrecy::{SecretSlice, SecretString};
 
 /// More than any password or cookie needs.
 const LIMIT: usize = 4096;

@@ -26,7 +26,9 @@ pub(super) async fn serve(config: &Config) -> ExitCode {
     let DatabaseUrl::Sqlite(path) = &config.database;
     let in_memory = config.redis_url.is_none();
     if in_memory {
-        tracing::warn!("REDIS_URL is not set: sessions are in this process's memory. One replica only, for trying it out");
+        tracing::warn!(
+            "REDIS_URL is not set: sessions are in this process's memory. One replica only, for trying it out"
+        );
         // Trying it out takes one command; a fleet migrates once, before its replicas start.
         if let Err(error) = users::migrate(path).await {
             tracing::error!(%error, "the database could not be prepared");

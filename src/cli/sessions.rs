@@ -191,7 +191,9 @@ impl<'a> View<'a> {
             signature_valid: cookie.key.is_some(),
             key: cookie.key.map(|key| key + 1),
             keys: inspection.keys,
-            expires_at: jiff::Timestamp::from_millisecond(cookie.claims.expires_at_ms).ok().map(|time| time.to_string()),
+            expires_at: jiff::Timestamp::from_millisecond(cookie.claims.expires_at_ms)
+                .ok()
+                .map(|time| time.to_string()),
             expired: cookie.claims.expires_at_ms <= inspection.now.as_millisecond(),
         });
         Self {
@@ -212,10 +214,13 @@ impl<'a> View<'a> {
         rows.push(("accepted", self.refused_because.map_or_else(|| "yes".to_owned(), |why| format!("no: {why}"))));
         if let Some(cookie) = &self.cookie {
             let Cookie { key, keys, expires_at, expired, .. } = cookie;
-            rows.push(("signature", match key {
-                Some(key) => format!("good, key {key} of {keys}"),
-                None => format!("bad: none of {keys} keys; what the cookie says may be forged"),
-            }));
+            rows.push((
+                "signature",
+                match key {
+                    Some(key) => format!("good, key {key} of {keys}"),
+                    None => format!("bad: none of {keys} keys; what the cookie says may be forged"),
+                },
+            ));
             let expires_at = expires_at.as_deref().unwrap_or("never");
             rows.push(("absolute limit", format!("{expires_at}{}", if *expired { ", passed" } else { "" })));
         }

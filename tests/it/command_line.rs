@@ -93,8 +93,8 @@ async fn the_example_lists_every_variable_with_its_default() {
     let known: Vec<_> = config.as_object().expect("an object").keys().map(String::as_str).collect();
     assert_eq!(names, known);
     // With every remark removed it changes nothing, so each default is the one in force.
-    let uncommented: String = entries.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-    let same = run(&["config", "--json"], &[], &uncommented).await.expect_code(0).json();
+    let uncommented: Vec<_> = entries.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let same = run(&["config", "--json"], &[], &uncommented.join("\n")).await.expect_code(0).json();
     assert_eq!(same, config);
 }
 

@@ -51,7 +51,7 @@ async fn one_line_per_request() {
     let mut raw = fleet[0].raw().await;
     let head = "POST /login HTTP/1.1\r\nHost: x\r\nX-Request-Id: left-1\r\nContent-Type: application/json";
     raw.write(format!("{head}\r\nContent-Length: 100\r\n\r\n{{").as_bytes()).await;
-    let in_flight = async || fleet[0].metric("authfleet_http_requests_in_flight", &[]).await == 1.0;
+    let in_flight = async || fleet[0].count("authfleet_http_requests_in_flight", &[]).await == 1;
     crate::fleet::within(crate::fleet::PATIENTLY, "the request is in flight", in_flight).await;
     drop(raw);
     let status = fleet[0].request_line("left-1").await["status"].clone();
@@ -100,22 +100,22 @@ async fn metrics_count_what_happened() {
     assert_eq!(fleet[0].check(&session).await, 401);
     let profile = [("method", "GET"), ("route", "/profile")];
     for (name, labels, expected) in [
-        ("authfleet_http_requests_total", &[profile[0], profile[1], ("status", "200")][..], 1.0),
-        ("authfleet_http_requests_total", &[profile[0], profile[1], ("status", "401")], 3.0),
-        ("authfleet_http_request_duration_seconds_count", &profile, 4.0),
-        ("authfleet_session_checks_total", &[("result", "valid")], 1.0),
-        ("authfleet_session_checks_total", &[("result", "bad_signature")], 1.0),
-        ("authfleet_session_checks_total", &[("result", "no_cookie")], 1.0),
-        ("authfleet_session_checks_total", &[("result", "unknown")], 1.0),
-        ("authfleet_sessions_created_total", &[], 1.0),
-        ("authfleet_sessions_ended_total", &[("reason", "logout")], 1.0),
-        ("authfleet_logins_total", &[("result", "success")], 1.0),
-        ("authfleet_logins_total", &[("result", "invalid_credentials")], 1.0),
-        ("authfleet_registrations_total", &[("result", "success")], 1.0),
-        ("authfleet_hash_duration_seconds_count", &[], 3.0),
-        ("authfleet_build_info", &[("replica", "replica-1")], 1.0),
+        ("authfleet_http_requests_total", &[profile[0], profile[1], ("status", "200")][..], 1),
+        ("authfleet_http_requests_total", &[profile[0], profile[1], ("status", "401")], 3),
+        ("authfleet_http_request_duration_seconds_count", &profile, 4),
+        ("authfleet_session_checks_total", &[("result", "valid")], 1),
+        ("authfleet_session_checks_total", &[("result", "bad_signature")], 1),
+        ("authfleet_session_checks_total", &[("result", "no_cookie")], 1),
+        ("authfleet_session_checks_total", &[("result", "unknown")], 1),
+        ("authfleet_sessions_created_total", &[], 1),
+        ("authfleet_sessions_ended_total", &[("reason", "logout")], 1),
+        ("authfleet_logins_total", &[("result", "success")], 1),
+        ("authfleet_logins_total", &[("result", "invalid_credentials")], 1),
+        ("authfleet_registrations_total", &[("result", "success")], 1),
+        ("authfleet_hash_duration_seconds_count", &[], 3),
+        ("authfleet_build_info", &[("replica", "replica-1")], 1),
     ] {
-        assert_eq!(fleet[0].metric(name, labels).await, expected, "{name} {labels:?}");
+        assert_eq!(fleet[0].count(name, labels).await, expected, "{name} {labels:?}");
     }
     // Paths are anybody's: they make no series of their own.
     for n in 0..20 {

@@ -1,7 +1,7 @@
 //! Redis absent, killed, frozen or full: the right answer, soon, and nobody is logged out.
 use futures::future::join_all;
 
-use crate::fleet::{Fleet, PASSWORD, PATIENTLY, PROMPTLY, Session, within};
+use crate::fleet::{Call, Fleet, PASSWORD, PATIENTLY, PROMPTLY, Session, within};
 
 /// What holds while Redis doesn't answer.
 async fn expect_unavailable(fleet: &Fleet, session: &Session) {
@@ -14,7 +14,7 @@ async fn expect_unavailable(fleet: &Fleet, session: &Session) {
         ];
         // Many at once: none may wait for the others' time-outs.
         let many = (0..20).map(|_| replica.get("/profile").session(session));
-        for answer in join_all(calls.into_iter().chain(many).map(|call| call.send())).await {
+        for answer in join_all(calls.into_iter().chain(many).map(Call::send)).await {
             let answer = answer.expect_problem(503, "store_unavailable");
             assert!(answer.took < PROMPTLY, "{:?}", answer.took);
             assert_eq!(answer.header("set-cookie"), None, "the cookie is left alone");

@@ -56,7 +56,7 @@ async fn requests_in_flight_are_finished() {
     let mut idle = fleet[0].raw().await;
     idle.write(b"GET /profile HTTP/1.1\r\nHost: x\r\n\r\n").await;
     idle.read_until("session_invalid").await;
-    let in_flight = async || fleet[0].metric("authfleet_http_requests_in_flight", &[]).await == 1.0;
+    let in_flight = async || fleet[0].count("authfleet_http_requests_in_flight", &[]).await == 1;
     within(PATIENTLY, "the request is in flight", in_flight).await;
 
     fleet[0].signal(Signal::INT);
@@ -74,7 +74,7 @@ async fn a_request_without_end_does_not_hold_the_end_up() {
     let mut slow = fleet[0].raw().await;
     slow.write(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
         .await;
-    let in_flight = async || fleet[0].metric("authfleet_http_requests_in_flight", &[]).await == 1.0;
+    let in_flight = async || fleet[0].count("authfleet_http_requests_in_flight", &[]).await == 1;
     within(PATIENTLY, "the request is in flight", in_flight).await;
     fleet[0].signal(Signal::TERM);
     let status = fleet[0].ended().await;

@@ -40,7 +40,11 @@ fn file(path: &Path, survey: &Survey) -> Check {
     if is_private {
         ok("database.file", found)
     } else {
-        warn("database.file", format!("{found}: everybody on this host may read it"), "it holds password hashes: chmod o= FILE")
+        warn(
+            "database.file",
+            format!("{found}: everybody on this host may read it"),
+            "it holds password hashes: chmod o= FILE",
+        )
     }
 }
 
@@ -100,6 +104,8 @@ fn writable(survey: &Survey) -> Check {
             let found = format!("a commit took {:.0} ms", time.as_secs_f64() * 1e3);
             warn(NAME, found, "the disk is slow or busy, or another process holds the lock for long")
         }
-        Err(error) => fail(NAME, error.to_string(), "no registration can succeed: look for a full or read-only disk, or a lock"),
+        Err(error) => {
+            fail(NAME, error.to_string(), "no registration can succeed: look for a full or read-only disk, or a lock")
+        }
     }
 }

@@ -2,7 +2,6 @@
 mod database;
 mod redis;
 
-use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use secrecy::ExposeSecret as _;
@@ -86,19 +85,18 @@ pub(super) fn report(checks: &[Check], json: bool) -> ExitCode {
     let (failed, warned) = (count(Status::Fail), count(Status::Warn));
     answer(json, &Report { ok: failed == 0, failed, warned, checks }, || {
         let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
-        let mut text = String::new();
+        let mut lines = Vec::new();
         for Check { name, status, found, advice } in checks {
             let word = match status {
                 Status::Ok => "ok",
                 Status::Warn => "warn",
                 Status::Fail => "FAIL",
             };
-            drop(writeln!(text, "{word:<4}  {name:<width$}  {found}"));
-            if let Some(advice) = advice {
-                drop(writeln!(text, "{:4}  {:width$}  -> {advice}", "", ""));
-            }
+            lines.push(format!("{word:<4}  {name:<width$}  {found}"));
+            lines.extend(advice.iter().map(|advice| format!("{:4}  {:width$}  -> {advice}", "", "")));
         }
-        text + &format!("{} checks, {warned} warnings, {failed} failed", checks.len())
+        lines.push(format!("{} checks, {warned} warned, {failed} failed", checks.len()));
+        lines.join("\n")
     });
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -24,7 +24,8 @@ pub(super) async fn examine(url: &SecretString) -> Vec<Check> {
         Err(error) => return vec![fail("redis", error.to_string(), "see REDIS_URL")],
     };
     if let Err(error) = redis.command::<Value>(&UNMEASURED, &cmd("PING")).await {
-        let advice = "every request with a session is answered 503 until Redis answers: see REDIS_URL, network, password";
+        let advice =
+            "every request with a session is answered 503 until Redis answers: see REDIS_URL, network, password";
         return vec![fail("redis", error.to_string(), advice)];
     }
     let info = Info::of(&redis).await;
@@ -83,7 +84,11 @@ async fn ping(redis: &RedisHandle) -> Check {
     times.sort();
     let median = times[2];
     let found = format!("{:.2} ms", median.as_secs_f64() * 1e3);
-    if median <= SLOW_PING { ok(NAME, found) } else { warn(NAME, found, "each session check waits for it: put Redis nearer") }
+    if median <= SLOW_PING {
+        ok(NAME, found)
+    } else {
+        warn(NAME, found, "each session check waits for it: put Redis nearer")
+    }
 }
 
 fn version(info: &Info) -> Check {
@@ -123,12 +128,17 @@ fn role(info: &Info) -> Check {
 async fn cluster(redis: &RedisHandle, info: &Info) -> Check {
     const NAME: &str = "redis.cluster";
     if info.get("cluster_enabled") != Some("1") {
-        return ok(NAME, if info.0.is_empty() { "unknown: INFO is forbidden" } else { "no, one Redis for all sessions" });
+        return ok(
+            NAME,
+            if info.0.is_empty() { "unknown: INFO is forbidden" } else { "no, one Redis for all sessions" },
+        );
     }
     let text: String = redis.command(&UNMEASURED, cmd("CLUSTER").arg("INFO")).await.unwrap_or_default();
     match text.lines().find_map(|line| line.strip_prefix("cluster_size:")).map(str::trim) {
         Some("1") => warn(NAME, "yes, with one shard", "this build speaks to one node; it must stay at one shard"),
-        _ => fail(NAME, "yes", "this build speaks to one node, which has only a part of the sessions: use a Redis alone"),
+        _ => {
+            fail(NAME, "yes", "this build speaks to one node, which has only a part of the sessions: use a Redis alone")
+        }
     }
 }
 
@@ -160,18 +170,31 @@ fn eviction(info: &Info, policy: Option<&str>) -> Check {
 fn persistence(info: &Info, appendfsync: Option<&str>) -> Check {
     const NAME: &str = "redis.persistence";
     let failed = |what: &str| {
-        fail(NAME, format!("the last write of {what} failed"), "look for a full disk; what happened since is lost at a restart")
+        fail(
+            NAME,
+            format!("the last write of {what} failed"),
+            "look for a full disk; what happened since is lost at a restart",
+        )
     };
     match info.get("aof_enabled") {
         Some("1") if info.get("aof_last_write_status") == Some("err") => failed("the append-only file"),
-        Some("1") => ok(NAME, match appendfsync {
-            Some("always") => "append-only file, appendfsync always: nothing is lost, and each session check waits for the \
-                               disk",
-            Some("everysec") => "append-only file, appendfsync everysec: a crash can lose the last second or two, a logout \
-                                 made then is undone",
-            Some("no") => "append-only file, appendfsync no: a crash can lose half a minute, logouts made then are undone",
-            _ => "append-only file, appendfsync unknown: CONFIG is forbidden",
-        }),
+        Some("1") => ok(
+            NAME,
+            match appendfsync {
+                Some("always") => {
+                    "append-only file, appendfsync always: nothing is lost, and each session check waits for the \
+                               disk"
+                }
+                Some("everysec") => {
+                    "append-only file, appendfsync everysec: a crash can lose the last second or two, a logout \
+                                 made then is undone"
+                }
+                Some("no") => {
+                    "append-only file, appendfsync no: a crash can lose half a minute, logouts made then are undone"
+                }
+                _ => "append-only file, appendfsync unknown: CONFIG is forbidden",
+            },
+        ),
         Some(_) if info.get("rdb_last_bgsave_status") == Some("err") => failed("a snapshot"),
         Some(_) => warn(
             NAME,
@@ -198,7 +221,11 @@ async fn clock(redis: &RedisHandle) -> Check {
     match difference.abs() {
         0..=1_000 => ok(NAME, found),
         1_001..=30_000 => warn(NAME, found, "let both synchronise their clocks (chrony, systemd-timesyncd)"),
-        _ => fail(NAME, found, "synchronise the clocks: absolute limits are enforced by this host's, idle limits by Redis'"),
+        _ => fail(
+            NAME,
+            found,
+            "synchronise the clocks: absolute limits are enforced by this host's, idle limits by Redis'",
+        ),
     }
 }
 

@@ -138,6 +138,7 @@ every_store! {
     all_of_a_user_s_sessions_end
     a_fence_stops_what_was_verified_before_it
     a_fence_never_goes_down
+    a_session_s_name_leads_to_its_user
 }
 
 async fn a_session_is_found_until_it_ends(subject: Subject) {
@@ -153,6 +154,22 @@ async fn a_session_is_found_until_it_ends(subject: Subject) {
     assert!(subject.store.end(session.key).await.expect("the store answers"), "it was alive");
     assert!(!subject.store.end(session.key).await.expect("the store answers"), "it no longer is");
     assert!(!subject.is_alive(session.key).await);
+}
+
+async fn a_session_s_name_leads_to_its_user(subject: Subject) {
+    let (ada, eve) = (Uuid::now_v7(), Uuid::now_v7());
+    for session in [subject.session(ada, 'a'), subject.session(eve, 'b')] {
+        subject.create(&session).await;
+    }
+    let owner = async |id| subject.store.owner(key(ada, id).session_id).await.expect("the store answers");
+    assert_eq!((owner('a').await, owner('b').await, owner('c').await), (Some(ada), Some(eve), None));
+    let inspect = async |key| subject.store.inspect(key).await.expect("the store answers");
+    let (session, entry) = inspect(key(ada, 'a')).await.expect("alive");
+    assert_eq!((session.username.as_str(), entry.session_id), ("ada", key(ada, 'a').session_id));
+    assert!(inspect(key(eve, 'a')).await.is_none(), "another user's key");
+    subject.pass(IDLE + Duration::from_millis(1)).await;
+    assert!(inspect(key(ada, 'a')).await.is_none(), "looking at it did not renew it");
+    assert_eq!(owner('a').await, None);
 }
 
 async fn an_idle_session_ends(subject: Subject) {

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Row as _};
 
-pub use self::client::{Answer, PASSWORD, Session};
+pub use self::client::{Answer, Call, PASSWORD, Session};
 pub use self::process::{Finished, authfleet};
 pub use self::redis::Redis;
 pub use self::replica::Replica;
@@ -101,10 +101,10 @@ impl Fleet {
         options.connect().await.expect("the users' database opens")
     }
 
-    /// The first column of the rows that a statement finds.
+    /// The first column of the rows that a statement finds, as text whatever it is.
     pub async fn query(&self, statement: &'static str) -> Vec<String> {
         let rows = sqlx::query(statement).fetch_all(&mut self.sql().await).await.expect("a sound statement");
-        rows.iter().map(|row| row.get(0)).collect()
+        rows.iter().map(|row| row.get_unchecked(0)).collect()
     }
 
     /// Runs another command of the binary with the fleet's settings, changed by `changes`.

@@ -187,12 +187,22 @@ impl Replica {
 
     /// The sum of a metric's series that have all these labels.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.series(name, labels).await.iter().map(|value| value.parse::<f64>().expect("a number")).sum()
+    }
+
+    /// As [`Replica::metric`], of one that counts things.
+    pub async fn count(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        self.series(name, labels).await.iter().map(|value| value.parse::<u64>().expect("a whole number")).sum()
+    }
+
+    async fn series(&self, name: &str, labels: &[(&str, &str)]) -> Vec<String> {
         let text = self.ops("/metrics").await.expect(200).text();
         let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
-        let lines = text.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
-                && labels.iter().all(|label| line.contains(label))
-        });
-        lines.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a number")).sum()
+        let is_asked = |line: &&str| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| line.contains(label))
+        };
+        let values = text.lines().filter(is_asked).filter_map(|line| line.rsplit(' ').next());
+        values.map(str::to_owned).collect()
     }
 }

@@ -1,0 +1,562 @@
+//! Revocation has no race: many clients on three replicas that are killed in between, everything that was seen written
+//! down with its times, and a checker that looks for what must not be in such a history.
+//!
+//! `STRESS_SECONDS=300 cargo test --test it stress -- --nocapture` for longer than the 20 s of the suite.
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use parking_lot::Mutex;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::fleet::Fleet;
+
+/// A session, as numbered by the history; a user; a password, counted per user from 0 in the order of first use.
+type SessionNumber = usize;
+type UserNumber = usize;
+type Generation = usize;
+
+/// What a client saw, from before the request was sent to after its answer was read.
+#[derive(Clone, Debug)]
+struct Event {
+    start: Duration,
+    end: Duration,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// A login or password change answered with this session.
+    Opened { session: SessionNumber, user: UserNumber, password: Generation },
+    /// A request with this session was answered: it was accepted, or refused.
+    Checked { session: SessionNumber, valid: bool },
+    /// This session should end. Acknowledged, or nothing is known.
+    Ended { session: SessionNumber, acknowledged: bool },
+    /// Every session of the user should end but this one.
+    EndedAll { user: UserNumber, except: Option<SessionNumber>, acknowledged: bool },
+    /// The password should become this one, and every session of an older one end.
+    PasswordChanged { user: UserNumber, to: Generation, acknowledged: bool },
+    /// Any other request without an answer.
+    Unknown,
+}
+
+/// How long after the loss of its connection a request may still take effect: what a killed replica had sent to Redis.
+const LINGERS: Duration = Duration::from_secs(2);
+
+/// What must not happen.
+#[derive(Debug, PartialEq, Eq)]
+enum Violation {
+    /// Accepted by a request that began after the end was acknowledged, or after another one was refused.
+    Resurrected(SessionNumber),
+    /// Signed in with a password after its change was acknowledged.
+    OldPassword(SessionNumber),
+    /// Refused although nobody had begun to end it.
+    Lost(SessionNumber),
+}
+
+/// Looks for violations. A request takes effect at some time between its start and its end, and one without an answer
+/// at any time after its start or never: only what holds for each such time is reported.
+fn violations(history: &[Event]) -> Vec<Violation> {
+    struct Session {
+        user: UserNumber,
+        password: Generation,
+        opening: (Duration, Duration),
+        /// Certainly ended by then,
+        dead_from: Duration,
+        /// and certainly not before.
+        in_danger_from: Duration,
+    }
+    let mut sessions = BTreeMap::new();
+    for event in history {
+        if let What::Opened { session, user, password } = event.what {
+            let opening = (event.start, event.end);
+            let alive = Session { user, password, opening, dead_from: Duration::MAX, in_danger_from: Duration::MAX };
+            assert!(sessions.insert(session, alive).is_none(), "two sessions are number {session}");
+        }
+    }
+    let mut found = Vec::new();
+    for Event { start, end, what } in history {
+        if let What::Checked { session, valid: false } = what {
+            // A refusal ends nothing, but says that something has.
+            let session = sessions.get_mut(session).expect("a session that was opened");
+            session.dead_from = session.dead_from.min(*end);
+        }
+        let (What::Ended { acknowledged, .. } | What::EndedAll { acknowledged, .. } | What::PasswordChanged { acknowledged, .. }) =
+            *what
+        else {
+            continue;
+        };
+        let over = if acknowledged { *end } else { *end + LINGERS };
+        for (number, session) in &mut sessions {
+            // Whether this may have ended the session, and whether it must have if it was acknowledged.
+            let (may, must) = match *what {
+                What::Ended { session: ended, .. } => (ended == *number, true),
+                What::EndedAll { user, except, .. } => {
+                    (user == session.user && except != Some(*number), session.opening.1 < *start)
+                }
+                What::PasswordChanged { user, to, .. } => {
+                    let is_older = session.password < to;
+                    // One that failed may have ended newer ones too.
+                    (user == session.user && (is_older || !acknowledged), is_older)
+                }
+                What::Opened { .. } | What::Checked { .. } | What::Unknown => unreachable!("went on to the next"),
+            };
+            if may && session.opening.0 < over {
+                session.in_danger_from = session.in_danger_from.min(*start);
+            }
+            if may && must && acknowledged {
+                session.dead_from = session.dead_from.min(*end);
+                if matches!(what, What::PasswordChanged { .. }) && session.opening.0 > *end {
+                    found.push(Violation::OldPassword(*number));
+                }
+            }
+        }
+    }
+    for event in history {
+        let What::Checked { session: number, valid } = event.what else { continue };
+        let session = &sessions[&number];
+        if valid && event.start > session.dead_from {
+            found.push(Violation::Resurrected(number));
+        }
+        if !valid && event.end < session.in_danger_from {
+            found.push(Violation::Lost(number));
+        }
+    }
+    found
+}
+
+mod checker {
+    use super::*;
+
+    /// Session 0 of user 0 with password 0, opened from 0 to 10 ms; then this.
+    fn judged(events: &[(u64, u64, What)]) -> Vec<Violation> {
+        let opened = (0, 10, What::Opened { session: 0, user: 0, password: 0 });
+        let event = |&(start, end, what)| Event { start: Duration::from_millis(start), end: Duration::from_millis(end), what };
+        violations(&std::iter::once(&opened).chain(events).map(event).collect::<Vec<_>>())
+    }
+
+    fn checked(valid: bool) -> What {
+        What::Checked { session: 0, valid }
+    }
+
+    #[test]
+    fn finds_a_session_that_came_back() {
+        let logout = |acknowledged| What::Ended { session: 0, acknowledged };
+        let back = [Violation::Resurrected(0)];
+        assert_eq!(judged(&[(20, 30, logout(true)), (31, 40, checked(true))]), back);
+        assert_eq!(judged(&[(20, 30, logout(true)), (25, 40, checked(true))]), [], "under way at the same time");
+        assert_eq!(judged(&[(20, 30, logout(false)), (31, 40, checked(true))]), [], "the logout never arrived");
+        assert_eq!(judged(&[(20, 30, logout(false)), (31, 40, checked(false)), (41, 50, checked(true))]), back);
+        // In whatever order things were written down.
+        assert_eq!(judged(&[(31, 40, checked(true)), (20, 30, logout(true))]), back);
+    }
+
+    #[test]
+    fn finds_a_session_that_was_not_revoked_with_the_others() {
+        let all = |user, except| What::EndedAll { user, except, acknowledged: true };
+        let back = [Violation::Resurrected(0)];
+        assert_eq!(judged(&[(20, 30, all(0, None)), (31, 40, checked(true))]), back);
+        assert_eq!(judged(&[(20, 30, all(0, Some(1))), (31, 40, checked(true))]), back);
+        assert_eq!(judged(&[(20, 30, all(0, Some(0))), (31, 40, checked(true))]), [], "this one was kept");
+        assert_eq!(judged(&[(20, 30, all(1, None)), (31, 40, checked(true))]), [], "another user's");
+        assert_eq!(judged(&[(5, 30, all(0, None)), (31, 40, checked(true))]), [], "opened at the same time");
+    }
+
+    #[test]
+    fn finds_a_session_that_outlived_its_password() {
+        let change = |to, acknowledged| What::PasswordChanged { user: 0, to, acknowledged };
+        let back = [Violation::Resurrected(0)];
+        assert_eq!(judged(&[(20, 30, change(1, true)), (31, 40, checked(true))]), back);
+        // Even one that was opened at the same time: it had the old password.
+        assert_eq!(judged(&[(5, 15, change(1, true)), (16, 40, checked(true))]), back);
+        assert_eq!(judged(&[(20, 30, change(1, false)), (31, 40, checked(true))]), [], "it failed");
+        assert_eq!(judged(&[(5, 15, change(0, true)), (16, 40, checked(true))]), [], "it's the new password's session");
+    }
+
+    #[test]
+    fn finds_a_login_with_an_old_password() {
+        let change = What::PasswordChanged { user: 0, to: 1, acknowledged: true };
+        let login = What::Opened { session: 1, user: 0, password: 0 };
+        assert_eq!(judged(&[(20, 30, change), (31, 40, login)]), [Violation::OldPassword(1)]);
+        assert_eq!(judged(&[(20, 30, change), (29, 40, login)]), [], "under way at the same time");
+        let login = What::Opened { session: 1, user: 0, password: 1 };
+        assert_eq!(judged(&[(20, 30, change), (31, 40, login)]), []);
+    }
+
+    #[test]
+    fn finds_a_session_that_got_lost() {
+        let lost = [Violation::Lost(0)];
+        assert_eq!(judged(&[(20, 30, checked(false))]), lost);
+        assert_eq!(judged(&[(20, 30, checked(false)), (31, 40, What::Ended { session: 0, acknowledged: true })]), lost);
+        for acknowledged in [true, false] {
+            for end in [
+                What::Ended { session: 0, acknowledged },
+                What::EndedAll { user: 0, except: None, acknowledged },
+                What::PasswordChanged { user: 0, to: 1, acknowledged },
+            ] {
+                assert_eq!(judged(&[(15, 40, end), (20, 30, checked(false))]), [], "{end:?} was under way");
+            }
+        }
+        let later = What::Opened { session: 1, user: 0, password: 0 };
+        let refused = (70, 80, What::Checked { session: 1, valid: false });
+        let all = |acknowledged| What::EndedAll { user: 0, except: None, acknowledged };
+        assert_eq!(judged(&[(20, 30, all(true)), (50, 60, later), refused]), [Violation::Lost(1)], "it came later");
+        assert_eq!(judged(&[(20, 30, all(false)), (50, 60, later), refused]), [], "it may have come later");
+        let kept = What::EndedAll { user: 0, except: Some(0), acknowledged: true };
+        assert_eq!(judged(&[(15, 19, kept), (20, 30, checked(false))]), lost);
+        assert_eq!(judged(&[(15, 19, What::Unknown), (20, 30, checked(true))]), []);
+    }
+}
+
+const USERS: usize = 6;
+
+/// Clients of the whole fleet, and what they have seen.
+struct Clients {
+    http: reqwest::Client,
+    replicas: Vec<String>,
+    begin: Instant,
+    stop: AtomicBool,
+    history: Mutex<Vec<Event>>,
+    /// The living and the dead: cookie, public id and user, by number.
+    sessions: Mutex<Vec<Arc<Known>>>,
+    numbers: AtomicUsize,
+    users: Vec<User>,
+}
+
+struct Known {
+    number: SessionNumber,
+    user: UserNumber,
+    cookie: String,
+    id: String,
+}
+
+struct User {
+    email: String,
+    /// Those that may be the present one: the first is known to have been, the others are of changes without answer.
+    passwords: Mutex<Vec<Generation>>,
+    /// So far.
+    generations: AtomicUsize,
+}
+
+fn password(user: UserNumber, generation: Generation) -> String {
+    format!("wombat {user} counts to {generation} in the dark")
+}
+
+impl Clients {
+    /// Sends a request to a replica; what was answered, if it was, and the times.
+    async fn send(&self, replica: usize, method: Method, path: &str, cookie: &str, body: Option<Value>) -> (Event, Option<Answered>) {
+        let mut request = self.http.request(method, format!("{}{path}", self.replicas[replica])).header("cookie", cookie);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let start = self.begin.elapsed();
+        let answered = async {
+            let response = request.send().await?;
+            let status = response.status().as_u16();
+            let cookie = response.headers().get("set-cookie").and_then(|value| value.to_str().ok());
+            let cookie = cookie.and_then(|text| text.split(';').next()).unwrap_or_default().to_owned();
+            Ok::<_, reqwest::Error>(Answered { status, cookie, body: response.bytes().await?.to_vec() })
+        };
+        let answered = match answered.await {
+            Ok(answered) => Some(answered),
+            Err(error) if error.is_timeout() => panic!("neither an answer nor a lost connection: {error}"),
+            Err(_) => {
+                // It was killed: let it come back.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                None
+            }
+        };
+        (Event { start, end: self.begin.elapsed(), what: What::Unknown }, answered)
+    }
+
+    fn record(&self, event: Event, what: What) {
+        self.history.lock().push(Event { what, ..event });
+    }
+
+    fn running(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Writes down the session that an answer opened.
+    fn opened(&self, event: Event, answered: Answered, user: UserNumber, password: Generation) -> Arc<Known> {
+        let body: Value = serde_json::from_slice(&answered.body).expect("JSON");
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let id = body["session_id"].as_str().expect("an id").to_owned();
+        let session = Arc::new(Known { number, user, cookie: answered.cookie, id });
+        self.record(event, What::Opened { session: number, user, password });
+        self.sessions.lock().push(Arc::clone(&session));
+        session
+    }
+
+    /// Signs in with whatever the password may be.
+    async fn login(&self, user: UserNumber) -> Option<Arc<Known>> {
+        let candidates = self.users[user].passwords.lock().clone();
+        for generation in candidates.into_iter().rev() {
+            let body = json!({ "email": self.users[user].email, "password": password(user, generation) });
+            let (event, answered) = self.send(fastrand::usize(..3), Method::POST, "/auth/login", "", Some(body)).await;
+            match answered {
+                Some(answered) if answered.status == 200 => return Some(self.opened(event, answered, user, generation)),
+                Some(Answered { status: 401 | 503, .. }) | None => self.record(event, What::Unknown),
+                Some(other) => panic!("login: {other:?}"),
+            }
+        }
+        None
+    }
+
+    /// Whether a replica accepts the session, if it says so.
+    async fn check(&self, replica: usize, session: &Known) -> Option<bool> {
+        let (event, answered) = self.send(replica, Method::GET, "/profile", &session.cookie, None).await;
+        let valid = match answered.map(|answered| answered.status) {
+            Some(200) => true,
+            Some(401) => false,
+            Some(503) | None => {
+                self.record(event, What::Unknown);
+                return None;
+            }
+            Some(status) => panic!("check: {status}"),
+        };
+        self.record(event, What::Checked { session: session.number, valid });
+        Some(valid)
+    }
+
+    /// Ends a session in one of the ways that there are; asks every replica afterwards.
+    async fn end(&self, session: &Known) {
+        let replica = fastrand::usize(..3);
+        let (event, answered) = if fastrand::bool() {
+            self.send(replica, Method::POST, "/auth/logout", &session.cookie, None).await
+        } else {
+            self.send(replica, Method::DELETE, &format!("/auth/sessions/{}", session.id), &session.cookie, None).await
+        };
+        let acknowledged = match answered.map(|answered| answered.status) {
+            // 401 and 404: it was no longer there.
+            Some(200 | 204 | 401 | 404) => true,
+            Some(503) | None => false,
+            Some(status) => panic!("end: {status}"),
+        };
+        self.record(event, What::Ended { session: session.number, acknowledged });
+        for replica in 0..3 {
+            self.check(replica, session).await;
+        }
+    }
+
+    async fn end_all(&self, by: &Known, keep: bool) {
+        let path = if keep { "/auth/sessions?keep=current" } else { "/auth/sessions" };
+        let (event, answered) = self.send(fastrand::usize(..3), Method::DELETE, path, &by.cookie, None).await;
+        let acknowledged = match answered.map(|answered| answered.status) {
+            Some(204) => true,
+            Some(401) => return self.record(event, What::Checked { session: by.number, valid: false }),
+            Some(503) | None => false,
+            Some(status) => panic!("end all: {status}"),
+        };
+        self.record(event, What::EndedAll { user: by.user, except: keep.then_some(by.number), acknowledged });
+    }
+
+    /// Changes the password; the new session if that worked.
+    async fn change(&self, session: &Known, from: Generation) -> Option<Arc<Known>> {
+        let user = &self.users[session.user];
+        let to = user.generations.fetch_add(1, Ordering::Relaxed) + 1;
+        // Others find out which of the two it is.
+        user.passwords.lock().push(to);
+        let body = json!({ "current_password": password(session.user, from), "new_password": password(session.user, to) });
+        let (event, answered) = self.send(fastrand::usize(..3), Method::POST, "/auth/password", &session.cookie, Some(body)).await;
+        let changed = |acknowledged| What::PasswordChanged { user: session.user, to, acknowledged };
+        match answered {
+            Some(answered) if answered.status == 200 => {
+                self.record(event.clone(), changed(true));
+                *user.passwords.lock() = vec![to];
+                Some(self.opened(event, answered, session.user, to))
+            }
+            Some(Answered { status: status @ (401 | 403), .. }) => {
+                // Not signed in any more, or `from` was not the password.
+                self.record(event, if status == 401 { What::Checked { session: session.number, valid: false } } else { What::Unknown });
+                user.passwords.lock().retain(|generation| *generation != to);
+                None
+            }
+            Some(Answered { status: 503, .. }) | None => {
+                self.record(event, changed(false));
+                None
+            }
+            Some(other) => panic!("change: {other:?}"),
+        }
+    }
+
+    /// The one who changes this user's password, now and then.
+    async fn change_passwords(&self, user: UserNumber) {
+        let mut session: Option<Arc<Known>> = None;
+        while self.running() {
+            let Some(current) = session.take() else {
+                session = self.login(user).await;
+                continue;
+            };
+            let candidates = self.users[user].passwords.lock().clone();
+            for from in candidates.into_iter().rev() {
+                session = self.change(&current, from).await;
+                if session.is_some() {
+                    break;
+                }
+            }
+            if let Some(session) = &session {
+                if fastrand::u8(..4) == 0 {
+                    self.end_all(session, fastrand::bool()).await;
+                }
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(..150))).await;
+            }
+        }
+    }
+
+    /// Somebody who signs in, looks around, and mostly signs out.
+    async fn come_and_go(&self, user: UserNumber) {
+        while self.running() {
+            let Some(session) = self.login(user).await else { continue };
+            for _ in 0..fastrand::u8(1..5) {
+                self.check(fastrand::usize(..3), &session).await;
+            }
+            match fastrand::u8(..8) {
+                0 => {}
+                1 => self.end_all(&session, fastrand::bool()).await,
+                _ => self.end(&session).await,
+            }
+        }
+    }
+
+    /// Somebody who keeps asking with sessions of others, most of them just ended: what touches them at that moment.
+    async fn look_over(&self) {
+        while self.running() {
+            let session = {
+                let sessions = self.sessions.lock();
+                let recent = sessions.len().saturating_sub(40);
+                let from = if fastrand::u8(..4) == 0 { 0 } else { recent };
+                if sessions.is_empty() { None } else { Some(Arc::clone(&sessions[fastrand::usize(from..sessions.len())])) }
+            };
+            match session {
+                Some(session) => drop(self.check(fastrand::usize(..3), &session).await),
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Answered {
+    status: u16,
+    cookie: String,
+    body: Vec<u8>,
+}
+
+fn seconds() -> u64 {
+    let text = std::env::var("STRESS_SECONDS").unwrap_or_else(|_| "20".to_owned());
+    text.parse().unwrap_or_else(|_| panic!("STRESS_SECONDS={text} is no number of seconds"))
+}
+
+/// ASVS 5.0 7.4.1 to 7.4.3 and 15.4.2.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asvs_7_4_1_no_acknowledged_revocation_is_undone() {
+    let mut fleet = Fleet::builder().replicas(3).env("LOGIN_FAILURES_PER_ACCOUNT", "1000000");
+    fleet = fleet.env("SESSIONS_PER_USER", "10000").env("RUST_LOG", "warn,authfleet=info,request=off");
+    let mut fleet = fleet.start().await;
+    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().expect("an HTTP client");
+    let mut users = Vec::new();
+    for user in 0..USERS {
+        let email = format!("user-{user}@example.org");
+        let body = json!({ "email": email, "password": password(user, 0) });
+        fleet[user % 3].post("/auth/register").json(&body).send().await.expect(201);
+        users.push(User { email, passwords: Mutex::new(vec![0]), generations: AtomicUsize::new(0) });
+    }
+    let clients = Arc::new(Clients {
+        http,
+        replicas: fleet.replicas().iter().map(|replica| format!("http://{}", replica.address())).collect(),
+        begin: Instant::now(),
+        stop: AtomicBool::new(false),
+        history: Mutex::default(),
+        sessions: Mutex::default(),
+        numbers: AtomicUsize::new(0),
+        users,
+    });
+    let mut tasks = Vec::new();
+    for user in 0..USERS {
+        let c = Arc::clone(&clients);
+        tasks.push(tokio::spawn(async move { c.change_passwords(user).await }));
+        for _ in 0..2 {
+            let c = Arc::clone(&clients);
+            tasks.push(tokio::spawn(async move { c.come_and_go(user).await }));
+        }
+    }
+    for _ in 0..4 {
+        let c = Arc::clone(&clients);
+        tasks.push(tokio::spawn(async move { c.look_over().await }));
+    }
+    let (until, mut kills) = (Instant::now() + Duration::from_secs(seconds()), 0);
+    while Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(200..1200))).await;
+        let replica = fastrand::usize(..3);
+        fleet[replica].kill();
+        kills += 1;
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(..300))).await;
+        fleet[replica].start().await;
+    }
+    clients.stop.store(true, Ordering::Relaxed);
+    for task in join_all(tasks).await {
+        task.expect("only answers of the contract");
+    }
+
+    // At last every session, at every replica: they agree, and what lives is what can be revoked.
+    let sessions = clients.sessions.lock().clone();
+    let mut alive = BTreeSet::new();
+    for session in &sessions {
+        let mut seen = Vec::new();
+        for replica in 0..3 {
+            seen.push(clients.check(replica, session).await.expect("all replicas are up"));
+        }
+        assert!(seen == [true; 3] || seen == [false; 3], "session {}: {seen:?}", session.number);
+        if seen[0] {
+            alive.insert(session.id.clone());
+        }
+    }
+    let mut unlisted = fleet.redis.keys("session:*");
+    for index in fleet.redis.keys("user:*:sessions") {
+        let user = index.trim_start_matches("user:").trim_end_matches(":sessions");
+        for id in fleet.redis.run::<Vec<String>>(&["ZRANGE", &index, "0", "-1"]) {
+            unlisted.retain(|key| *key != format!("session:{user}:{id}"));
+        }
+    }
+    assert!(unlisted.is_empty(), "no revocation of all would find {unlisted:?}");
+
+    let history = clients.history.lock().clone();
+    let found = violations(&history);
+    let count = |is: fn(&What) -> bool| history.iter().filter(|event| is(&event.what)).count();
+    println!(
+        "stress: {} operations in {} s on 3 replicas, {kills} kills; {} sessions opened, {} checks ({} refused), {} ended \
+         one by one, {} times all of a user's, {} password changes, {} unanswered; {} alive at the end; violations: {}",
+        history.len(),
+        seconds(),
+        sessions.len(),
+        count(|what| matches!(what, What::Checked { .. })),
+        count(|what| matches!(what, What::Checked { valid: false, .. })),
+        count(|what| matches!(what, What::Ended { acknowledged: true, .. })),
+        count(|what| matches!(what, What::EndedAll { acknowledged: true, .. })),
+        count(|what| matches!(what, What::PasswordChanged { acknowledged: true, .. })),
+        count(|what| {
+            matches!(
+                what,
+                What::Unknown
+                    | What::Ended { acknowledged: false, .. }
+                    | What::EndedAll { acknowledged: false, .. }
+                    | What::PasswordChanged { acknowledged: false, .. }
+            )
+        }),
+        alive.len(),
+        found.len(),
+    );
+    assert_eq!(found, [], "of {} operations", history.len());
+    assert!(kills >= 3 && sessions.len() > 50 && !alive.is_empty(), "too little happened to mean anything");
+    for happened in [
+        count(|what| matches!(what, What::Ended { acknowledged: true, .. })),
+        count(|what| matches!(what, What::EndedAll { acknowledged: true, .. })),
+        count(|what| matches!(what, What::PasswordChanged { acknowledged: true, .. })),
+    ] {
+        assert!(happened > 5, "too little happened to mean anything");
+    }
+}
