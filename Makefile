@@ -1,18 +1,20 @@
 # `make` lists the targets. Every step says what it does and how long it took.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test check lint deny audit fmt clean
+.PHONY: help demo demo-check test check lint deny audit hostile loadtest loadtest-test bench k8s-test compose-test fmt clean
 
 STEP := deploy/ci/step
 BIN := .tools/venv/bin
-SCRIPTS := .ci/run deploy/ci/step deploy/ci/tools.sh deploy/local/install.sh deploy/nginx/check.sh
-PYTHON := deploy/local/fleet.py deploy/local/demo.py
+SCRIPTS := $(shell git grep -lE '^\#!.*[/ ](ba)?sh$$')
+PYTHON := $(shell git ls-files '*.py'; git grep -lE '^\#!.*python3$$' -- ':!*.py')
 
 # Options of deploy/local/demo.py, for example --auto-ports.
 DEMO_FLAGS ?=
+# Options of loadtest/run: scenarios and --target.
+LOADTEST ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## three replicas, Redis and nginx on http://localhost:8080, until Ctrl-C (installs what is missing)
 	@$(STEP) "Install Redis and nginx if they are missing" deploy/local/install.sh
@@ -35,6 +37,7 @@ test: ## everything that must hold before a change is merged; installs what it n
 	@$(STEP) "Documentation of every public item" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	@$(STEP) "Integration tests: real Redis, nginx and server" cargo test --locked --test it
 	@$(MAKE) --no-print-directory demo-check DEMO_FLAGS=--auto-ports
+	@$(MAKE) --no-print-directory hostile loadtest-test k8s-test compose-test
 
 check: ## the quick inner loop: format, lints, unit and store tests
 	@$(STEP) "Format" cargo fmt --all --check
@@ -55,6 +58,24 @@ audit: .tools/bin/cargo-deny ## known vulnerabilities (fetches RustSec's databas
 
 .tools/venv/installed.txt .tools/bin/cargo-deny:
 	@$(STEP) "Install the checkers into .tools" deploy/ci/tools.sh
+
+hostile: ## schemathesis: generated requests against the OpenAPI document
+	@$(STEP) "Generated requests against the OpenAPI document" tests/schemathesis
+
+loadtest: ## the load-test suite, e.g. LOADTEST="sharing --target local"; without options it lists its scenarios
+	@loadtest/run $(LOADTEST)
+
+loadtest-test: ## the load-test suite itself, in short: proofs, broken fleets, restarts
+	@$(STEP) "Load-test suite in short, and on fleets broken on purpose" loadtest/test
+
+bench: ## CPU per session check, beside a bare handler and redis-benchmark
+	@loadtest/bench
+
+k8s-test: ## manifests: rendered, checked against schemas, our own rules and real parts
+	@$(STEP) "Kubernetes manifests" k8s/tests/run
+
+compose-test: ## docker-compose.yml as it ships, and what happens when its parts fail (needs a Docker engine)
+	@$(STEP) "The fleet in containers, and its drills" deploy/compose/test
 
 fmt: .tools/venv/installed.txt ## format Rust and Python
 	cargo fmt --all

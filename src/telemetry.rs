@@ -30,8 +30,8 @@ struct Sink {
     /// What each JSON line begins with: `{"replica":"…",`.
     prefix: String,
     pending: Mutex<Vec<u8>>,
-    /// Held while writing, so that lines keep their order.
-    output: Mutex<()>,
+    /// What is being written, and afterwards the room for what comes next. Held meanwhile, so that lines keep their order.
+    output: Mutex<Vec<u8>>,
     filled: Condvar,
 }
 
@@ -50,10 +50,12 @@ impl Sink {
     }
 
     fn flush(&self) {
-        let _turn = self.output.lock();
-        let lines = std::mem::take(&mut *self.pending.lock());
+        let mut lines = self.output.lock();
+        std::mem::swap(&mut *lines, &mut *self.pending.lock());
         // Nobody to tell if standard output is gone.
         drop(io::stdout().write_all(&lines));
+        lines.clear();
+        lines.shrink_to(FLUSH_ABOVE * 2);
     }
 
     fn run(&self) {

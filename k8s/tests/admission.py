@@ -1,7 +1,7 @@
 """What an API server refuses although the schema allows it, and what it accepts although nothing good can come of it.
 
-Source: the validation of k8s.io/kubernetes, `pkg/apis/*/validation`, in its own words where that helps a search. Each rule
-takes all objects of a render and yields what is wrong; test_refusals.py proves each with a manifest that it refuses.
+Source: the validation of k8s.io/kubernetes, `pkg/apis/*/validation`, in its own words where that helps a search. Each
+rule takes all objects of a render and yields what is wrong; test_refusals.py proves each with a manifest it refuses.
 """
 
 import ipaddress

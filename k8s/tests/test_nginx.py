@@ -50,6 +50,12 @@ def test_nginx_loads_the_configuration(name, tmp_path):
     assert "[warn]" not in done.stderr, done.stderr
 
 
+def test_the_nginx_tested_is_the_same_version():
+    image = named(full("local"), "Deployment", "authfleet-nginx")["spec"]["template"]["spec"]["containers"][0]["image"]
+    version = subprocess.run([NGINX, "-v"], capture_output=True, text=True).stderr.rpartition("/")[2].strip()
+    assert re.search(r":([\d.]+)", image)[1] == version
+
+
 def test_nginx_refuses_a_broken_configuration(tmp_path):
     command = configured(
         full("local"), tmp_path, {r"(?m)^resolver \S+": "resolver 127.0.0.1", " resolve max_fails": " resolv max_fails"}

@@ -26,5 +26,7 @@ pub fn head() -> OpenApi {
 
 /// `/openapi.json`, `/docs`.
 pub fn routes<S: Clone + Send + Sync + 'static>(document: OpenApi) -> Router<S> {
-    SwaggerUi::new("/docs").url("/openapi.json", document).config(Config::default().try_it_out_enabled(true)).into()
+    // No validator: by default the page would show the document's address to a server of somebody else's.
+    let config = Config::default().try_it_out_enabled(true).validator_url("none");
+    SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into()
 }

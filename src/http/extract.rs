@@ -44,13 +44,24 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
                 return Problem::malformed_json(&cause);
             }
             let field = if path == "." { "body".to_owned() } else { path };
-            // serde's "at line 1 column 17" is of no help in a field's message.
-            let message = cause.to_string();
-            let message = message.split(" at line ").next().unwrap_or_default();
-            Problem::validation_failed(vec![FieldError::new(field, message)])
+            Problem::validation_failed(vec![FieldError::new(field, mistake(&cause))])
         })?;
         json.end().map_err(|error| Problem::malformed_json(&error))?;
+        // serde would fill a struct's fields from an array, by position.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(Problem::validation_failed(vec![FieldError::new("body", "must be a JSON object")]));
+        }
         Ok(Self(value))
+    }
+}
+
+/// What would be right in this place. Not what was there, which serde says as well: it may be a password.
+fn mistake(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(", expected ") {
+        Some((_, expected)) if expected.starts_with("struct ") => "must be an object".to_owned(),
+        Some((_, expected)) => format!("must be {}", expected.split(" at line ").next().unwrap_or_default()),
+        None => text.split(" at line ").next().unwrap_or_default().to_owned(),
     }
 }
 

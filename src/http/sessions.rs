@@ -321,7 +321,7 @@ pub struct RevokeAllQuery {
 /// End all of my sessions.
 #[utoipa::path(
     delete, path = "/auth/sessions", tag = "sessions", security(("session" = [])),
-    params(("keep" = Option<Keep>, Query, description = "`current` keeps the one that asks")),
+    params(("keep" = inline(Option<Keep>), Query, description = "`current` keeps the one that asks")),
     responses(
         (status = 204, description = "They have ended, on every replica."),
         (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),

@@ -166,7 +166,8 @@ impl RedisHandle {
     async fn connection(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
         match self.lent() {
             Some(lent) => Ok(lent),
-            None => self.connect().await,
+            // Boxed: inline, its states would make the future of every request several times as large.
+            None => Box::pin(self.connect()).await,
         }
     }
 

@@ -131,6 +131,8 @@ async fn asvs_16_2_5_no_password_or_token_is_logged() {
         format!(r#"{{"username":"ada","password":["{PASSWORD}"]}}"#),
         format!(r#"{{"username":"ada","password":{{"{PASSWORD}":1}}}}"#),
         format!(r#""{PASSWORD}""#),
+        format!(r#""{PASSWORD}, expected nothing""#),
+        format!(r#"{{"username":["{PASSWORD}"],"password":"{PASSWORD}"}}"#),
     ] {
         let answer = fleet[0].post("/auth/login").header(json_type.0, json_type.1).body(body).send().await;
         assert!(answer.status == 400 || answer.status == 422, "{}", answer.status);

@@ -67,7 +67,7 @@ async fn asvs_6_2_1_6_2_4_6_2_11_each_rule_is_named() {
         let body = json!({ "current_password": PASSWORD, "new_password": password });
         let change = fleet[0].post("/auth/password").session(&session).json(&body).send().await;
         assert_eq!(errors(&change.expect_problem(422, "validation_failed")), expected("new_password"), "{password}");
-        let body = json!({ "email": "ada.lovelace@example.com", "username": "ada.lovelace", "password": password });
+        let body = json!({ "email": "ada.lovelace@example.org", "username": "ada.lovelace", "password": password });
         let register = fleet[0].post("/auth/register").json(&body).send().await;
         assert_eq!(errors(&register.expect_problem(422, "validation_failed")), expected("password"), "{password}");
     }

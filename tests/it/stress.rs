@@ -502,6 +502,9 @@ async fn asvs_7_4_1_no_acknowledged_revocation_is_undone() {
         task.expect("only answers of the contract");
     }
 
+    for user in 0..USERS {
+        clients.login(user).await.expect("all replicas are up");
+    }
     // At last every session, at every replica: they agree, and what lives is what can be revoked.
     let sessions = clients.sessions.lock().clone();
     let mut alive = BTreeSet::new();
