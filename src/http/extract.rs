@@ -197,5 +197,23 @@ mod tests {
         fn no_forwarded_header_panics(line in "[ -~]{0,80}") {
             from("10.0.0.1", &[&line], &["10.0.0.0/8"]);
         }
+
+        #[test]
+        fn nothing_that_a_client_writes_becomes_its_address(line in "[ -~]{0,80}") {
+            let proxies = &["10.0.0.0/8"];
+            prop_assert_eq!(from("192.0.2.1", &[&line], proxies), "192.0.2.1");
+            prop_assert_eq!(from("10.0.0.1", &[&format!("{line},203.0.113.7")], proxies), "203.0.113.7");
+            prop_assert_eq!(from("10.0.0.1", &[&line, "203.0.113.7, 10.9.9.9"], proxies), "203.0.113.7");
+        }
+
+        #[test]
+        fn no_cookie_header_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            if let Ok(value) = http::HeaderValue::from_bytes(&bytes) {
+                let headers = HeaderMap::from_iter([(COOKIE, value)]);
+                for cookie in cookies(&headers, "session") {
+                    prop_assert!(!cookie.contains(&b';'));
+                }
+            }
+        }
     }
 }
