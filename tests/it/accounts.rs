@@ -73,6 +73,7 @@ async fn names_are_the_same_in_any_case() {
     }
 }
 
+/// ASVS 5.0 6.3.8.
 #[tokio::test]
 async fn a_wrong_password_and_an_unknown_user_look_alike() {
     let fleet = Fleet::builder().full_hashing().start().await;

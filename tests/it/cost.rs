@@ -28,6 +28,7 @@ async fn a_session_check_is_one_round_trip_of_two_commands() {
     assert_eq!((used.commands.values().sum::<u64>(), used.reads), (2 * REQUESTS, REQUESTS), "{used:?}");
 }
 
+/// ASVS 5.0 7.2.1.
 #[tokio::test]
 async fn without_a_genuine_cookie_redis_is_not_asked() {
     let fleet = Fleet::start(1).await;

@@ -25,6 +25,7 @@ async fn passwords_are_hashed_as_promised() {
     fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
 }
 
+/// ASVS 5.0 15.2.2.
 #[tokio::test]
 async fn a_storm_of_logins_is_shed_and_hurts_nobody() {
     let fleet = Fleet::builder().full_hashing().env("HASH_CONCURRENCY", "1").env("HASH_QUEUE", "1").start().await;

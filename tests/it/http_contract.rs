@@ -89,6 +89,7 @@ async fn short_paths_do_the_same() {
     fleet[0].post("/logout").send().await.expect_problem(401, "session_invalid");
 }
 
+/// ASVS 5.0 3.3.1 to 3.3.4.
 #[tokio::test]
 async fn the_cookie_is_secure_unless_told_otherwise() {
     let fleet = Fleet::builder().env("COOKIE_SECURE", "").start().await;
@@ -335,6 +336,7 @@ async fn every_answer_says_who_and_which() {
     }
 }
 
+/// ASVS 5.0 14.3.2.
 #[tokio::test]
 async fn what_is_about_somebody_is_not_kept() {
     let fleet = Fleet::start(1).await;

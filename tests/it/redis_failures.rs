@@ -48,6 +48,7 @@ async fn expect_recovery(fleet: &Fleet, session: &Session) {
     }
 }
 
+/// ASVS 5.0 16.5.2, 16.5.3.
 #[tokio::test]
 async fn redis_killed() {
     let mut fleet = Fleet::builder().replicas(2).redis_over_tcp().start().await;

@@ -60,6 +60,7 @@ async fn a_session_can_be_read_in_redis() {
 }
 
 /// Whoever reads Redis, its files, the database or the logs can't sign in, however much is logged.
+/// ASVS 5.0 3.3.4, 14.2.1, 16.2.5.
 #[tokio::test]
 async fn tokens_and_passwords_are_kept_nowhere() {
     let fleet = Fleet::builder().replicas(2).env("RUST_LOG", "trace").start().await;
@@ -124,6 +125,7 @@ async fn every_request_renews_wherever_it_arrives() {
     }
 }
 
+/// ASVS 5.0 7.3.1.
 #[tokio::test]
 async fn an_idle_session_ends() {
     let fleet = Fleet::builder().replicas(2).env("SESSION_IDLE_TTL", "1s").start().await;
@@ -133,6 +135,7 @@ async fn an_idle_session_ends() {
     assert!(fleet.redis.keys("session:*").is_empty());
 }
 
+/// ASVS 5.0 7.3.2.
 #[tokio::test]
 async fn use_does_not_prolong_a_session_for_ever() {
     let fleet = Fleet::builder().replicas(2).env("SESSION_MAX_AGE", "3s").env("SESSION_IDLE_TTL", "3s").start().await;
@@ -163,6 +166,7 @@ async fn use_does_not_prolong_a_session_for_ever() {
 }
 
 /// Where a renewal writes the session back, a request that began before the logout brings it to life again.
+/// ASVS 5.0 7.4.1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ended_session_never_comes_back() {
     let fleet = Arc::new(Fleet::start(3).await);
