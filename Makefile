@@ -60,7 +60,7 @@ audit: .tools/bin/cargo-deny ## known vulnerabilities (fetches RustSec's databas
 	@$(STEP) "Install the checkers into .tools" deploy/ci/tools.sh
 
 hostile: ## schemathesis: generated requests against the OpenAPI document
-	@$(STEP) "Generated requests against the OpenAPI document" tests/schemathesis
+	@$(STEP) "Generated requests against the OpenAPI document" tests/schemathesis/run
 
 loadtest: ## the load-test suite, e.g. LOADTEST="sharing --target local"; without options it lists its scenarios
 	@loadtest/run $(LOADTEST)

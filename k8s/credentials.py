@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 SERVER, REDIS = "authfleet-server", "authfleet-redis"
 # probe: what the pod's probes may do. authfleet: everything but administration. operator: redis-cli by hand.
 ACL = """\
-user default off
+user default reset off ~* &* +@all
 user probe on nopass resetkeys resetchannels -@all +ping
 user authfleet on {fleet} ~* &* +@all -@admin -@dangerous +info +config|get
 user operator on {operator} ~* &* +@all

@@ -175,7 +175,9 @@ def launch(fleet: Fleet, name: str) -> None:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            start_new_session=True,  # Ctrl-C belongs to whoever watches, who ends the parts in order.
+            # Ctrl-C belongs to whoever watches, who ends the parts in order. A group of processes, not a session: Linux
+            # shares the CPU out by session first (sched_autogroup), which would undo the low priority of hashing.
+            preexec_fn=os.setpgrp,
         )
     (fleet.path / "pid" / name).write_text(f"{child.pid} {process_start(child.pid)}\n")
     # Ended children are collected by wait_gone; Popen must not wait for them too.

@@ -103,7 +103,7 @@ def run(
         # k6 passes K6_* and scripts read the rest; the caller's TARGETS must not leak into another fleet's run.
         inherited = {k: v for k, v in os.environ.items() if k not in ("TARGETS", "EDGE", "SUMMARY")}
         began = time.monotonic()
-        # A session of its own: Ctrl-C reaches it through here, once.
+        # A group of its own: Ctrl-C reaches it through here, once. In the fleet's session: see deploy/local/fleet.py.
         child = subprocess.Popen(
             command,
             env={**inherited, **own},
@@ -111,7 +111,7 @@ def run(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
+            preexec_fn=os.setpgrp,
         )
         log: list[str] = []
         readers = [

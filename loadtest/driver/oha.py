@@ -48,7 +48,7 @@ def run(target: Target, seconds: int) -> tuple[list[dict[str, object]], list[str
 def measure(binary: str, url: str, cookie: str, seconds: int) -> dict[str, object]:
     command = [binary, "--no-tui", "--output-format", "json", "-z", f"{seconds}s", "-c", str(CONNECTIONS)]
     command += ["-H", f"Cookie: {cookie}", url]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=os.setpgrp)
     try:
         out, err = child.communicate(timeout=seconds + 60)
     except BaseException:

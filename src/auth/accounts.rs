@@ -77,7 +77,7 @@ impl Auth {
         let mut user = self.confirm(signed_in, current, client).await?;
         self.check_password("new_password", &new, &user)?;
         let new_hash = self.gate.hash(new).await?;
-        let mut ended = self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
+        let mut ended = self.sessions.fence_off(user.id, user.epoch + 1).await?;
         let epoch = loop {
             if let Some(epoch) = self.users.replace_password(user.id, user.epoch, &new_hash).await? {
                 break epoch;
@@ -86,7 +86,7 @@ impl Auth {
             // somebody else changed it first, and then it is.
             let now = self.users.by_id(user.id).await?.filter(|now| now.disabled_at.is_none() && same_hash(now, &user));
             user = now.ok_or(AuthError::WrongPassword)?;
-            ended += self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
+            ended += self.sessions.fence_off(user.id, user.epoch + 1).await?;
         };
         let asked = signed_in.claims.session_id;
         tracing::info!(target: "audit", event = "password_changed", user_id = %user.id, session_id = %asked,
@@ -112,12 +112,12 @@ impl Auth {
         client: &Client,
     ) -> Result<(), AuthError> {
         let mut user = self.confirm(signed_in, password, client).await?;
-        let mut ended = self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
+        let mut ended = self.sessions.fence_off(user.id, user.epoch + 1).await?;
         while !self.users.delete(user.id, user.epoch).await? {
             // As for a change of password.
             let now = self.users.by_id(user.id).await?.filter(|now| now.disabled_at.is_none() && same_hash(now, &user));
             user = now.ok_or(AuthError::WrongPassword)?;
-            ended += self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
+            ended += self.sessions.fence_off(user.id, user.epoch + 1).await?;
         }
         let asked = signed_in.claims.session_id;
         tracing::info!(target: "audit", event = "account_deleted", user_id = %user.id, session_id = %asked,
@@ -128,12 +128,7 @@ impl Auth {
     }
 
     /// Verifies the password of somebody who is signed in; failures count as those of a login.
-    async fn confirm(
-        &self,
-        signed_in: &SignedIn,
-        password: SecretString,
-        client: &Client,
-    ) -> Result<User, AuthError> {
+    async fn confirm(&self, signed_in: &SignedIn, password: SecretString, client: &Client) -> Result<User, AuthError> {
         let result = self.try_confirm(signed_in, password, client).await;
         if let Err(error) = &result {
             let Claims { user_id, session_id, .. } = signed_in.claims;

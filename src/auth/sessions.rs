@@ -139,12 +139,7 @@ impl Auth {
     /// # Errors
     ///
     /// No store.
-    pub async fn revoke_all(
-        &self,
-        claims: &Claims,
-        keep_current: bool,
-        client: &Client,
-    ) -> Result<u32, AuthError> {
+    pub async fn revoke_all(&self, claims: &Claims, keep_current: bool, client: &Client) -> Result<u32, AuthError> {
         let keep = keep_current.then_some(claims.session_id);
         let ended = self.sessions.end_all(claims.user_id, keep, None).await?;
         Self::ended_many(claims.user_id, ended, "revoked", Some(claims.session_id), client);
@@ -152,13 +147,7 @@ impl Auth {
     }
 
     /// Counts and records that `ended` of a user's sessions are no more.
-    pub(super) fn ended_many(
-        user_id: Uuid,
-        ended: u32,
-        reason: &'static str,
-        by: Option<SessionId>,
-        client: &Client,
-    ) {
+    pub(super) fn ended_many(user_id: Uuid, ended: u32, reason: &'static str, by: Option<SessionId>, client: &Client) {
         counter!(SESSIONS_ENDED, "reason" => reason).increment(ended.into());
         tracing::info!(target: "audit", event = "sessions_ended", reason, count = ended, user_id = %user_id,
             by_session = by.map(tracing::field::display), ip = %client.ip, request_id = %client.request_id);

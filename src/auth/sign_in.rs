@@ -59,7 +59,8 @@ impl Auth {
         // Unknown and disabled users cost a hash too: the time must not tell them apart (ASVS 5.0 6.3.8).
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let verdict = self.gate.verify(password, stored).await?;
-        let (Some(user), Verdict::Match { upgraded }) = (user.filter(|user| user.disabled_at.is_none()), verdict) else {
+        let (Some(user), Verdict::Match { upgraded }) = (user.filter(|user| user.disabled_at.is_none()), verdict)
+        else {
             attempt.failed().await?;
             return Err(AuthError::InvalidCredentials);
         };
@@ -74,7 +75,12 @@ impl Auth {
     }
 
     /// Makes a session for a user whose password was verified against `user.password_hash`.
-    pub(super) async fn open(&self, mut user: User, brought: Option<Claims>, client: &Client) -> Result<Opened, AuthError> {
+    pub(super) async fn open(
+        &self,
+        mut user: User,
+        brought: Option<Claims>,
+        client: &Client,
+    ) -> Result<Opened, AuthError> {
         let created_at = self.clock.now();
         let expires_at = created_at + self.limits.max_age;
         let (token, claims) = self.keys.issue(user.id, expires_at.as_millisecond());

@@ -51,7 +51,8 @@ async fn asvs_16_3_1_each_event_is_recorded() {
     expect!(["registration_failed", "invalid", "", "", ""]);
 
     // From where: as the trusted proxy says; and the request, to be found in every other log.
-    let login = fleet[0].try_login("ada", PASSWORD).header("x-forwarded-for", "203.0.113.7").header("x-request-id", "login-1");
+    let login =
+        fleet[0].try_login("ada", PASSWORD).header("x-forwarded-for", "203.0.113.7").header("x-request-id", "login-1");
     let first = Session::opened_by(&login.send().await);
     expect!(["login", "", &ada.id, &first.id, ""]);
     let last = events(&fleet).pop().expect("an event");
@@ -59,7 +60,10 @@ async fn asvs_16_3_1_each_event_is_recorded() {
 
     fleet[0].try_login("ada", WRONG).send().await.expect(401);
     fleet[0].try_login("nobody", WRONG).send().await.expect(401);
-    expect!(["login_failed", "invalid_credentials", &ada.id, "", ""], ["login_failed", "invalid_credentials", "", "", ""]);
+    expect!(
+        ["login_failed", "invalid_credentials", &ada.id, "", ""],
+        ["login_failed", "invalid_credentials", "", "", ""]
+    );
 
     let again = fleet[0].try_login("ada", PASSWORD).session(&first).send().await;
     let second = Session::opened_by(&again);
@@ -147,21 +151,21 @@ async fn asvs_16_2_5_no_password_or_token_is_logged() {
         }
     }
     // A token where none belongs: the path, the query, another header, another cookie.
-    let live = sessions[2].clone();
-    fleet[0].call("DELETE", &format!("/auth/sessions/{}", live.id)).cookie(&live.forged()).send().await.expect(401);
-    let answer = fleet[0].get("/profile").header("authorization", &format!("Bearer {}", live.token)).send().await;
+    let valid = sessions[2].clone();
+    fleet[0].call("DELETE", &format!("/auth/sessions/{}", valid.id)).cookie(&valid.forged()).send().await.expect(401);
+    let answer = fleet[0].get("/profile").header("authorization", &format!("Bearer {}", valid.token)).send().await;
     answer.expect(401);
-    fleet[0].get(&format!("/profile?token={}", live.token)).session(&live).send().await.expect(200);
+    fleet[0].get(&format!("/profile?token={}", valid.token)).session(&valid).send().await.expect(200);
     // Failing stores have much to say.
     fleet.redis.kill();
-    fleet[0].get("/profile").session(&live).send().await.expect(503);
+    fleet[0].get("/profile").session(&valid).send().await.expect(503);
     fleet[0].try_login("ada", NEW_PASSWORD).send().await.expect(503);
     fleet.redis.start().await;
-    crate::fleet::within(crate::fleet::PATIENTLY, "back", async || fleet[0].check(&live).await == 200).await;
+    crate::fleet::within(crate::fleet::PATIENTLY, "back", async || fleet[0].check(&valid).await == 200).await;
     let mut db = fleet.sql().await;
     sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
     let body = json!({ "current_password": NEW_PASSWORD, "new_password": PASSWORD });
-    fleet[0].post("/auth/password").session(&live).json(&body).send().await.expect(503);
+    fleet[0].post("/auth/password").session(&valid).json(&body).send().await.expect(503);
     sqlx::query("ROLLBACK").execute(&mut db).await.expect("the lock is free");
 
     let hashes = fleet.query("SELECT password_hash FROM users").await;
@@ -171,7 +175,8 @@ async fn asvs_16_2_5_no_password_or_token_is_logged() {
         // Any stretch that says more than whose it is.
         secrets.extend([&session.token[24..44], &session.token[96..]]);
     }
-    let logs: Vec<_> = fleet.files().into_iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "log")).collect();
+    let logs: Vec<_> =
+        fleet.files().into_iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "log")).collect();
     assert!(logs.iter().any(|(path, log)| path.ends_with("replica-1.log") && log.len() > 10_000));
     for (path, log) in &logs {
         let log = String::from_utf8_lossy(log);

@@ -111,14 +111,17 @@ async fn asvs_3_5_1_the_origin_is_compared_with_the_name_that_the_proxy_saw() {
     let ada = fleet[0].register("ada").await;
     let forwarded = ("x-forwarded-host", "auth.example.org");
     let session = fleet[0].login(&ada).await;
-    for origin in ["https://auth.example.org.elsewhere.example", "https://example.org", "https://auth.example.org:444"] {
+    for origin in ["https://auth.example.org.elsewhere.example", "https://example.org", "https://auth.example.org:444"]
+    {
         let answer = send(&fleet, &session, ("POST", "/auth/logout"), &[forwarded, ("origin", origin)]).await;
         answer.expect_problem(403, "cross_site");
     }
     let address = format!("http://{}", fleet[0].address());
     let answer = send(&fleet, &session, ("POST", "/auth/logout"), &[forwarded, ("origin", &address)]).await;
     answer.expect_problem(403, "cross_site");
-    send(&fleet, &session, ("POST", "/auth/logout"), &[forwarded, ("origin", "https://auth.example.org")]).await.expect(200);
+    send(&fleet, &session, ("POST", "/auth/logout"), &[forwarded, ("origin", "https://auth.example.org")])
+        .await
+        .expect(200);
 }
 
 /// What a form or a script of another site can send without asking first is not taken, whatever the browser says of it.
@@ -135,7 +138,12 @@ async fn asvs_3_5_2_bodies_that_need_no_preflight_are_not_read() {
         ("POST", "/auth/password"),
         ("DELETE", "/auth/account"),
     ] {
-        for content_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain; application/json"] {
+        for content_type in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+            "text/plain; application/json",
+        ] {
             let call = fleet[0].call(method, path).session(&session).header("content-type", content_type);
             call.body(body.to_string()).send().await.expect_problem(415, "unsupported_media_type");
         }
@@ -148,9 +156,13 @@ async fn asvs_3_5_2_bodies_that_need_no_preflight_are_not_read() {
 async fn asvs_3_4_2_no_other_origin_is_allowed_to_read() {
     let fleet = Fleet::start(1).await;
     let session = fleet[0].login(&fleet[0].register("ada").await).await;
-    for (method, path) in [("GET", "/profile"), ("GET", "/auth/sessions"), ("OPTIONS", "/auth/login"), ("GET", "/openapi.json")] {
+    for (method, path) in
+        [("GET", "/profile"), ("GET", "/auth/sessions"), ("OPTIONS", "/auth/login"), ("GET", "/openapi.json")]
+    {
         let call = fleet[0].call(method, path).session(&session).header("origin", "https://elsewhere.example");
-        let call = call.header("access-control-request-method", "POST").header("access-control-request-headers", "content-type");
+        let call = call
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "content-type");
         let answer = call.send().await;
         let cors: Vec<_> = answer.headers.keys().filter(|name| name.as_str().starts_with("access-control-")).collect();
         assert!(cors.is_empty(), "{method} {path}: {cors:?}");
@@ -163,15 +175,19 @@ async fn asvs_3_5_3_safe_methods_change_nothing() {
     let fleet = Fleet::start(1).await;
     let session = fleet[0].login(&fleet[0].register("ada").await).await;
     let document = fleet[0].get("/openapi.json").send().await.expect(200).json();
-    let documented = document["paths"].as_object().expect("paths").keys().map(|path| path.replace("{session_id}", &session.id));
+    let documented =
+        document["paths"].as_object().expect("paths").keys().map(|path| path.replace("{session_id}", &session.id));
     let paths: Vec<String> = documented.chain(["/", "/docs/", "/nowhere"].map(str::to_owned)).collect();
     assert!(paths.len() > 10, "{paths:?}");
     let before = stored(&fleet).await;
     for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
         for path in &paths {
-            for query in ["", "?_method=DELETE&keep=current", "?email=ada@example.org&password=correct+horse+battery+staple"] {
+            for query in
+                ["", "?_method=DELETE&keep=current", "?email=ada@example.org&password=correct+horse+battery+staple"]
+            {
                 let call = fleet[0].call(method, &format!("{path}{query}")).session(&session);
-                let answer = call.header("x-http-method-override", "DELETE").header("sec-fetch-site", "cross-site").send().await;
+                let answer =
+                    call.header("x-http-method-override", "DELETE").header("sec-fetch-site", "cross-site").send().await;
                 assert!(answer.status < 500, "{method} {path}{query}: {}", answer.status);
                 assert_eq!(answer.header("set-cookie"), None, "{method} {path}{query}");
             }

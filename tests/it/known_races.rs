@@ -43,9 +43,9 @@ async fn overtake(overtaking: Overtaking) {
     let blocking = tokio::spawn(fleet[0].try_login("slow", PASSWORD).try_send());
     let pending = |id: &str| fleet.redis.run::<i64>(&["ZCARD", &format!("throttle:{{account:{id}}}:pending")]);
     let queued = async || fleet[0].metric("authfleet_hash_queued", &[]).await;
-    within(PATIENTLY, "one hash is under way", async || pending(&slow.id) == 1 && queued().await == 0.0).await;
+    within(PATIENTLY, "one hash is under way", async || pending(&slow.id) == 1 && queued().await < 0.5).await;
     let overtaken = tokio::spawn(fleet[0].try_login("ada", PASSWORD).try_send());
-    within(PATIENTLY, "the login waits behind it", async || pending(&ada.id) == 1 && queued().await == 1.0).await;
+    within(PATIENTLY, "the login waits behind it", async || pending(&ada.id) == 1 && queued().await > 0.5).await;
     fleet[0].signal(rustix::process::Signal::STOP);
     assert!(!overtaken.is_finished());
 
@@ -164,7 +164,8 @@ async fn a_crash_within_a_password_change_leaves_no_session_and_locks_nobody_out
     sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
     let body = change(PASSWORD, NEW_PASSWORD);
     let changing = tokio::spawn(fleet[0].post("/auth/password").session(&asking).json(&body).try_send());
-    within(PATIENTLY, "the sessions are fenced off", async || fleet.redis.run::<bool>(&["EXISTS", &fence(&ada.id)])).await;
+    within(PATIENTLY, "the sessions are fenced off", async || fleet.redis.run::<bool>(&["EXISTS", &fence(&ada.id)]))
+        .await;
     fleet[0].kill();
     assert!(changing.await.expect("no panic").is_err(), "nobody answered");
     sqlx::query("ROLLBACK").execute(&mut db).await.expect("the lock is free");
@@ -217,7 +218,8 @@ async fn logins_meanwhile_do_not_stop_a_password_change() {
         let body = change(PASSWORD, NEW_PASSWORD);
         let changing = tokio::spawn(fleet[0].post("/auth/password").session(&session).json(&body).try_send());
         within(PATIENTLY, "fenced off", async || fleet.redis.run::<bool>(&["EXISTS", &fence(&ada.id)])).await;
-        let logins: Vec<_> = (0..6).map(|n| tokio::spawn(fleet[1 + n % 2].try_login(&ada.email, PASSWORD).try_send())).collect();
+        let logins: Vec<_> =
+            (0..6).map(|n| tokio::spawn(fleet[1 + n % 2].try_login(&ada.email, PASSWORD).try_send())).collect();
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         sqlx::query("ROLLBACK").execute(&mut db).await.expect("the lock is free");
         drop(db);

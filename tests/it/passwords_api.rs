@@ -9,7 +9,12 @@ use crate::fleet::{Answer, Fleet, PASSWORD, PROMPTLY, Session};
 const SALT: &[u8; 16] = b"sixteen-byte-slt";
 
 /// An Argon2 hash as another program writes it.
-fn argon2(algorithm: Algorithm, version: Version, (memory, iterations, lanes): (u32, u32, u32), password: &str) -> String {
+fn argon2(
+    algorithm: Algorithm,
+    version: Version,
+    (memory, iterations, lanes): (u32, u32, u32),
+    password: &str,
+) -> String {
     let params = Params::new(memory, iterations, lanes, Some(32)).expect("sound parameters");
     let mut output = [0; 32];
     let argon2 = Argon2::new(algorithm, version, params);
@@ -79,7 +84,15 @@ async fn asvs_6_2_1_6_2_4_6_2_11_each_rule_is_named() {
 async fn asvs_6_2_5_6_2_9_anything_else_is_a_password() {
     let fleet = Fleet::start(1).await;
     let long: String = ('!'..='~').cycle().step_by(7).take(128).collect();
-    let passwords = ["onlylowercaseletters", "483920157264", "   spaces  only words ", "пароль-на-кириллице", "🔒🔑🚪🧿🎲🎯🧪🧲", "null\0byte\tand\u{7f}", &long];
+    let passwords = [
+        "onlylowercaseletters",
+        "483920157264",
+        "   spaces  only words ",
+        "пароль-на-кириллице",
+        "🔒🔑🚪🧿🎲🎯🧪🧲",
+        "null\0byte\tand\u{7f}",
+        &long,
+    ];
     for (n, password) in passwords.into_iter().enumerate() {
         let body = json!({ "email": format!("user-{n}@example.org"), "password": password });
         fleet[0].post("/auth/register").json(&body).send().await.expect(201);
@@ -97,7 +110,9 @@ async fn asvs_6_2_8_passwords_are_verified_as_sent() {
     for same in [password, " A\u{30a}ngstro\u{308}m's Horse ", " \u{212b}ngstr\u{f6}m's Horse "] {
         fleet[0].try_login("ada", same).send().await.expect(200);
     }
-    for other in ["Ångström's Horse", " ångström's horse ", " Angstrom's Horse ", " Ångström's Hors", " Ångström's Horse  "] {
+    for other in
+        ["Ångström's Horse", " ångström's horse ", " Angstrom's Horse ", " Ångström's Hors", " Ångström's Horse  "]
+    {
         fleet[0].try_login("ada", other).send().await.expect_problem(401, "invalid_credentials");
     }
 }
@@ -140,7 +155,11 @@ async fn asvs_11_4_2_other_hashes_verify_and_are_upgraded() {
         fleet[2].try_login("ada", "a wrong password").send().await.expect_problem(401, "invalid_credentials");
         let second = fleet[2].login(&ada).await;
         assert_eq!(stored_hash(&fleet).await, upgraded, "once is enough");
-        assert_eq!((fleet[0].check(&first).await, fleet[0].check(&second).await), (200, 200), "the password is the same");
+        assert_eq!(
+            (fleet[0].check(&first).await, fleet[0].check(&second).await),
+            (200, 200),
+            "the password is the same"
+        );
     }
 }
 
@@ -191,7 +210,6 @@ async fn asvs_15_2_2_absurd_hashes_are_refused_before_they_cost_anything() {
         let shown = hash.get(..60).unwrap_or(&hash);
         assert!(shown.len() < 10 || !fleet[0].output_text().contains(shown), "{shown} is in the log");
     }
-    assert_eq!(fleet[0].metric("process_start_time_seconds", &[]).await > 0.0, true);
     assert_eq!(fleet[0].check(&session).await, 200);
 }
 

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, PASSWORD, Session};
@@ -33,7 +33,13 @@ async fn expect_alive(fleet: &Fleet, sessions: &[(&Session, bool)]) {
     }
 }
 
-async fn change_password(fleet: &Fleet, replica: usize, session: &Session, current: &str, new: &str) -> crate::fleet::Answer {
+async fn change_password(
+    fleet: &Fleet,
+    replica: usize,
+    session: &Session,
+    current: &str,
+    new: &str,
+) -> crate::fleet::Answer {
     let body = json!({ "current_password": current, "new_password": new });
     fleet[replica].post("/auth/password").session(session).json(&body).send().await
 }
@@ -62,13 +68,23 @@ async fn asvs_7_5_2_a_user_sees_every_session_and_only_their_own() {
             let mut fields: Vec<_> = entry.as_object().expect("an object").keys().map(String::as_str).collect();
             fields.sort_unstable();
             let expected = [
-                "created_at", "created_by", "current", "expires_at", "idle_expires_at", "ip", "last_seen_at", "session_id",
+                "created_at",
+                "created_by",
+                "current",
+                "expires_at",
+                "idle_expires_at",
+                "ip",
+                "last_seen_at",
+                "session_id",
                 "user_agent",
             ];
             assert_eq!(fields, expected);
             assert_eq!(entry["current"], n == 1, "{entry}");
             assert_eq!(entry["created_by"], format!("replica-{}", n + 1));
-            assert_eq!((&entry["ip"], &entry["user_agent"]), (&json!(format!("203.0.113.{n}")), &json!(format!("browser/{n}"))));
+            assert_eq!(
+                (&entry["ip"], &entry["user_agent"]),
+                (&json!(format!("203.0.113.{n}")), &json!(format!("browser/{n}")))
+            );
             assert_eq!(entry["created_at"], sessions[n].body["created_at"]);
             assert_eq!(entry["expires_at"], sessions[n].body["expires_at"]);
         }
@@ -89,23 +105,24 @@ async fn last_seen_follows_from_the_time_to_live() {
     let fleet = Fleet::start(2).await;
     let ada = fleet[0].register("ada").await;
     let (asking, idle) = (fleet[0].login(&ada).await, fleet[0].login(&ada).await);
-    let unused_for = Duration::from_secs(10 * 60);
-    let left = (IDLE - unused_for).as_millis().to_string();
+    let unused_for = SignedDuration::from_mins(10);
+    let left = IDLE.saturating_sub(unused_for.unsigned_abs()).as_millis().to_string();
     fleet.redis.run::<i64>(&["PEXPIRE", &idle.key(), &left]);
-    let before = Timestamp::now();
+    // Asked once more, so that the one who asks was seen later than the login that is compared with.
     assert_eq!(fleet[1].check(&asking).await, 200);
     let mut meter = fleet.redis.meter();
     let list = listed(&fleet, 1, &asking).await;
     let used = meter.used();
-    let after = Timestamp::now();
 
     let entry = |session: &Session| list.iter().find(|entry| entry["session_id"] == session.id).expect("listed");
-    let slack = Duration::from_secs(30);
-    let seen = time(&entry(&asking)["last_seen_at"]);
-    assert!(before - Duration::from_secs(1) <= seen && seen <= after, "{before} {seen} {after}");
-    let seen = time(&entry(&idle)["last_seen_at"]);
-    assert!(before - unused_for - Duration::from_secs(1) <= seen && seen <= after - unused_for + slack, "{seen}");
-    assert_eq!(time(&entry(&idle)["idle_expires_at"]).duration_since(seen).unsigned_abs(), IDLE);
+    let seen = |session: &Session| time(&entry(session)["last_seen_at"]);
+    let signed_in = time(&asking.body["created_at"]);
+    let since = seen(&asking).duration_since(signed_in);
+    let (second, slack) = (SignedDuration::from_secs(1), SignedDuration::from_secs(30));
+    assert!(-second <= since && since < slack, "the one who asks was seen {since:?} after signing in");
+    let apart = seen(&asking).duration_since(seen(&idle));
+    assert!(unused_for - slack < apart && apart <= unused_for + slack, "{apart:?}");
+    assert_eq!(time(&entry(&idle)["idle_expires_at"]).duration_since(seen(&idle)).unsigned_abs(), IDLE);
 
     // The check of the one who asks, then reads alone.
     let expected = [("hmget", 1), ("pexpire", 1), ("zrange", 1), ("hgetall", 2), ("pttl", 2)];
@@ -162,7 +179,9 @@ async fn asvs_7_5_2_all_sessions_are_revoked_everywhere_at_once() {
 
     let fourth = fleet[2].login(&ada).await;
     let all = delete("/auth/sessions?unknown=ignored", &fourth).await.expect(204);
-    assert!(all.header("set-cookie").is_some_and(|cookie| cookie.starts_with("session=;") && cookie.contains("Max-Age=0")));
+    assert!(
+        all.header("set-cookie").is_some_and(|cookie| cookie.starts_with("session=;") && cookie.contains("Max-Age=0"))
+    );
     expect_alive(&fleet, &[(&first, false), (&fourth, false), (&of_eve, true)]).await;
     delete("/auth/sessions", &fourth).await.expect_problem(401, "session_invalid");
     let next = fleet[0].login(&ada).await;
@@ -208,7 +227,9 @@ async fn asvs_6_2_3_a_changed_password_ends_every_other_session() {
     let of_eve = fleet[0].login(&eve).await;
     let [first, second] = [fleet[0].login(&ada).await, fleet[1].login(&ada).await];
 
-    change_password(&fleet, 0, &first, "a wrong password", NEW_PASSWORD).await.expect_problem(403, "invalid_credentials");
+    change_password(&fleet, 0, &first, "a wrong password", NEW_PASSWORD)
+        .await
+        .expect_problem(403, "invalid_credentials");
     let missing = fleet[0].post("/auth/password").session(&first).json(&json!({})).send().await;
     assert_eq!(missing.expect_problem(422, "validation_failed").invalid_fields(), ["current_password", "new_password"]);
     let missing = fleet[0].post("/auth/password").session(&first).json(&json!({ "current_password": PASSWORD }));
@@ -240,7 +261,9 @@ async fn asvs_6_2_3_a_changed_password_ends_every_other_session() {
         replica.try_login("ada", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
         replica.try_login("ada", NEW_PASSWORD).send().await.expect(200);
     }
-    change_password(&fleet, 0, &third, PASSWORD, "another staple horse").await.expect_problem(403, "invalid_credentials");
+    change_password(&fleet, 0, &third, PASSWORD, "another staple horse")
+        .await
+        .expect_problem(403, "invalid_credentials");
 }
 
 /// Two changes at once: one wins, the other learns that its password is no longer the present one.

@@ -84,8 +84,9 @@ fn violations(history: &[Event]) -> Vec<Violation> {
             let session = sessions.get_mut(session).expect("a session that was opened");
             session.dead_from = session.dead_from.min(*end);
         }
-        let (What::Ended { acknowledged, .. } | What::EndedAll { acknowledged, .. } | What::PasswordChanged { acknowledged, .. }) =
-            *what
+        let (What::Ended { acknowledged, .. }
+        | What::EndedAll { acknowledged, .. }
+        | What::PasswordChanged { acknowledged, .. }) = *what
         else {
             continue;
         };
@@ -134,7 +135,8 @@ mod checker {
     /// Session 0 of user 0 with password 0, opened from 0 to 10 ms; then this.
     fn judged(events: &[(u64, u64, What)]) -> Vec<Violation> {
         let opened = (0, 10, What::Opened { session: 0, user: 0, password: 0 });
-        let event = |&(start, end, what)| Event { start: Duration::from_millis(start), end: Duration::from_millis(end), what };
+        let event =
+            |&(start, end, what)| Event { start: Duration::from_millis(start), end: Duration::from_millis(end), what };
         violations(&std::iter::once(&opened).chain(events).map(event).collect::<Vec<_>>())
     }
 
@@ -247,8 +249,16 @@ fn password(user: UserNumber, generation: Generation) -> String {
 
 impl Clients {
     /// Sends a request to a replica; what was answered, if it was, and the times.
-    async fn send(&self, replica: usize, method: Method, path: &str, cookie: &str, body: Option<Value>) -> (Event, Option<Answered>) {
-        let mut request = self.http.request(method, format!("{}{path}", self.replicas[replica])).header("cookie", cookie);
+    async fn send(
+        &self,
+        replica: usize,
+        method: Method,
+        path: &str,
+        cookie: &str,
+        body: Option<Value>,
+    ) -> (Event, Option<Answered>) {
+        let mut request =
+            self.http.request(method, format!("{}{path}", self.replicas[replica])).header("cookie", cookie);
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -272,8 +282,8 @@ impl Clients {
         (Event { start, end: self.begin.elapsed(), what: What::Unknown }, answered)
     }
 
-    fn record(&self, event: Event, what: What) {
-        self.history.lock().push(Event { what, ..event });
+    fn record(&self, Event { start, end, .. }: Event, what: What) {
+        self.history.lock().push(Event { start, end, what });
     }
 
     fn running(&self) -> bool {
@@ -298,7 +308,9 @@ impl Clients {
             let body = json!({ "email": self.users[user].email, "password": password(user, generation) });
             let (event, answered) = self.send(fastrand::usize(..3), Method::POST, "/auth/login", "", Some(body)).await;
             match answered {
-                Some(answered) if answered.status == 200 => return Some(self.opened(event, answered, user, generation)),
+                Some(answered) if answered.status == 200 => {
+                    return Some(self.opened(event, answered, user, generation));
+                }
                 Some(Answered { status: 401 | 503, .. }) | None => self.record(event, What::Unknown),
                 Some(other) => panic!("login: {other:?}"),
             }
@@ -360,8 +372,10 @@ impl Clients {
         let to = user.generations.fetch_add(1, Ordering::Relaxed) + 1;
         // Others find out which of the two it is.
         user.passwords.lock().push(to);
-        let body = json!({ "current_password": password(session.user, from), "new_password": password(session.user, to) });
-        let (event, answered) = self.send(fastrand::usize(..3), Method::POST, "/auth/password", &session.cookie, Some(body)).await;
+        let body =
+            json!({ "current_password": password(session.user, from), "new_password": password(session.user, to) });
+        let (event, answered) =
+            self.send(fastrand::usize(..3), Method::POST, "/auth/password", &session.cookie, Some(body)).await;
         let changed = |acknowledged| What::PasswordChanged { user: session.user, to, acknowledged };
         match answered {
             Some(answered) if answered.status == 200 => {
@@ -371,7 +385,10 @@ impl Clients {
             }
             Some(Answered { status: status @ (401 | 403), .. }) => {
                 // Not signed in any more, or `from` was not the password.
-                self.record(event, if status == 401 { What::Checked { session: session.number, valid: false } } else { What::Unknown });
+                self.record(
+                    event,
+                    if status == 401 { What::Checked { session: session.number, valid: false } } else { What::Unknown },
+                );
                 user.passwords.lock().retain(|generation| *generation != to);
                 None
             }
@@ -429,7 +446,11 @@ impl Clients {
                 let sessions = self.sessions.lock();
                 let recent = sessions.len().saturating_sub(40);
                 let from = if fastrand::u8(..4) == 0 { 0 } else { recent };
-                if sessions.is_empty() { None } else { Some(Arc::clone(&sessions[fastrand::usize(from..sessions.len())])) }
+                if sessions.is_empty() {
+                    None
+                } else {
+                    Some(Arc::clone(&sessions[fastrand::usize(from..sessions.len())]))
+                }
             };
             match session {
                 Some(session) => drop(self.check(fastrand::usize(..3), &session).await),
@@ -518,43 +539,22 @@ async fn asvs_7_4_1_no_acknowledged_revocation_is_undone() {
             alive.insert(session.id.clone());
         }
     }
-    let mut unlisted = fleet.redis.keys("session:*");
-    for index in fleet.redis.keys("user:*:sessions") {
-        let user = index.trim_start_matches("user:").trim_end_matches(":sessions");
-        for id in fleet.redis.run::<Vec<String>>(&["ZRANGE", &index, "0", "-1"]) {
-            unlisted.retain(|key| *key != format!("session:{user}:{id}"));
-        }
-    }
+    let unlisted = unlisted(&fleet);
     assert!(unlisted.is_empty(), "no revocation of all would find {unlisted:?}");
 
     let history = clients.history.lock().clone();
     let found = violations(&history);
-    let count = |is: fn(&What) -> bool| history.iter().filter(|event| is(&event.what)).count();
     println!(
-        "stress: {} operations in {} s on 3 replicas, {kills} kills; {} sessions opened, {} checks ({} refused), {} ended \
-         one by one, {} times all of a user's, {} password changes, {} unanswered; {} alive at the end; violations: {}",
-        history.len(),
+        "stress: {} in {} s on 3 replicas, {kills} kills, {} sessions opened; {} alive at the end; violations: {}",
+        figures(&history),
         seconds(),
         sessions.len(),
-        count(|what| matches!(what, What::Checked { .. })),
-        count(|what| matches!(what, What::Checked { valid: false, .. })),
-        count(|what| matches!(what, What::Ended { acknowledged: true, .. })),
-        count(|what| matches!(what, What::EndedAll { acknowledged: true, .. })),
-        count(|what| matches!(what, What::PasswordChanged { acknowledged: true, .. })),
-        count(|what| {
-            matches!(
-                what,
-                What::Unknown
-                    | What::Ended { acknowledged: false, .. }
-                    | What::EndedAll { acknowledged: false, .. }
-                    | What::PasswordChanged { acknowledged: false, .. }
-            )
-        }),
         alive.len(),
         found.len(),
     );
     assert_eq!(found, [], "of {} operations", history.len());
     assert!(kills >= 3 && sessions.len() > 50 && !alive.is_empty(), "too little happened to mean anything");
+    let count = |is: fn(&What) -> bool| history.iter().filter(|event| is(&event.what)).count();
     for happened in [
         count(|what| matches!(what, What::Ended { acknowledged: true, .. })),
         count(|what| matches!(what, What::EndedAll { acknowledged: true, .. })),
@@ -562,4 +562,40 @@ async fn asvs_7_4_1_no_acknowledged_revocation_is_undone() {
     ] {
         assert!(happened > 5, "too little happened to mean anything");
     }
+}
+
+/// Living sessions that are not on their user's list, by which all of a user's are ended.
+fn unlisted(fleet: &Fleet) -> Vec<String> {
+    let mut keys = fleet.redis.keys("session:*");
+    for index in fleet.redis.keys("user:*:sessions") {
+        let user = index.trim_start_matches("user:").trim_end_matches(":sessions");
+        for id in fleet.redis.run::<Vec<String>>(&["ZRANGE", &index, "0", "-1"]) {
+            keys.retain(|key| *key != format!("session:{user}:{id}"));
+        }
+    }
+    keys
+}
+
+fn figures(history: &[Event]) -> String {
+    let (mut checks, mut refused, mut ended, mut all, mut changes, mut unanswered) = (0, 0, 0, 0, 0, 0);
+    for event in history {
+        match event.what {
+            What::Opened { .. } => {}
+            What::Checked { valid, .. } => {
+                checks += 1;
+                refused += u32::from(!valid);
+            }
+            What::Ended { acknowledged: true, .. } => ended += 1,
+            What::EndedAll { acknowledged: true, .. } => all += 1,
+            What::PasswordChanged { acknowledged: true, .. } => changes += 1,
+            What::Ended { .. } | What::EndedAll { .. } | What::PasswordChanged { .. } | What::Unknown => {
+                unanswered += 1;
+            }
+        }
+    }
+    format!(
+        "{} operations ({checks} checks, {refused} of them refused, {ended} sessions ended one by one, {all} times all of a \
+         user's, {changes} password changes, {unanswered} unanswered or failed)",
+        history.len(),
+    )
 }

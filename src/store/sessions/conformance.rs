@@ -138,6 +138,7 @@ every_store! {
     all_of_a_user_s_sessions_end
     a_fence_stops_what_was_verified_before_it
     a_fence_never_goes_down
+    a_fence_that_stands_ends_nothing_younger
     a_session_s_name_leads_to_its_user
 }
 
@@ -289,4 +290,21 @@ async fn a_fence_never_goes_down(subject: Subject) {
     }
     let late = NewSession { epoch: 4, ..subject.session(ada, 'a') };
     assert_eq!(subject.create(&late).await, Created::Overtaken { fence: 5 });
+}
+
+/// Of two changes of one password at once, the later one must not end the session that the earlier one made.
+async fn a_fence_that_stands_ends_nothing_younger(subject: Subject) {
+    let ada = Uuid::now_v7();
+    subject.create(&subject.session(ada, 'a')).await;
+    assert_eq!(subject.store.fence_off(ada, 2).await.expect("the store answers"), 1);
+    assert!(!subject.is_alive(key(ada, 'a')).await);
+    assert_eq!(subject.create(&subject.session(ada, 'b')).await, Created::Overtaken { fence: 2 });
+    let younger = NewSession { epoch: 2, ..subject.session(ada, 'c') };
+    assert_eq!(subject.create(&younger).await, DONE);
+    assert_eq!(subject.store.fence_off(ada, 2).await.expect("the store answers"), 0);
+    assert_eq!(subject.store.fence_off(ada, 1).await.expect("the store answers"), 0);
+    assert!(subject.is_alive(younger.key).await);
+    assert_eq!(subject.store.fence_off(ada, 3).await.expect("the store answers"), 1);
+    assert!(!subject.is_alive(younger.key).await);
+    assert_eq!(subject.create(&younger).await, Created::Overtaken { fence: 3 });
 }

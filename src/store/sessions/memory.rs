@@ -104,6 +104,12 @@ impl MemorySessions {
         u32::try_from(before - user.sessions.len()).unwrap_or(u32::MAX)
     }
 
+    pub(super) fn fence_off(&self, user_id: Uuid, epoch: i64) -> u32 {
+        let stands = self.state.lock().users.get(&user_id).is_some_and(|user| user.fence >= epoch);
+        // The fence only rises: if it stands by now, somebody else has ended them.
+        if stands { 0 } else { self.end_all(user_id, None, Some(epoch)) }
+    }
+
     pub(super) fn list(&self, user_id: Uuid) -> Vec<SessionEntry> {
         let now = self.clock.now_ms();
         let state = self.state.lock();

@@ -176,6 +176,16 @@ impl SessionStore {
         either!(self.end_all(user_id, keep, fence))
     }
 
+    /// Ends all of a user's sessions of a lower epoch, and keeps any from being created; says how many were alive. If
+    /// the fence stands at `epoch` already, that has been done, and younger sessions are left alone. Atomic.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn fence_off(&self, user_id: Uuid, epoch: i64) -> Result<u32, StoreError> {
+        either!(self.fence_off(user_id, epoch))
+    }
+
     /// All of a user's living sessions, newest first. Reading them doesn't renew them.
     ///
     /// # Errors

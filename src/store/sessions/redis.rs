@@ -74,14 +74,15 @@ return redis.call('DEL', KEYS[1])
     )
 });
 
-/// KEYS: index, fence. ARGV: key prefix, id to keep or '', epoch or '', fence's life in ms. Returns how many were alive.
+/// KEYS: index, fence. ARGV: key prefix, id to keep or '', epoch or '', fence's life in ms, '1' to end nothing if the
+/// fence stands at this epoch or above. Returns how many were alive.
 static END_ALL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 if ARGV[3] ~= '' then
-  local fence = tonumber(redis.call('GET', KEYS[2]) or '0')
-  if fence < tonumber(ARGV[3]) then fence = ARGV[3] end
-  redis.call('SET', KEYS[2], fence, 'PX', ARGV[4])
+  local fence, epoch = tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[3])
+  redis.call('SET', KEYS[2], math.max(fence, epoch), 'PX', ARGV[4])
+  if ARGV[5] == '1' and fence >= epoch then return 0 end
 end
 local ended = 0
 for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
@@ -221,12 +222,27 @@ impl RedisSessions {
         keep: Option<SessionId>,
         fence: Option<i64>,
     ) -> Result<u32, StoreError> {
+        self.run_end_all(user_id, keep, fence, false).await
+    }
+
+    pub(super) async fn fence_off(&self, user_id: Uuid, epoch: i64) -> Result<u32, StoreError> {
+        self.run_end_all(user_id, None, Some(epoch), true).await
+    }
+
+    async fn run_end_all(
+        &self,
+        user_id: Uuid,
+        keep: Option<SessionId>,
+        fence: Option<i64>,
+        only_if_raised: bool,
+    ) -> Result<u32, StoreError> {
         let mut call = END_ALL.key(index_key(user_id));
         call.key(fence_key(user_id))
             .arg(prefix(user_id))
             .arg(keep.as_ref().map_or("", SessionId::as_str))
             .arg(fence.map_or(String::new(), |epoch| epoch.to_string()))
-            .arg(millis(FENCE_TTL));
+            .arg(millis(FENCE_TTL))
+            .arg(u8::from(only_if_raised));
         self.redis.script(&END_ALL_TRIP, &call).await
     }
 
