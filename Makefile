@@ -44,10 +44,11 @@ check: ## the quick inner loop: format, lints, unit and store tests
 	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --all-targets -- -D warnings
 	@$(STEP) "Unit and store tests" cargo test --locked --lib
 
-lint: .tools/venv/installed.txt ## scripts and configuration: shellcheck, ruff, nginx -t
+lint: .tools/venv/installed.txt ## scripts and configuration: shellcheck, ruff, hadolint, nginx -t
 	@$(STEP) "Shell scripts" $(BIN)/shellcheck $(SCRIPTS)
 	@$(STEP) "Python scripts: lints" $(BIN)/ruff check $(PYTHON)
 	@$(STEP) "Python scripts: format" $(BIN)/ruff format --check $(PYTHON)
+	@$(STEP) "Dockerfile" $(BIN)/hadolint Dockerfile
 	@$(STEP) "nginx configuration, with each upstream list" deploy/nginx/check.sh
 
 deny: .tools/bin/cargo-deny ## licenses, banned crates and sources of the dependencies

@@ -15,17 +15,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
+use crate::auth::Auth;
 use crate::auth::password::{HashGate, PasswordPolicy};
 use crate::auth::throttle::{self, Throttle};
 use crate::auth::token::TokenKeys;
-use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl};
 use crate::http::ops::{self, Ops};
 use crate::http::{App, Peer, SessionCookie};
 use crate::store::RedisHandle;
-use crate::store::throttle::{MemoryCounters, ThrottleStore};
 use crate::store::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
+use crate::store::throttle::{MemoryCounters, ThrottleStore};
 use crate::store::users::UserStore;
 
 /// A client that hasn't sent a whole request head by then is cut off; also how long an idle connection is kept. Proxies

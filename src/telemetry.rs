@@ -232,7 +232,11 @@ pub fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
             }
             LogFormat::Pretty => {
                 let RequestLine { method, path, status, duration_ms, request_id, .. } = line;
-                write!(out, "{now:.6}  INFO request: {method} {} {status} {duration_ms:.2}ms id={request_id}", path.escape_debug())
+                write!(
+                    out,
+                    "{now:.6}  INFO request: {method} {} {status} {duration_ms:.2}ms id={request_id}",
+                    path.escape_debug()
+                )
             }
         };
         written.expect("writing to memory");

@@ -139,3 +139,25 @@ def test_during_a_rotation_both_passwords_are_good(redis, tmp_path):
         finally:
             server.terminate()
             server.wait(10)
+
+
+def test_sessions_survive_a_restart(redis, tmp_path):
+    """Redis replays its log as the default user; without rights it would forget what scripts have written."""
+    _, made, _ = redis
+    password = urlsplit(made["authfleet-server"]["REDIS_URL"]).password
+    (tmp_path / "users.acl").write_text(made["authfleet-redis"]["users.acl"])
+    create = "redis.call('HSET', KEYS[1], 'user_id', 'u'); return redis.call('PEXPIRE', KEYS[1], 60000)"
+    for is_restart in (False, True):
+        port = str(free_port())
+        here = f"--port {port} --bind 127.0.0.1 --dir {tmp_path} --aclfile {tmp_path}/users.acl --appendonly yes"
+        server = subprocess.Popen(["redis-server", *here.split()], stdout=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + 20
+            while "PONG" not in ask(port, "probe", "none", "ping") and time.monotonic() < end:
+                time.sleep(0.1)
+            if not is_restart:
+                assert ask(port, "authfleet", password, "eval", create, "1", "session:{u}:s") == "1"
+            assert ask(port, "authfleet", password, "hget", "session:{u}:s", "user_id") == "u"
+        finally:
+            server.kill()
+            server.wait(10)

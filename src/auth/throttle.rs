@@ -143,7 +143,8 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        let (store, id, reserved) = (Arc::clone(&self.store), std::mem::take(&mut self.id), std::mem::take(&mut self.reserved));
+        let (store, id, reserved) =
+            (Arc::clone(&self.store), std::mem::take(&mut self.id), std::mem::take(&mut self.reserved));
         if reserved.is_empty() {
             return;
         }

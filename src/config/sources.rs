@@ -11,8 +11,7 @@ use super::{DefaultValue, Problem, VARIABLES, Variable, parse};
 /// More than any value needs; `SESSION_SECRET_FILE=/dev/urandom` must end.
 const LARGEST_FILE: u64 = 64 * 1024;
 /// Names that begin so are meant for us, so an unknown one is a mistake.
-const OUR_PREFIXES: [&str; 7] =
-    ["SESSION_", "ARGON2_", "HASH_", "PASSWORD_", "LOGIN_", "REGISTRATIONS_", "DRAIN_"];
+const OUR_PREFIXES: [&str; 7] = ["SESSION_", "ARGON2_", "HASH_", "PASSWORD_", "LOGIN_", "REGISTRATIONS_", "DRAIN_"];
 /// Set by X11 session managers.
 const NOT_OURS: &str = "SESSION_MANAGER";
 

@@ -14,9 +14,9 @@ use http::{Method, StatusCode};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::App;
 use super::extract::{Peer, client_address};
 use super::metering::{self, InFlight};
-use super::App;
 use crate::telemetry::{self, RequestLine};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

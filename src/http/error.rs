@@ -197,7 +197,6 @@ impl IntoResponse for Problem {
     }
 }
 
-
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
         match error {
@@ -208,9 +207,9 @@ impl From<AuthError> for Problem {
             AuthError::Throttled { retry_after } => Self::throttled(whole_seconds(retry_after)),
             AuthError::EmailTaken => Self::email_taken(),
             AuthError::UsernameTaken => Self::username_taken(),
-            AuthError::Invalid(fields) => {
-                Self::validation_failed(fields.into_iter().map(|(name, message)| FieldError::new(name, message)).collect())
-            }
+            AuthError::Invalid(fields) => Self::validation_failed(
+                fields.into_iter().map(|(name, message)| FieldError::new(name, message)).collect(),
+            ),
             AuthError::Overloaded { retry_after } => Self::overloaded(whole_seconds(retry_after)),
             AuthError::Unavailable(why) => {
                 tracing::warn!(%why, "answered 503 store_unavailable");

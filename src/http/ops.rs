@@ -90,7 +90,10 @@ async fn readyz(State(ops): State<Ops>) -> Response {
     (code, [(CACHE_CONTROL, "no-store")], Json(Readiness { status, ..body })).into_response()
 }
 
-fn part<E: std::fmt::Display>(store: &'static str, outcome: Result<Result<(), E>, tokio::time::error::Elapsed>) -> Part {
+fn part<E: std::fmt::Display>(
+    store: &'static str,
+    outcome: Result<Result<(), E>, tokio::time::error::Elapsed>,
+) -> Part {
     let error = match outcome {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),

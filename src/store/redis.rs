@@ -126,7 +126,8 @@ impl RedisHandle {
         operation: &Operation,
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, StoreError> {
-        self.timed(operation, async |connection: &mut MultiplexedConnection| script.invoke_async(connection).await).await
+        self.timed(operation, async |connection: &mut MultiplexedConnection| script.invoke_async(connection).await)
+            .await
     }
 
     /// Sends one command.
@@ -139,7 +140,8 @@ impl RedisHandle {
         operation: &Operation,
         command: &redis::Cmd,
     ) -> Result<T, StoreError> {
-        self.timed(operation, async |connection: &mut MultiplexedConnection| command.query_async(connection).await).await
+        self.timed(operation, async |connection: &mut MultiplexedConnection| command.query_async(connection).await)
+            .await
     }
 
     async fn timed<T>(
@@ -189,7 +191,9 @@ impl RedisHandle {
         if let Some(lent) = self.lent() {
             return Ok(lent);
         }
-        if known.is_none() && let Some((_, why)) = self.away.read().clone() {
+        if known.is_none()
+            && let Some((_, why)) = self.away.read().clone()
+        {
             return Err(StoreError::new(why));
         }
         match self.pool.get().await {
@@ -215,7 +219,10 @@ impl RedisHandle {
 
     /// Ends the lease if its connection is of no more use. A command that Redis refused is no reason; silence is.
     fn judge(&self, generation: u64, error: &RedisError) {
-        if !(error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || error.is_unrecoverable_error())
+        if !(error.is_io_error()
+            || error.is_timeout()
+            || error.is_connection_dropped()
+            || error.is_unrecoverable_error())
         {
             return;
         }

@@ -1,8 +1,8 @@
 //! What a session store promises. Both stores pass the same suite, in `conformance`.
-mod memory;
-mod redis;
 #[cfg(test)]
 mod conformance;
+mod memory;
+mod redis;
 
 use std::time::Duration;
 
