@@ -211,7 +211,9 @@ def replica_env(fleet: Fleet, name: str) -> dict[str, str]:
     # The caller's RUST_LOG or OTEL_* reach the replicas, but not what is set here under either of its names.
     stems = {key.removesuffix("_FILE") for key in own}
     inherited = {key: value for key, value in os.environ.items() if key.removesuffix("_FILE") not in stems}
-    return {"DRAIN_DELAY": "1s", **inherited, **own}
+    # The replicas share one machine: together they shouldn't hash on more threads than it has cores.
+    hashing = str(max(1, (os.cpu_count() or 1) // len(fleet.replicas)))
+    return {"DRAIN_DELAY": "1s", "HASH_CONCURRENCY": hashing, **inherited, **own}
 
 
 def nginx_command(fleet: Fleet, *more: str) -> list[str]:

@@ -30,6 +30,8 @@ pub struct Config {
     pub ops_addr: SocketAddr,
     /// `REPLICA_ID`: the name in `X-Served-By`, logs and sessions' `created_by`.
     pub replica_id: String,
+    /// `WORKER_THREADS`: threads that answer requests.
+    pub worker_threads: usize,
     /// `REDIS_URL`: absent means sessions in this process's memory.
     pub redis_url: Option<SecretString>,
     /// `DATABASE_URL`: where users are kept.
@@ -211,6 +213,7 @@ impl Config {
             .read_optional("REPLICA_ID", parse::replica_id)
             .or_else(|| parse::replica_id_of_host(&sources.host_name))
             .unwrap_or_else(|| values.reject("REPLICA_ID", "not set, and this host has no name to use instead"));
+        let worker_threads = values.read("WORKER_THREADS", parse::integer(1..=1024));
         let redis_url = values.read_optional("REDIS_URL", parse::redis_url);
         let database = values.read("DATABASE_URL", parse::database_url);
         let secrets = values.read_optional("SESSION_SECRET", parse::session_secrets);
@@ -265,6 +268,7 @@ impl Config {
             listen_addr,
             ops_addr,
             replica_id,
+            worker_threads,
             redis_url,
             database,
             session,
@@ -354,6 +358,7 @@ impl Config {
                 LogFormat::Pretty => "pretty".to_owned(),
             },
             "RUST_LOG" => self.log.filter.clone(),
+            "WORKER_THREADS" => self.worker_threads.to_string(),
             "REDIS_URL" => {
                 self.redis_url.as_ref().map(|url| parse::mask_redis_url(url.expose_secret())).unwrap_or_default()
             }

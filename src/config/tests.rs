@@ -102,6 +102,7 @@ fn every_variable_takes_effect() {
         ("LOGIN_FAILURE_WINDOW", "1h"),
         ("DRAIN_DELAY", "0s"),
         ("DRAIN_TIMEOUT", "1500ms"),
+        ("WORKER_THREADS", "3"),
         ("LOG_FORMAT", "pretty"),
         ("RUST_LOG", "info, authfleet=debug"),
     ]);
@@ -115,6 +116,7 @@ fn every_variable_takes_effect() {
             "LISTEN_ADDR=[::1]:8443",
             "OPS_ADDR=127.0.0.1:0",
             "REPLICA_ID=replica_1.eu-west",
+            "WORKER_THREADS=3",
             "LOG_FORMAT=pretty",
             "RUST_LOG=info,authfleet=debug",
             "REDIS_URL=redis://fleet:***@redis.example:6380/3",
@@ -181,6 +183,7 @@ fn a_bad_value_is_named_with_what_is_accepted() {
         ("ARGON2_MEMORY", "99999999999999999999999EiB", "above 4GiB"),
         ("ARGON2_ITERATIONS", "0", "below 1"),
         ("ARGON2_PARALLELISM", "256", "above 255"),
+        ("WORKER_THREADS", "0", "below 1"),
         ("HASH_CONCURRENCY", "0", "below 1"),
         ("HASH_QUEUE", "0", "below 1"),
         ("HASH_QUEUE", "1.5", "not a whole number"),

@@ -49,6 +49,13 @@ pub const VARIABLES: &[Variable] = &[
         secret: false,
     },
     Variable {
+        name: "WORKER_THREADS",
+        default: Text("1"),
+        help: "Threads that answer requests. One is the cheapest per request; replicas are how a fleet grows.",
+        accepted: "a whole number from 1 to 1024",
+        secret: false,
+    },
+    Variable {
         name: "LOG_FORMAT",
         default: Described("json, or pretty when standard output is a terminal"),
         help: "How log lines are written.",
