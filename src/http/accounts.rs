@@ -47,15 +47,10 @@ pub struct RegisterResponse {
     post, path = "/auth/register", tag = "accounts", request_body = RegisterRequest,
     responses(
         (status = 201, description = "The account exists.", body = RegisterResponse),
-        (status = 400, description = "`malformed_json`, `incomplete_body`", body = error::Body, content_type = "application/problem+json"),
         (status = 403, description = "`cross_site`", body = error::Body, content_type = "application/problem+json"),
-        (status = 408, description = "`request_timeout`", body = error::Body, content_type = "application/problem+json"),
         (status = 409, description = "`email_taken`, `username_taken`", body = error::Body, content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = error::Body, content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = error::Body, content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`", body = error::Body, content_type = "application/problem+json"),
-        (status = 429, description = "`throttled`", body = error::Body, content_type = "application/problem+json"),
-        (status = 503, description = "`overloaded`, `store_unavailable`", body = error::Body, content_type = "application/problem+json"),
+        error::BodyProblems,
+        error::PasswordProblems,
     )
 )]
 pub async fn register(
@@ -91,15 +86,10 @@ pub struct PasswordRequest {
     responses(
         (status = 200, description = "Changed. Every other session has ended; this is a new one.", body = LoginResponse,
             headers(("set-cookie" = String, description = "The new session's token"))),
-        (status = 400, description = "`malformed_json`, `incomplete_body`", body = error::Body, content_type = "application/problem+json"),
         (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
         (status = 403, description = "`invalid_credentials`: the present password is wrong; `cross_site`", body = error::Body, content_type = "application/problem+json"),
-        (status = 408, description = "`request_timeout`", body = error::Body, content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = error::Body, content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = error::Body, content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`", body = error::Body, content_type = "application/problem+json"),
-        (status = 429, description = "`throttled`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
-        (status = 503, description = "`overloaded`, `store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        error::BodyProblems,
+        error::PasswordProblems,
     )
 )]
 pub async fn password(
@@ -133,15 +123,10 @@ pub struct DeleteRequest {
     delete, path = "/auth/account", tag = "accounts", request_body = DeleteRequest, security(("session" = [])),
     responses(
         (status = 204, description = "User and sessions are gone."),
-        (status = 400, description = "`malformed_json`, `incomplete_body`", body = error::Body, content_type = "application/problem+json"),
         (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
         (status = 403, description = "`invalid_credentials`: the password is wrong; `cross_site`", body = error::Body, content_type = "application/problem+json"),
-        (status = 408, description = "`request_timeout`", body = error::Body, content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = error::Body, content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = error::Body, content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`", body = error::Body, content_type = "application/problem+json"),
-        (status = 429, description = "`throttled`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
-        (status = 503, description = "`overloaded`, `store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        error::BodyProblems,
+        error::PasswordProblems,
     )
 )]
 pub async fn delete(

@@ -1,12 +1,14 @@
 //! The one error envelope, RFC 9457 `application/problem+json`, and the one place that knows status codes.
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::openapi as document;
+use utoipa::{IntoResponses, ToSchema};
 
 use crate::auth::AuthError;
 
@@ -56,6 +58,53 @@ pub struct Body<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     errors: &'a [FieldError],
+}
+
+/// What every call with a JSON body can also answer, for the OpenAPI document.
+#[derive(Debug)]
+pub struct BodyProblems;
+
+impl IntoResponses for BodyProblems {
+    fn responses() -> BTreeMap<String, document::RefOr<document::Response>> {
+        documented([
+            (400, "`malformed_json`, `incomplete_body`"),
+            (408, "`request_timeout`"),
+            (413, "`body_too_large`"),
+            (415, "`unsupported_media_type`"),
+            (422, "`validation_failed`, with every field that is wrong"),
+        ])
+    }
+}
+
+/// What every call with a password can also answer.
+#[derive(Debug)]
+pub struct PasswordProblems;
+
+impl IntoResponses for PasswordProblems {
+    fn responses() -> BTreeMap<String, document::RefOr<document::Response>> {
+        documented([
+            (429, "`throttled`, with `Retry-After`"),
+            (503, "`overloaded`, `store_unavailable`, with `Retry-After`"),
+        ])
+    }
+}
+
+/// What every call that only needs a session can also answer.
+#[derive(Debug)]
+pub struct SessionProblems;
+
+impl IntoResponses for SessionProblems {
+    fn responses() -> BTreeMap<String, document::RefOr<document::Response>> {
+        documented([(401, "`session_invalid`"), (503, "`store_unavailable`, with `Retry-After`")])
+    }
+}
+
+fn documented<const N: usize>(problems: [(u16, &str); N]) -> BTreeMap<String, document::RefOr<document::Response>> {
+    let response = |description| {
+        let content = document::Content::new(Some(document::Ref::from_schema_name("Problem")));
+        document::ResponseBuilder::new().description(description).content("application/problem+json", content).build()
+    };
+    problems.map(|(status, description)| (status.to_string(), response(description).into())).into()
 }
 
 impl Problem {

@@ -59,15 +59,10 @@ pub struct LoginResponse {
     responses(
         (status = 200, description = "Signed in. A living session that was sent along has ended.", body = LoginResponse,
             headers(("set-cookie" = String, description = "The session's token: `HttpOnly; SameSite=Lax; Path=/`, and `Secure`"))),
-        (status = 400, description = "`malformed_json`, `incomplete_body`", body = error::Body, content_type = "application/problem+json"),
         (status = 401, description = "`invalid_credentials`: unknown user, wrong password or disabled user", body = error::Body, content_type = "application/problem+json"),
         (status = 403, description = "`cross_site`", body = error::Body, content_type = "application/problem+json"),
-        (status = 408, description = "`request_timeout`", body = error::Body, content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = error::Body, content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = error::Body, content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`", body = error::Body, content_type = "application/problem+json"),
-        (status = 429, description = "`throttled`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
-        (status = 503, description = "`overloaded`, `store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        error::BodyProblems,
+        error::PasswordProblems,
     )
 )]
 pub async fn login(
@@ -198,8 +193,7 @@ pub struct ProfileSession<'a> {
     get, path = "/profile", tag = "sessions", security(("session" = [])),
     responses(
         (status = 200, description = "The user and the session.", body = Profile),
-        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
-        (status = 503, description = "`store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        error::SessionProblems,
     )
 )]
 pub async fn profile(SignedIn { claims, session, idle_expires_at }: SignedIn) -> Response {
@@ -259,8 +253,7 @@ pub struct ListedSession {
     get, path = "/auth/sessions", tag = "sessions", security(("session" = [])),
     responses(
         (status = 200, description = "Every living session of the user.", body = SessionList),
-        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
-        (status = 503, description = "`store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        error::SessionProblems,
     )
 )]
 pub async fn list(State(app): State<Arc<App>>, signed_in: SignedIn) -> Result<axum::Json<SessionList>, Problem> {
@@ -286,10 +279,9 @@ pub async fn list(State(app): State<Arc<App>>, signed_in: SignedIn) -> Result<ax
     params(("session_id" = String, Path, description = "As listed")),
     responses(
         (status = 204, description = "It has ended, on every replica."),
-        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
         (status = 403, description = "`cross_site`", body = error::Body, content_type = "application/problem+json"),
         (status = 404, description = "`session_not_found`: also for another user's", body = error::Body, content_type = "application/problem+json"),
-        (status = 503, description = "`store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        error::SessionProblems,
     )
 )]
 pub async fn revoke(
@@ -324,10 +316,9 @@ pub struct RevokeAllQuery {
     params(("keep" = inline(Option<Keep>), Query, description = "`current` keeps the one that asks")),
     responses(
         (status = 204, description = "They have ended, on every replica."),
-        (status = 401, description = "`session_invalid`", body = error::Body, content_type = "application/problem+json"),
         (status = 403, description = "`cross_site`", body = error::Body, content_type = "application/problem+json"),
         (status = 422, description = "`validation_failed`: `keep` is something else; nothing has ended", body = error::Body, content_type = "application/problem+json"),
-        (status = 503, description = "`store_unavailable`, with `Retry-After`", body = error::Body, content_type = "application/problem+json"),
+        error::SessionProblems,
     )
 )]
 pub async fn revoke_all(
