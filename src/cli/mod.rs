@@ -163,7 +163,8 @@ async fn migrate(config: &Config) -> ExitCode {
     let DatabaseUrl::Sqlite(path) = &config.database;
     match crate::store::users::migrate(path).await {
         Ok(report) => {
-            tracing::info!(?report, database = %path.display(), "database is up to date");
+            tracing::info!(created = report.created, applied = ?report.applied, version = report.version,
+                database = %path.display(), "database is up to date");
             ExitCode::SUCCESS
         }
         Err(error) => {
