@@ -78,6 +78,8 @@ k8s-test: ## manifests: rendered, checked against schemas, our own rules and rea
 compose-test: ## docker-compose.yml as it ships, and what happens when its parts fail (needs a Docker engine)
 	@$(STEP) "The fleet in containers, and its drills" deploy/compose/test
 
+.tools/venv/installed.txt: deploy/ci/requirements.txt
+
 fmt: .tools/venv/installed.txt ## format Rust and Python
 	cargo fmt --all
 	$(BIN)/ruff format $(PYTHON)
