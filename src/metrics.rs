@@ -16,11 +16,12 @@ pub const HTTP_SECONDS: &str = "authfleet_http_request_duration_seconds";
 pub const SESSION_CHECKS: &str = "authfleet_session_checks_total";
 /// Sessions created.
 pub const SESSIONS_CREATED: &str = "authfleet_sessions_created_total";
-/// Sessions ended. Label: `reason` (`logout`, `replaced`, `evicted`, `revoked`, `password_changed`, `account_deleted`, `disabled`).
+/// Sessions ended. Label: `reason` (`logout`, `replaced`, `evicted`, `revoked`, `password_changed`, `account_deleted`).
 pub const SESSIONS_ENDED: &str = "authfleet_sessions_ended_total";
-/// Logins. Label: `result` (`success`, `invalid_credentials`, `throttled`, `overloaded`, `unavailable`, `overtaken`).
+/// Logins. Label: `result` (`success`, `invalid_credentials`, `throttled`, `overloaded`, `unavailable`, `internal`).
 pub const LOGINS: &str = "authfleet_logins_total";
-/// Registrations. Label: `result` (`success`, `conflict`, `invalid`, `throttled`, `overloaded`, `unavailable`).
+/// Registrations. Label: `result` (`success`, `conflict`, `invalid`, `throttled`, `overloaded`, `unavailable`,
+/// `internal`).
 pub const REGISTRATIONS: &str = "authfleet_registrations_total";
 /// Seconds that one password hash took on its thread. Label: `operation` (`hash`, `verify`).
 pub const HASH_SECONDS: &str = "authfleet_hash_duration_seconds";
