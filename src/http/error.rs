@@ -117,11 +117,6 @@ impl Problem {
         self
     }
 
-    /// The stable word.
-    pub fn code(&self) -> &'static str {
-        self.code
-    }
-
     /// 400: the body isn't JSON.
     pub fn malformed_json(why: &serde_json::Error) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "malformed_json", format!("The body is not valid JSON: {why}"))
