@@ -35,7 +35,7 @@ test: ## everything that must hold before a change is merged; installs what it n
 	@$(STEP) "Unit and store tests" cargo test --locked --lib --bins
 	@$(STEP) "Examples in the documentation" cargo test --locked --doc
 	@$(STEP) "Documentation of every public item" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
-	@$(STEP) "Integration tests: real Redis, nginx and server" cargo test --locked --test it
+	@$(STEP) "Integration tests: the real server on a real Redis" cargo test --locked --test it
 	@$(MAKE) --no-print-directory demo-check DEMO_FLAGS=--auto-ports
 	@$(MAKE) --no-print-directory hostile loadtest-test k8s-test compose-test
 
