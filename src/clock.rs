@@ -34,6 +34,15 @@ impl Clock {
         }
     }
 
+    /// The present in microseconds since the Unix epoch.
+    pub fn now_us(&self) -> i64 {
+        match &self.0 {
+            Some(fixed) => fixed.load(Ordering::Acquire) * 1000,
+            #[expect(clippy::disallowed_methods, reason = "as in `now_ms`")]
+            None => Timestamp::now().as_microsecond(),
+        }
+    }
+
     /// Moves a fixed clock on by `by`.
     ///
     /// # Panics

@@ -5,11 +5,12 @@
 //!
 //! ```text
 //! cli        the command line: serve, migrate, healthcheck, openapi, config, doctor, user, session, import
-//! server     listeners, accept loops, readiness, drain
+//! server     listeners, accept loops, drain
+//! vitals     every few seconds: do the parts answer, clocks, memory, sizes, sessions; as gauges
 //! http       every route, the layer order, error envelope, request and response types
 //! auth       flows without HTTP types: register, sign in, check, sign out; password, token
 //! store      what the stores promise; users (SQL) and sessions (Redis, memory)
-//! telemetry  log output and the metrics recorder
+//! telemetry  log output, traces and the metrics recorder
 //! config     every variable, its default and its checks
 //! metrics    every metric name, its help and its buckets
 //! clock      the time source that tests can set
@@ -23,3 +24,4 @@ pub mod metrics;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod vitals;

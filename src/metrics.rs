@@ -1,4 +1,11 @@
-//! Every metric: its name, help, unit and buckets. Dashboards and alerts are checked against this file.
+//! Every metric: its name, kind, labels, help and buckets. The tables of `docs/metrics.md` are made from this file;
+//! dashboards, rules and alerts are checked against it.
+//!
+//! Each series also has the label `replica`, the name that `X-Served-By`, logs and sessions use.
+#[cfg(test)]
+mod tests;
+
+use metrics::{Label, Unit};
 
 /// Seconds for requests and round trips: 250 µs to 10 s.
 pub const LATENCY_BUCKETS: &[f64] =
@@ -6,42 +13,201 @@ pub const LATENCY_BUCKETS: &[f64] =
 /// Seconds for password hashing and its queue: 5 ms to 10 s.
 pub const HASH_BUCKETS: &[f64] = &[0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 10.0];
 
-/// HTTP requests finished. Labels: `method`, `route`, `status`.
-pub const HTTP_REQUESTS: &str = "authfleet_http_requests_total";
-/// HTTP requests being answered now.
-pub const HTTP_IN_FLIGHT: &str = "authfleet_http_requests_in_flight";
-/// Seconds to answer. Labels: `method`, `route`.
-pub const HTTP_SECONDS: &str = "authfleet_http_request_duration_seconds";
-/// Session checks. Label: `result` (`valid`, `no_cookie`, `bad_signature`, `expired`, `unknown`, `error`).
-pub const SESSION_CHECKS: &str = "authfleet_session_checks_total";
-/// Sessions created.
-pub const SESSIONS_CREATED: &str = "authfleet_sessions_created_total";
-/// Sessions ended. Label: `reason` (`logout`, `replaced`, `evicted`, `revoked`, `password_changed`, `account_deleted`).
-pub const SESSIONS_ENDED: &str = "authfleet_sessions_ended_total";
-/// Logins. Label: `result` (`success`, `invalid_credentials`, `throttled`, `overloaded`, `unavailable`, `internal`).
-pub const LOGINS: &str = "authfleet_logins_total";
-/// Registrations. Label: `result` (`success`, `conflict`, `invalid`, `throttled`, `overloaded`, `unavailable`,
-/// `internal`).
-pub const REGISTRATIONS: &str = "authfleet_registrations_total";
-/// Seconds that one password hash took on its thread. Label: `operation` (`hash`, `verify`).
-pub const HASH_SECONDS: &str = "authfleet_hash_duration_seconds";
-/// Seconds that hashing work waited for a thread.
-pub const HASH_QUEUE_SECONDS: &str = "authfleet_hash_queue_duration_seconds";
-/// Hashing jobs waiting for a thread.
-pub const HASH_QUEUED: &str = "authfleet_hash_queued";
-/// Hashing jobs refused because the queue was full.
-pub const HASH_SHED: &str = "authfleet_hash_shed_total";
-/// Hashing jobs dropped before they began because nobody waited for them any more.
-pub const HASH_ABANDONED: &str = "authfleet_hash_abandoned_total";
-/// Seconds per Redis round trip. Label: `operation`.
-pub const REDIS_SECONDS: &str = "authfleet_redis_duration_seconds";
-/// Redis round trips that failed. Label: `operation`.
-pub const REDIS_ERRORS: &str = "authfleet_redis_errors_total";
-/// Connections opened to Redis.
-pub const REDIS_CONNECTS: &str = "authfleet_redis_connects_total";
-/// Seconds per SQL operation, waiting for a connection included. Label: `operation`.
-pub const SQL_SECONDS: &str = "authfleet_sql_duration_seconds";
-/// SQL operations that failed. Label: `operation`.
-pub const SQL_ERRORS: &str = "authfleet_sql_errors_total";
-/// 1, with the build's facts as labels: `version`, `replica`.
-pub const BUILD_INFO: &str = "authfleet_build_info";
+/// What is known of a metric before it has a value.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// The name, with its unit.
+    pub name: &'static str,
+    /// How its values behave.
+    pub kind: Kind,
+    /// What it counts, in a sentence or two.
+    pub help: &'static str,
+    /// Names of its labels and the values they take; no values where those are the routes, operations and so on of the
+    /// code: few, and never taken from a client.
+    pub labels: &'static [(&'static str, &'static [&'static str])],
+}
+
+/// How a metric's values behave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only rises; starts at 0 with the process.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+    /// Counts by bucket, in [`LATENCY_BUCKETS`].
+    Latency,
+    /// Counts by bucket, in [`HASH_BUCKETS`].
+    HashTime,
+}
+
+impl Metric {
+    /// The unit that the name says, if it has one.
+    pub fn unit(&self) -> Option<Unit> {
+        let name = self.name.strip_suffix("_total").unwrap_or(self.name);
+        match name.rsplit('_').next() {
+            Some("seconds") => Some(Unit::Seconds),
+            Some("bytes") => Some(Unit::Bytes),
+            _ => None,
+        }
+    }
+
+    /// The labels of each series that it can have; `None` where values come up as the server runs.
+    pub fn series(&self) -> Option<Vec<Vec<Label>>> {
+        let mut all = vec![Vec::new()];
+        for &(name, values) in self.labels {
+            if values.is_empty() {
+                return None;
+            }
+            let with = |labels: &Vec<Label>, value| [&labels[..], &[Label::from_static_parts(name, value)]].concat();
+            all = all.iter().flat_map(|labels| values.iter().map(move |value| with(labels, value))).collect();
+        }
+        Some(all)
+    }
+}
+
+impl Kind {
+    /// Upper bounds of the buckets of a histogram.
+    pub fn buckets(self) -> Option<&'static [f64]> {
+        match self {
+            Self::Counter | Self::Gauge => None,
+            Self::Latency => Some(LATENCY_BUCKETS),
+            Self::HashTime => Some(HASH_BUCKETS),
+        }
+    }
+
+    /// What Prometheus calls it.
+    pub fn prometheus_type(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Latency | Self::HashTime => "histogram",
+        }
+    }
+}
+
+/// Names as constants, and the table of them all.
+macro_rules! catalogue {
+    ($(
+        $(#[doc = $help:literal])+
+        $ident:ident = $kind:ident $name:literal $({ $($label:ident: [$($value:literal),*]),+ })?;
+    )+) => {
+        $(
+            $(#[doc = $help])+
+            pub const $ident: &str = $name;
+        )+
+
+        /// Every metric of ours, in the order of `docs/metrics.md`.
+        pub const CATALOGUE: &[Metric] = &[$(
+            Metric {
+                name: $name,
+                kind: Kind::$kind,
+                help: concat!($($help),+).trim_ascii_start(),
+                labels: &[$($((stringify!($label), &[$($value),*])),+)?],
+            },
+        )+];
+    };
+}
+
+catalogue! {
+    /// 1, with the version as a label.
+    BUILD_INFO = Gauge "authfleet_build_info" { version: [] };
+    /// 1, with a digest over the settings that must be the same in every replica as a label.
+    CONFIG_INFO = Gauge "authfleet_config_info" { fingerprint: [] };
+    /// 1 if this replica wants requests: all its parts answer and it isn't draining. As `/readyz`, asked every 5 s.
+    READY = Gauge "authfleet_ready";
+    /// 1 if this part answers.
+    PART_READY = Gauge "authfleet_part_ready" { part: ["sessions", "users"] };
+    /// 1 from SIGTERM to the end.
+    DRAINING = Gauge "authfleet_draining";
+    /// This machine's clock minus Redis's, in seconds, as exact as a round trip allows.
+    CLOCK_SKEW = Gauge "authfleet_clock_skew_seconds";
+    /// When the file that a secret was read from was last changed, in seconds since 1970. Absent for secrets that came
+    /// by the environment.
+    SECRET_FILE_TIME = Gauge "authfleet_secret_file_timestamp_seconds" { variable: ["SESSION_SECRET", "REDIS_URL"] };
+
+    /// HTTP requests finished. Status 499: the client left before its answer.
+    HTTP_REQUESTS = Counter "authfleet_http_requests_total" { method: [], route: [], status: [] };
+    /// HTTP requests being answered now.
+    HTTP_IN_FLIGHT = Gauge "authfleet_http_requests_in_flight";
+    /// Seconds from a request's head to its answer.
+    HTTP_SECONDS = Latency "authfleet_http_request_duration_seconds" { method: [], route: [] };
+    /// Connections open to the public listener.
+    HTTP_CONNECTIONS = Gauge "authfleet_http_connections";
+
+    /// Session checks. Only `valid`, `unknown` and `error` asked the store.
+    SESSION_CHECKS = Counter "authfleet_session_checks_total" {
+        result: ["valid", "no_cookie", "bad_signature", "expired", "unknown", "error"]
+    };
+    /// Valid session checks by where the session was made: by the replica that checked it, or by another one.
+    SESSIONS_ACCEPTED = Counter "authfleet_sessions_accepted_total" { made_by: ["self", "other"] };
+    /// Sessions created.
+    SESSIONS_CREATED = Counter "authfleet_sessions_created_total";
+    /// Sessions ended by somebody. Those whose time ran out are not counted: Redis drops them by itself.
+    SESSIONS_ENDED = Counter "authfleet_sessions_ended_total" {
+        reason: ["logout", "replaced", "evicted", "revoked", "password_changed", "account_deleted"]
+    };
+    /// Sessions in the store, of the whole fleet and the same in each replica: counted if there are few keys, else
+    /// estimated from a sample of them. Every 30 s.
+    SESSIONS_ALIVE = Gauge "authfleet_sessions_alive";
+
+    /// Logins.
+    LOGINS = Counter "authfleet_logins_total" {
+        result: ["success", "invalid_credentials", "throttled", "overloaded", "unavailable", "internal"]
+    };
+    /// Registrations.
+    REGISTRATIONS = Counter "authfleet_registrations_total" {
+        result: ["success", "conflict", "invalid", "throttled", "overloaded", "unavailable", "internal"]
+    };
+
+    /// Seconds that one password hash took on its thread.
+    HASH_SECONDS = HashTime "authfleet_hash_duration_seconds" { operation: ["hash", "verify"] };
+    /// Seconds that hashing work waited for a thread.
+    HASH_QUEUE_SECONDS = HashTime "authfleet_hash_queue_duration_seconds";
+    /// Hashing jobs waiting for a thread.
+    HASH_QUEUED = Gauge "authfleet_hash_queued";
+    /// Hashing jobs that may wait: `HASH_QUEUE`.
+    HASH_QUEUE_LIMIT = Gauge "authfleet_hash_queue_limit";
+    /// Hashing jobs on a thread.
+    HASH_RUNNING = Gauge "authfleet_hash_running";
+    /// Threads that hash: `HASH_CONCURRENCY`.
+    HASH_THREADS = Gauge "authfleet_hash_threads";
+    /// Hashing jobs refused because the queue was full.
+    HASH_SHED = Counter "authfleet_hash_shed_total";
+    /// Hashing jobs dropped before they began because nobody waited for them any more.
+    HASH_ABANDONED = Counter "authfleet_hash_abandoned_total";
+
+    /// Seconds per Redis round trip.
+    REDIS_SECONDS = Latency "authfleet_redis_duration_seconds" { operation: [] };
+    /// Redis round trips that failed.
+    REDIS_ERRORS = Counter "authfleet_redis_errors_total" { operation: [] };
+    /// Connections opened to Redis.
+    REDIS_CONNECTS = Counter "authfleet_redis_connects_total";
+    /// 1 while there is a connection to Redis.
+    REDIS_CONNECTED = Gauge "authfleet_redis_connected";
+    /// Bytes that Redis uses, as it says itself.
+    REDIS_MEMORY = Gauge "authfleet_redis_memory_bytes";
+    /// Redis's `maxmemory` in bytes; 0 for no limit.
+    REDIS_MEMORY_LIMIT = Gauge "authfleet_redis_memory_limit_bytes";
+    /// Keys that Redis evicted to make room since it started. Each may have been a session.
+    REDIS_EVICTED = Gauge "authfleet_redis_evicted_keys";
+    /// 1 if Redis's last writes to its disk, AOF and snapshot, went well.
+    REDIS_PERSISTENCE_OK = Gauge "authfleet_redis_persistence_ok";
+
+    /// Seconds per SQL operation, waiting for a connection included.
+    SQL_SECONDS = Latency "authfleet_sql_duration_seconds" { operation: [] };
+    /// SQL operations that failed.
+    SQL_ERRORS = Counter "authfleet_sql_errors_total" { operation: [] };
+    /// Connections to the users' database.
+    SQL_CONNECTIONS = Gauge "authfleet_sql_connections" { pool: ["writer", "readers"], state: ["idle", "busy"] };
+    /// Bytes of the users' database file.
+    USERS_DATABASE_BYTES = Gauge "authfleet_users_database_bytes";
+    /// Bytes of its write-ahead log.
+    USERS_JOURNAL_BYTES = Gauge "authfleet_users_journal_bytes";
+    /// Bytes of the file system that holds the users' database.
+    USERS_VOLUME_BYTES = Gauge "authfleet_users_volume_bytes";
+    /// Bytes of it that the server may still use.
+    USERS_VOLUME_FREE_BYTES = Gauge "authfleet_users_volume_free_bytes";
+
+    /// Spans handed to the trace exporter, by what became of them. Absent while tracing is off.
+    TRACE_SPANS = Counter "authfleet_trace_spans_total" { result: ["exported", "failed"] };
+}

@@ -10,6 +10,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use metrics::{Gauge, gauge};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,10 +24,12 @@ use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl};
 use crate::http::ops::{self, Ops};
 use crate::http::{App, Peer, SessionCookie};
+use crate::metrics::HTTP_CONNECTIONS;
 use crate::store::RedisHandle;
 use crate::store::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
 use crate::store::throttle::{MemoryCounters, ThrottleStore};
 use crate::store::users::UserStore;
+use crate::vitals;
 
 /// A client that hasn't sent a whole request head by then is cut off; also how long an idle connection is kept. Proxies
 /// must keep theirs for less, or they'll send into a closed one.
@@ -162,14 +165,18 @@ pub async fn run(
     });
 
     let (closing, requests) = (CancellationToken::new(), TaskTracker::new());
-    let public = accept(listeners.public, crate::http::router(Arc::clone(&app)), closing.clone(), requests.clone());
-    let public = tokio::spawn(public);
+    let open = gauge!(HTTP_CONNECTIONS);
+    let routes = crate::http::router(Arc::clone(&app));
+    let public = tokio::spawn(accept(listeners.public, routes, open, closing.clone(), requests.clone()));
     // The ops listener answers until the very end: somebody is watching the drain.
     let ops = ops::router(Ops { app: Arc::clone(&app), metrics, process });
-    tokio::spawn(accept(listeners.ops, ops, CancellationToken::new(), TaskTracker::new()));
+    tokio::spawn(accept(listeners.ops, ops, Gauge::noop(), CancellationToken::new(), TaskTracker::new()));
+
+    tokio::spawn(vitals::watch(Arc::clone(&app)));
 
     stop.cancelled().await;
     app.drain.cancel();
+    vitals::drain_begins();
     // A replica alone has no balancer that would have to notice.
     let delay = if app.auth.sessions.kind() == "memory" { Duration::ZERO } else { config.drain_delay };
     tracing::info!(?delay, timeout = ?config.drain_timeout, "draining");
@@ -185,8 +192,15 @@ pub async fn run(
     is_drained
 }
 
-/// Accepts connections until `closing` is cancelled; each then finishes the request under way and closes.
-async fn accept(listener: TcpListener, router: Router, closing: CancellationToken, connections: TaskTracker) {
+/// Accepts connections until `closing` is cancelled; each then finishes the request under way and closes. `open` is how
+/// many there are.
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    open: Gauge,
+    closing: CancellationToken,
+    connections: TaskTracker,
+) {
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_LIMIT).pipeline_flush(true);
     loop {
@@ -196,14 +210,34 @@ async fn accept(listener: TcpListener, router: Router, closing: CancellationToke
         };
         match accepted {
             Ok((stream, peer)) => {
+                let counted = OpenConnection::begin(&open);
                 let serving = serve(server.clone(), stream, Peer(peer), router.clone(), closing.clone());
-                connections.spawn(serving);
+                connections.spawn(async move {
+                    serving.await;
+                    drop(counted);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Counted down when dropped, however the connection ends.
+struct OpenConnection(Gauge);
+
+impl OpenConnection {
+    fn begin(open: &Gauge) -> Self {
+        open.increment(1);
+        Self(open.clone())
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.decrement(1);
     }
 }
 

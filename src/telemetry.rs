@@ -1,21 +1,27 @@
-//! What the process says of itself: log lines, and the metrics recorder.
+//! What the process says of itself: log lines, traces, and the metrics recorder.
 //!
 //! Lines are written by a thread of their own, a few milliseconds after they were said and many at a time: a system
 //! call per line would cost more than a session check. Errors and audit events don't wait.
+mod recorder;
+pub mod traces;
+
 use std::io::{self, IsTerminal as _, Write};
 use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
+use tracing::Subscriber;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer};
 
+pub use self::recorder::install_metrics;
 use crate::clock::Clock;
-use crate::config::{LogConfig, LogFormat};
-use crate::metrics::{HASH_BUCKETS, HASH_QUEUE_SECONDS, HASH_SECONDS, LATENCY_BUCKETS};
+use crate::config::{LogConfig, LogFormat, TracesConfig};
 
 /// Lines wait at most this long.
 const FLUSH_EVERY: Duration = Duration::from_millis(20);
@@ -29,6 +35,7 @@ struct Sink {
     format: LogFormat,
     /// What each JSON line begins with: `{"replica":"…",`.
     prefix: String,
+    has_request_lines: bool,
     pending: Mutex<Vec<u8>>,
     /// What is being written, and afterwards the room for what comes next. Held meanwhile, so that lines keep their order.
     output: Mutex<Vec<u8>>,
@@ -67,13 +74,14 @@ impl Sink {
     }
 }
 
-/// Starts logging. Flushes when dropped.
-#[must_use = "lines still waiting are written when this is dropped"]
+/// Logging and tracing have started. Sends what is left when dropped.
+#[must_use = "lines and spans still waiting are sent when this is dropped"]
 #[derive(Debug)]
-pub struct Logging(());
+pub struct Telemetry(());
 
-impl Drop for Logging {
+impl Drop for Telemetry {
     fn drop(&mut self) {
+        traces::stop();
         flush();
     }
 }
@@ -85,16 +93,17 @@ pub fn flush() {
     }
 }
 
-/// Sends log lines to standard output, each with the replica's name.
+/// Sends log lines to standard output, each with the replica's name, and traces to the collector if one is named.
 ///
 /// # Panics
 ///
 /// When called twice in one process.
-pub fn start_logging(config: &LogConfig, replica: &str) -> Logging {
+pub fn start(log: &LogConfig, replica: &str, collector: Option<&TracesConfig>) -> Telemetry {
     let name = serde_json::to_string(replica).expect("a string is JSON");
     SINK.set(Sink {
-        format: config.format,
+        format: log.format,
         prefix: format!("{{\"replica\":{name},"),
+        has_request_lines: wants_request_lines(&log.filter),
         pending: Mutex::default(),
         output: Mutex::default(),
         filled: Condvar::new(),
@@ -105,13 +114,22 @@ pub fn start_logging(config: &LogConfig, replica: &str) -> Logging {
         .spawn(|| SINK.get().expect("set above").run())
         .expect("a thread for log lines");
 
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(&config.filter))
-        .with_writer(Lines)
-        .with_ansi(config.format == LogFormat::Pretty && io::stdout().is_terminal());
-    match config.format {
-        LogFormat::Json => subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
-        LogFormat::Pretty => subscriber.compact().init(),
+    let mut failure = None;
+    let tracer = collector.and_then(|config| {
+        let endpoint = config.endpoint.as_deref()?;
+        traces::start(config, endpoint, replica).map_err(|error| failure = Some(error)).ok()
+    });
+    let lines = lines(log, Lines, io::stdout().is_terminal());
+    match tracer {
+        // Without a layer that isn't there, each line is filtered once.
+        None => tracing_subscriber::registry().with(lines).with(EnvFilter::new(&log.filter)).init(),
+        Some(tracer) => tracing_subscriber::registry()
+            .with(lines.with_filter(EnvFilter::new(&log.filter)))
+            .with(traces::layer(tracer))
+            .init(),
+    }
+    if let Some(error) = failure {
+        tracing::warn!(%error, "OTEL_EXPORTER_OTLP_ENDPOINT: no traces will be sent");
     }
 
     let report = std::panic::take_hook();
@@ -122,7 +140,7 @@ pub fn start_logging(config: &LogConfig, replica: &str) -> Logging {
             report(panic);
         }
     }));
-    Logging(())
+    Telemetry(())
 }
 
 /// Sends log lines to standard error, one by one: for commands, whose results go to standard output.
@@ -131,13 +149,22 @@ pub fn start_logging(config: &LogConfig, replica: &str) -> Logging {
 ///
 /// When logging has started already.
 pub fn log_to_stderr(config: &LogConfig) {
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(&config.filter))
-        .with_writer(io::stderr)
-        .with_ansi(config.format == LogFormat::Pretty && io::stderr().is_terminal());
+    let lines = lines(config, io::stderr, io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines).with(EnvFilter::new(&config.filter)).init();
+}
+
+/// Formats each event as one line.
+fn lines<S, W>(config: &LogConfig, writer: W, is_terminal: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     match config.format {
-        LogFormat::Json => subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
-        LogFormat::Pretty => subscriber.compact().init(),
+        LogFormat::Json => {
+            layer.json().flatten_event(true).with_current_span(false).with_span_list(false).with_ansi(false).boxed()
+        }
+        LogFormat::Pretty => layer.compact().with_ansi(is_terminal).boxed(),
     }
 }
 
@@ -168,6 +195,9 @@ impl Write for Line {
         sink.append(|pending| match (sink.format, line.strip_prefix(b"{")) {
             (LogFormat::Json, Some(rest)) => {
                 pending.extend_from_slice(sink.prefix.as_bytes());
+                if let Some(id) = traces::current_id() {
+                    write!(pending, "\"trace_id\":\"{id}\",").expect("writing to memory");
+                }
                 pending.extend_from_slice(rest);
             }
             _ => pending.extend_from_slice(line),
@@ -199,6 +229,9 @@ pub struct RequestLine<'a> {
     pub duration_ms: f64,
     /// See `X-Request-Id`.
     pub request_id: &'a str,
+    /// The trace that the request belongs to, traced here or by the caller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
     /// The client's address, through trusted proxies.
     pub client_ip: Option<IpAddr>,
 }
@@ -210,7 +243,14 @@ fn to_the_microsecond<S: serde::Serializer>(milliseconds: &f64, serializer: S) -
 
 /// Whether request lines are wanted: `RUST_LOG` with `request=off` silences them.
 pub fn request_lines_enabled() -> bool {
-    tracing::enabled!(target: "request", tracing::Level::INFO)
+    SINK.get().is_some_and(|sink| sink.has_request_lines)
+}
+
+/// Asked once and of a subscriber of its own: with filters for each layer, the answer to `enabled!` would also be taken
+/// for that to the next span.
+fn wants_request_lines(filter: &str) -> bool {
+    let subscriber = tracing_subscriber::registry().with(EnvFilter::new(filter));
+    tracing::subscriber::with_default(subscriber, || tracing::enabled!(target: "request", tracing::Level::INFO))
 }
 
 /// Logs an answered request. Formatted here and not by `tracing`, whose formatter takes several times as long as the
@@ -242,19 +282,4 @@ pub fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
         written.expect("writing to memory");
         out.push(b'\n');
     });
-}
-
-/// Installs the metrics recorder: histograms with buckets, which add up over replicas.
-///
-/// # Panics
-///
-/// When called twice in one process.
-pub fn install_metrics() -> PrometheusHandle {
-    PrometheusBuilder::new()
-        .set_buckets(LATENCY_BUCKETS)
-        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(HASH_SECONDS.to_owned()), HASH_BUCKETS))
-        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(HASH_QUEUE_SECONDS.to_owned()), HASH_BUCKETS))
-        .expect("buckets")
-        .install_recorder()
-        .expect("metrics are installed once")
 }

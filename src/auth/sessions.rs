@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::token::{Claims, SessionId};
 use super::{Auth, AuthError, Client, SignedIn, key_of};
-use crate::metrics::{SESSION_CHECKS, SESSIONS_ENDED};
+use crate::metrics::{SESSION_CHECKS, SESSIONS_ACCEPTED, SESSIONS_ENDED};
 use crate::store::StoreError;
 use crate::store::sessions::{SessionEntry, SessionKey};
 
@@ -30,6 +30,10 @@ impl Checks {
         }
     }
 }
+
+/// The counters of accepted sessions: those that this replica made, and those that another one made.
+static ACCEPTED: LazyLock<[Counter; 2]> =
+    LazyLock::new(|| ["self", "other"].map(|made_by| counter!(SESSIONS_ACCEPTED, "made_by" => made_by)));
 
 impl Auth {
     /// Checks the session that a cookie names and renews its idle limit.
@@ -60,6 +64,8 @@ impl Auth {
         };
         CHECKS.count(result);
         let session = found?.ok_or(AuthError::SessionInvalid)?;
+        let [by_self, by_other] = &*ACCEPTED;
+        if session.created_by == self.replica { by_self } else { by_other }.increment(1);
         let idle_ms = i64::try_from(idle_for.as_millis()).unwrap_or(i64::MAX);
         let idle_expires_at = Timestamp::from_millisecond(now_ms.saturating_add(idle_ms)).unwrap_or(Timestamp::MAX);
         Ok(SignedIn { claims, session, idle_expires_at })

@@ -159,7 +159,7 @@ fn table(rows: &[Vec<String>]) -> String {
 }
 
 async fn migrate(config: &Config) -> ExitCode {
-    let _logging = telemetry::start_logging(&config.log, &config.replica_id);
+    let _telemetry = telemetry::start(&config.log, &config.replica_id, None);
     let DatabaseUrl::Sqlite(path) = &config.database;
     match crate::store::users::migrate(path).await {
         Ok(report) => {

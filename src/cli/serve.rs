@@ -2,26 +2,27 @@
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
+use metrics::gauge;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl};
+use crate::metrics::{BUILD_INFO, CONFIG_INFO, SECRET_FILE_TIME};
 use crate::server::{self, Listeners};
 use crate::store::users;
 use crate::telemetry;
 
 pub(super) async fn serve(config: &Config) -> ExitCode {
     let begin = Instant::now();
-    let logging = telemetry::start_logging(&config.log, &config.replica_id);
+    let metrics = telemetry::install_metrics(&config.replica_id);
+    let telemetry = telemetry::start(&config.log, &config.replica_id, Some(&config.traces));
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let metrics = telemetry::install_metrics();
-    let build = [("version", env!("CARGO_PKG_VERSION").to_owned()), ("replica", config.replica_id.clone())];
-    metrics::gauge!(crate::metrics::BUILD_INFO, &build).set(1);
+    state_settings(config);
 
     let DatabaseUrl::Sqlite(path) = &config.database;
     let in_memory = config.redis_url.is_none();
@@ -61,8 +62,18 @@ pub(super) async fn serve(config: &Config) -> ExitCode {
     tokio::spawn(stop_on_signal(stop.clone()));
     let is_drained = server::run(app, listeners, metrics, config, stop).await;
     tracing::info!("authfleet is down");
-    drop(logging);
+    drop(telemetry);
     if is_drained { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What stays as it is until the process ends, as metrics.
+fn state_settings(config: &Config) {
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);
+    gauge!(CONFIG_INFO, "fingerprint" => config.fingerprint()).set(1);
+    for &(variable, changed) in &config.secret_files {
+        let since_1970 = changed.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        gauge!(SECRET_FILE_TIME, "variable" => variable).set(since_1970);
+    }
 }
 
 /// The first signal drains, the second ends at once.

@@ -3,6 +3,7 @@
 //! [`Config::load`] takes the environment first, then `.env` in the working directory; each variable may also be given
 //! as `NAME_FILE`, the path of a file with its value. An empty value counts as not set. All problems are collected
 //! into one [`ConfigErrors`], so that an operator repairs them in one round.
+mod fingerprint;
 mod parse;
 mod sources;
 #[cfg(test)]
@@ -12,7 +13,7 @@ mod variables;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
@@ -52,6 +53,10 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Log format and filter.
     pub log: LogConfig,
+    /// Where traces go and which requests are traced.
+    pub traces: TracesConfig,
+    /// Variables of secrets that came from a file, and when that was last changed.
+    pub secret_files: Vec<(&'static str, SystemTime)>,
     /// What an operator should be told at start: weak settings, names that look like a misspelt variable.
     pub warnings: Vec<String>,
 }
@@ -131,6 +136,30 @@ pub enum LogFormat {
     Json,
     /// For people at a terminal.
     Pretty,
+}
+
+/// Where traces go and which requests are traced, in OpenTelemetry's own variables.
+#[derive(Clone, Debug)]
+pub struct TracesConfig {
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: absent means that no traces are sent.
+    pub endpoint: Option<String>,
+    /// `OTEL_EXPORTER_OTLP_HEADERS`: names and values.
+    pub headers: Vec<(String, SecretString)>,
+    /// `OTEL_TRACES_SAMPLER` with `OTEL_TRACES_SAMPLER_ARG`.
+    pub sampler: TraceSampler,
+    /// `OTEL_SERVICE_NAME`.
+    pub service_name: String,
+    /// `OTEL_RESOURCE_ATTRIBUTES`: keys and values.
+    pub resource_attributes: Vec<(String, String)>,
+}
+
+/// Which requests are traced.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TraceSampler {
+    /// A caller that sends a `traceparent` decides.
+    pub parent_based: bool,
+    /// The share of the others: 0 to 1.
+    pub ratio: f64,
 }
 
 /// Everything that is wrong with a configuration. Shows one line per problem, never a secret.
@@ -263,6 +292,17 @@ impl Config {
             }),
             filter: values.read("RUST_LOG", parse::log_filter),
         };
+        values.read("OTEL_EXPORTER_OTLP_PROTOCOL", parse::otlp_protocol);
+        let (parent_based, sampled) = values.read("OTEL_TRACES_SAMPLER", parse::trace_sampler);
+        let ratio = values.read("OTEL_TRACES_SAMPLER_ARG", parse::share);
+        let headers = values.read_optional("OTEL_EXPORTER_OTLP_HEADERS", parse::headers).unwrap_or_default();
+        let traces = TracesConfig {
+            endpoint: values.read_optional("OTEL_EXPORTER_OTLP_ENDPOINT", parse::collector),
+            headers: headers.into_iter().map(|(name, value)| (name, SecretString::from(value))).collect(),
+            sampler: TraceSampler { parent_based, ratio: sampled.unwrap_or(ratio) },
+            service_name: values.read("OTEL_SERVICE_NAME", parse::service_name),
+            resource_attributes: values.read_optional("OTEL_RESOURCE_ATTRIBUTES", parse::pairs).unwrap_or_default(),
+        };
 
         let mut config = Self {
             listen_addr,
@@ -279,6 +319,8 @@ impl Config {
             drain_delay,
             drain_timeout,
             log,
+            traces,
+            secret_files: values.secret_files(&["SESSION_SECRET", "REDIS_URL"]),
             warnings: Vec::new(),
         };
         config.check_together(&mut values);
@@ -358,6 +400,15 @@ impl Config {
                 LogFormat::Pretty => "pretty".to_owned(),
             },
             "RUST_LOG" => self.log.filter.clone(),
+            "OTEL_EXPORTER_OTLP_ENDPOINT" => self.traces.endpoint.clone().unwrap_or_default(),
+            "OTEL_EXPORTER_OTLP_HEADERS" => {
+                self.traces.headers.iter().map(|(name, _)| format!("{name}=***")).collect::<Vec<_>>().join(",")
+            }
+            "OTEL_EXPORTER_OTLP_PROTOCOL" => "http/protobuf".to_owned(),
+            "OTEL_TRACES_SAMPLER" => self.traces.sampler.name().to_owned(),
+            "OTEL_TRACES_SAMPLER_ARG" => self.traces.sampler.ratio.to_string(),
+            "OTEL_SERVICE_NAME" => self.traces.service_name.clone(),
+            "OTEL_RESOURCE_ATTRIBUTES" => parse::pairs_text(&self.traces.resource_attributes),
             "WORKER_THREADS" => self.worker_threads.to_string(),
             "REDIS_URL" => {
                 self.redis_url.as_ref().map(|url| parse::mask_redis_url(url.expose_secret())).unwrap_or_default()
@@ -388,6 +439,20 @@ impl Config {
             "DRAIN_DELAY" => duration_text(self.drain_delay),
             "DRAIN_TIMEOUT" => duration_text(self.drain_timeout),
             _ => unreachable!("{name} is in VARIABLES but has no value here"),
+        }
+    }
+}
+
+impl TraceSampler {
+    /// The value of `OTEL_TRACES_SAMPLER` with this effect.
+    pub fn name(self) -> &'static str {
+        match (self.parent_based, self.ratio) {
+            (true, 1.0..) => "parentbased_always_on",
+            (true, ..=0.0) => "parentbased_always_off",
+            (true, _) => "parentbased_traceidratio",
+            (false, 1.0..) => "always_on",
+            (false, ..=0.0) => "always_off",
+            (false, _) => "traceidratio",
         }
     }
 }

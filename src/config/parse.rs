@@ -229,6 +229,93 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
     Ok(filter)
 }
 
+/// A collector's address, without a slash at its end.
+pub(super) fn collector(text: &str) -> Result<String, String> {
+    // A password in it would be shown by `authfleet config`; keys go into the headers.
+    if text.contains(['@', '?', '#']) || text.contains(char::is_whitespace) {
+        return Err("holds '@', '?', '#' or white space".to_owned());
+    }
+    let uri: http::Uri = text.parse().map_err(|_| "not a URL".to_owned())?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("begins neither with http:// nor with https://".to_owned());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+pub(super) fn otlp_protocol(text: &str) -> Result<(), String> {
+    match text {
+        "http/protobuf" => Ok(()),
+        "grpc" | "http/json" => Err("not supported by this build".to_owned()),
+        _ => Err("unknown protocol".to_owned()),
+    }
+}
+
+/// Whether a caller's decision counts, and the share of the other requests unless `OTEL_TRACES_SAMPLER_ARG` says it.
+pub(super) fn trace_sampler(text: &str) -> Result<(bool, Option<f64>), String> {
+    let (parent_based, own) = match text.strip_prefix("parentbased_") {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    match own {
+        "always_on" => Ok((parent_based, Some(1.0))),
+        "always_off" => Ok((parent_based, Some(0.0))),
+        "traceidratio" => Ok((parent_based, None)),
+        _ => Err("unknown sampler".to_owned()),
+    }
+}
+
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        Ok(_) => Err("not between 0 and 1".to_owned()),
+        Err(_) => Err("not a number".to_owned()),
+    }
+}
+
+pub(super) fn service_name(text: &str) -> Result<String, String> {
+    match text.chars().count() {
+        1..=255 if !text.contains(char::is_control) => Ok(text.to_owned()),
+        1..=255 => Err("holds a control character".to_owned()),
+        n => Err(format!("{n} characters")),
+    }
+}
+
+/// Pairs as in W3C Baggage, which OpenTelemetry's variables follow: `key=value,key=value`, percent-encoded.
+pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
+    let pair = |(i, part): (usize, &str)| {
+        let n = i + 1;
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("entry {n} has no '='"))?;
+        let (key, value) = (key.trim(), value.trim());
+        if key.is_empty() || key.contains(char::is_whitespace) {
+            return Err(format!("entry {n} has no usable name before its '='"));
+        }
+        let value = percent_encoding::percent_decode_str(value)
+            .decode_utf8()
+            .map_err(|_| format!("entry {n} is not UTF-8 when decoded"))?;
+        Ok((key.to_owned(), value.into_owned()))
+    };
+    text.split(',').enumerate().filter(|(_, part)| !part.trim().is_empty()).map(pair).collect()
+}
+
+/// As [`pairs`] reads them.
+pub(super) fn pairs_text(pairs: &[(String, String)]) -> String {
+    const SPECIAL: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b',').add(b'%').add(b' ');
+    let pair =
+        |(key, value): &(String, String)| format!("{key}={}", percent_encoding::utf8_percent_encode(value, SPECIAL));
+    pairs.iter().map(pair).collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn headers(text: &str) -> Result<Vec<(String, String)>, String> {
+    let pairs = pairs(text)?;
+    for (i, (name, value)) in pairs.iter().enumerate() {
+        let fits = http::HeaderName::try_from(name).is_ok() && http::HeaderValue::try_from(value).is_ok();
+        if !fits {
+            return Err(format!("entry {} is no HTTP header", i + 1));
+        }
+    }
+    Ok(pairs)
+}
+
 /// Shown in quotes, escaped and cut, so that no value can break the message into lines.
 pub(super) fn quoted(text: &str) -> String {
     match text.char_indices().nth(80) {

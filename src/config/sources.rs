@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::{DefaultValue, Problem, VARIABLES, Variable, parse};
 
@@ -69,6 +70,8 @@ struct Found {
     text: String,
     /// The variable with where its value came from, for messages.
     label: String,
+    /// When the file that it came from was last changed.
+    file_changed: Option<SystemTime>,
 }
 
 impl Values {
@@ -106,11 +109,14 @@ impl Values {
             (None, None) => return false,
             (Some(_), Some(_)) => Err((format!("{name}{origin}"), format!("set both directly and by {name}_FILE"))),
             (Some(value), None) => match value.to_str() {
-                Some(text) => Ok(Found { text: text.to_owned(), label: format!("{name}{origin}") }),
+                Some(text) => Ok(Found { text: text.to_owned(), label: format!("{name}{origin}"), file_changed: None }),
                 None => Err((format!("{name}{origin}"), "not UTF-8".to_owned())),
             },
             (None, Some(path)) => read_value_file(path, secret)
-                .map(|text| Found { text, label: format!("{name} (file {})", Path::new(path).display()) })
+                .map(|(text, file_changed)| {
+                    let label = format!("{name} (file {})", Path::new(path).display());
+                    Found { text, label, file_changed }
+                })
                 .map_err(|message| (format!("{name}_FILE{origin}"), message)),
         };
         match result {
@@ -129,7 +135,7 @@ impl Values {
             self.problems.push(Problem { variable: place, message, accepted: String::new() });
         };
         let text = match read_text(path) {
-            Ok(text) => text,
+            Ok((text, _)) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return entries,
             Err(error) => {
                 reject(path.display().to_string(), format!("cannot be read: {error}"));
@@ -162,7 +168,7 @@ impl Values {
         name: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let Found { text, label } = self.found.get(name)?;
+        let Found { text, label, .. } = self.found.get(name)?;
         match parse(text) {
             Ok(value) => Some(value),
             Err(message) => {
@@ -184,6 +190,11 @@ impl Values {
     /// Whether no problem was found with any of these.
     pub(super) fn sound(&self, names: &[&'static str]) -> bool {
         names.iter().all(|name| !self.faulty.contains(name))
+    }
+
+    /// Those of these variables that came from a file, and when that was last changed.
+    pub(super) fn secret_files(&self, names: &[&'static str]) -> Vec<(&'static str, SystemTime)> {
+        names.iter().filter_map(|name| Some((*name, self.found.get(name)?.file_changed?))).collect()
     }
 
     /// Notes a problem and gives a placeholder to go on with.
@@ -215,8 +226,8 @@ fn misspelt(name: &str) -> Option<String> {
     }
 }
 
-/// The content of a `NAME_FILE`, without the newline that editors and `echo` leave.
-fn read_value_file(path: &OsStr, secret: bool) -> Result<String, String> {
+/// The content of a `NAME_FILE`, without the newline that editors and `echo` leave, and when it was last changed.
+fn read_value_file(path: &OsStr, secret: bool) -> Result<(String, Option<SystemTime>), String> {
     let path = Path::new(path);
     // Someone may have put the secret itself where its path belongs.
     let shown = if secret && !path.is_absolute() {
@@ -224,19 +235,21 @@ fn read_value_file(path: &OsStr, secret: bool) -> Result<String, String> {
     } else {
         parse::quoted(&path.to_string_lossy())
     };
-    let text = read_text(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    let (text, changed) = read_text(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
     let text = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     // Unlike an empty variable, an empty file is never meant: it is a secret that was not delivered.
-    if text.is_empty() { Err(format!("{shown} is empty")) } else { Ok(text.to_owned()) }
+    if text.is_empty() { Err(format!("{shown} is empty")) } else { Ok((text.to_owned(), changed)) }
 }
 
-fn read_text(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+fn read_text(path: &Path) -> io::Result<(String, Option<SystemTime>)> {
+    let (mut bytes, file) = (Vec::new(), File::open(path)?);
+    let changed = file.metadata()?.modified().ok();
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(io::Error::other("larger than 64 KiB"));
     }
-    String::from_utf8(bytes).map_err(|_| io::Error::other("not UTF-8"))
+    let text = String::from_utf8(bytes).map_err(|_| io::Error::other("not UTF-8"))?;
+    Ok((text, changed))
 }
 
 /// Each entry with its last line; for a malformed one nothing, with its first line. dotenvy's own error quotes the line,

@@ -105,7 +105,15 @@ fn every_variable_takes_effect() {
         ("WORKER_THREADS", "3"),
         ("LOG_FORMAT", "pretty"),
         ("RUST_LOG", "info, authfleet=debug"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.example:4318/otlp/"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=a%2Cb, x-tenant=ours"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+        ("OTEL_SERVICE_NAME", "sign-in"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging,note=a%2Cb"),
     ]);
+    assert_eq!(config.traces.headers[0].1.expose_secret(), "a,b");
     assert_eq!(exposed(&config), [KEY_A.as_bytes(), KEY_B.as_bytes()]);
     assert_eq!(config.redis_url.as_ref().unwrap().expose_secret(), REDIS);
     assert!(matches!(&config.database, DatabaseUrl::Sqlite(path) if path.is_absolute()));
@@ -119,6 +127,13 @@ fn every_variable_takes_effect() {
             "WORKER_THREADS=3",
             "LOG_FORMAT=pretty",
             "RUST_LOG=info,authfleet=debug",
+            "OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example:4318/otlp",
+            "OTEL_EXPORTER_OTLP_HEADERS=x-api-key=***,x-tenant=***",
+            "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+            "OTEL_TRACES_SAMPLER=parentbased_traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG=0.25",
+            "OTEL_SERVICE_NAME=sign-in",
+            "OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=staging,note=a%2Cb",
             "REDIS_URL=redis://fleet:***@redis.example:6380/3",
             "DATABASE_URL=sqlite:///var/lib/authfleet/users.db",
             "SESSION_SECRET=2 keys (masked)",
@@ -142,6 +157,74 @@ fn every_variable_takes_effect() {
             "DRAIN_TIMEOUT=1s 500ms",
         ]
     );
+}
+
+/// Whoever adds a variable decides which of the two it is.
+#[test]
+fn the_fingerprint_is_of_what_all_replicas_share() {
+    let of_one_replica = [
+        "LISTEN_ADDR",
+        "OPS_ADDR",
+        "REPLICA_ID",
+        "WORKER_THREADS",
+        "LOG_FORMAT",
+        "RUST_LOG",
+        "REDIS_URL",
+        "DATABASE_URL",
+        "TRUSTED_PROXIES",
+        "HASH_CONCURRENCY",
+        "HASH_QUEUE",
+        "DRAIN_DELAY",
+        "DRAIN_TIMEOUT",
+    ];
+    let others = VARIABLES.iter().map(|variable| variable.name).filter(|name| !name.starts_with("OTEL_"));
+    let others: Vec<_> =
+        others.filter(|name| !fingerprint::SHARED.contains(name) && *name != "SESSION_SECRET").collect();
+    assert_eq!(others, of_one_replica);
+
+    let base = || vec![("REDIS_URL", REDIS.to_owned()), ("SESSION_SECRET", KEY_A.to_owned())];
+    let fingerprint = |changes: &[(&'static str, &str)]| {
+        let changes = changes.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let environment = base().into_iter().chain(changes).map(|(k, v)| (k.to_owned(), v.into())).collect();
+        Config::from_sources(&Sources { environment, ..Sources::from([("", ""); 0]) }).unwrap().fingerprint()
+    };
+    let usual = fingerprint(&[]);
+    assert!(usual.len() == 8 && usual.bytes().all(|b| b.is_ascii_hexdigit()), "{usual}");
+    for same in [
+        ("REPLICA_ID", "another"),
+        ("LISTEN_ADDR", "127.0.0.1:1"),
+        ("REDIS_URL", "redis://elsewhere"),
+        ("HASH_CONCURRENCY", "7"),
+        ("RUST_LOG", "debug"),
+        // Said otherwise, or said though it is the default.
+        ("SESSION_IDLE_TTL", "1800s"),
+        ("ARGON2_MEMORY", "19456KiB"),
+    ] {
+        assert_eq!(fingerprint(&[same]), usual, "{same:?}");
+    }
+    let mut seen = std::collections::BTreeSet::from([usual]);
+    for other in [
+        ("SESSION_IDLE_TTL", "1799s"),
+        ("SESSION_MAX_AGE", "23h"),
+        ("SESSIONS_PER_USER", "99"),
+        ("COOKIE_SECURE", "false"),
+        ("PASSWORD_MIN_LENGTH", "9"),
+        ("PASSWORD_BLOCKLIST", "off"),
+        ("ARGON2_MEMORY", "20MiB"),
+        ("ARGON2_ITERATIONS", "3"),
+        ("ARGON2_PARALLELISM", "2"),
+        ("LOGIN_FAILURES_PER_ACCOUNT", "11"),
+        ("LOGIN_FAILURES_PER_ADDRESS", "101"),
+        ("REGISTRATIONS_PER_ADDRESS", "1001"),
+        ("LOGIN_FAILURE_WINDOW", "16m"),
+        ("SESSION_SECRET", KEY_B),
+        ("SESSION_SECRET", &format!("{KEY_A},{KEY_B}")),
+        ("SESSION_SECRET", &format!("{KEY_B},{KEY_A}")),
+    ] {
+        assert!(seen.insert(fingerprint(&[other])), "{other:?}");
+    }
+    // Without Redis the secret is a random one.
+    assert_eq!(ok([]).fingerprint(), ok([("SESSION_SECRET", KEY_A)]).fingerprint());
 }
 
 #[test]
@@ -306,6 +389,39 @@ fn session_secret_is_required_with_redis_and_random_without() {
 
     // 32 bytes, not 32 characters, and exactly 32 are enough.
     assert_eq!(exposed(&ok([("SESSION_SECRET", &"é".repeat(16))]))[0].len(), 32);
+}
+
+#[test]
+fn what_opentelemetry_s_variables_may_hold() {
+    for (name, text, expected) in [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", "http://"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:Zq7@host", "'@'"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "not supported by this build"),
+        ("OTEL_TRACES_SAMPLER", "sometimes", "unknown sampler"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1.5", "between 0 and 1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "NaN", "between 0 and 1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1%", "not a number"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c", "entry 2 has no '='"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization: Bearer Zq7", "entry 1 has no '='"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=Zq7%0A", "entry 1 is no HTTP header"),
+    ] {
+        let problem = problem([(name, text)]);
+        assert_eq!(problem.variable, name);
+        assert!(problem.message.contains(expected), "{problem}");
+        assert!(!name.ends_with("HEADERS") || !problem.to_string().contains("Zq7"), "{problem}");
+    }
+    for (sampler, parent_based, ratio) in [
+        ("always_on", false, 1.0),
+        ("always_off", false, 0.0),
+        ("traceidratio", false, 0.25),
+        ("parentbased_always_on", true, 1.0),
+        ("parentbased_always_off", true, 0.0),
+        ("parentbased_traceidratio", true, 0.25),
+    ] {
+        let config = ok([("OTEL_TRACES_SAMPLER", sampler), ("OTEL_TRACES_SAMPLER_ARG", "0.25")]);
+        assert_eq!(config.traces.sampler, TraceSampler { parent_based, ratio });
+        assert_eq!(config.traces.sampler.name(), sampler);
+    }
 }
 
 #[test]
@@ -477,6 +593,10 @@ fn a_variable_may_be_given_as_a_file() {
         assert_eq!(exposed(&config), [bytes.as_bytes()]);
     }
     assert_eq!(ok([("REPLICA_ID_FILE", &file("id", b"pod-1\n"))]).replica_id, "pod-1");
+    let key = file("dated", KEY_A.as_bytes());
+    let changed = fs::metadata(&key).unwrap().modified().unwrap();
+    assert_eq!(ok([("SESSION_SECRET_FILE", &key)]).secret_files, [("SESSION_SECRET", changed)]);
+    assert_eq!(ok([("SESSION_SECRET", KEY_A)]).secret_files, []);
     let by_dotenv = with_dotenv([], &format!("REPLICA_ID_FILE={}\n", file("id", b"pod-2\n"))).unwrap();
     assert_eq!(by_dotenv.replica_id, "pod-2");
 
@@ -598,6 +718,12 @@ proptest! {
         let _ = parse::pause(&text);
         let _ = parse::memory_kib(&text);
         let _ = parse::networks(&text);
+        let _ = parse::collector(&text);
+        let _ = parse::share(&text);
+        let _ = parse::headers(&text);
+        if let Ok(pairs) = parse::pairs(&text) {
+            prop_assert_eq!(parse::pairs(&parse::pairs_text(&pairs)), Ok(pairs));
+        }
         let _ = parse::replica_id(&text);
         let _ = parse::session_secrets(&text);
         let _ = parse::redis_url(&text);

@@ -17,6 +17,7 @@ use tower_service::Service;
 use super::App;
 use super::extract::{Peer, client_address};
 use super::metering::{self, InFlight};
+use crate::telemetry::traces::{RequestFacts, RequestTrace};
 use crate::telemetry::{self, RequestLine};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -70,13 +71,22 @@ where
             path: request.uri().path().to_owned(),
             client_ip: peer.map(|peer| client_address(peer, request.headers(), &self.app.trusted_proxies)),
         });
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        let trace = RequestTrace::begin(&RequestFacts {
+            method: metering::bounded(request.method()),
+            path: request.uri().path(),
+            route: route.as_ref().map(MatchedPath::as_str),
+            request_id: &id,
+            headers: request.headers(),
+        });
         let state = State {
             app: Arc::clone(&self.app),
             begin: Instant::now(),
             id: id.clone(),
             method: request.method().clone(),
-            route: request.extensions().get::<MatchedPath>().cloned(),
+            route,
             logged,
+            trace,
             status: None,
             _in_flight: InFlight::begin(),
         };
@@ -93,6 +103,7 @@ struct State {
     method: Method,
     route: Option<MatchedPath>,
     logged: Option<Logged>,
+    trace: Option<Box<RequestTrace>>,
     status: Option<StatusCode>,
     _in_flight: InFlight,
 }
@@ -116,7 +127,10 @@ impl<F: Future<Output = Result<Response<B>, E>>, B, E> Future for Answer<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = std::task::ready!(this.inner.poll(context))?;
+        let entered = this.state.as_ref().and_then(|state| state.trace.as_deref()).map(RequestTrace::enter);
+        let answer = this.inner.poll(context);
+        drop(entered);
+        let mut response = std::task::ready!(answer)?;
         if let Some(mut state) = this.state.take() {
             state.dress(&mut response);
         }
@@ -146,6 +160,9 @@ impl Drop for State {
         let elapsed = self.begin.elapsed();
         let route = self.route.as_ref().map(MatchedPath::as_str);
         metering::finished(&self.method, route, status, elapsed);
+        if let Some(trace) = &self.trace {
+            trace.answered(status.as_u16());
+        }
         if let Some(Logged { path, client_ip }) = self.logged.take() {
             let line = RequestLine {
                 method: self.method.as_str(),
@@ -154,6 +171,7 @@ impl Drop for State {
                 status: status.as_u16(),
                 duration_ms: elapsed.as_secs_f64() * 1e3,
                 request_id: self.id.to_str().unwrap_or_default(),
+                trace_id: self.trace.as_ref().map(|trace| trace.id()),
                 client_ip,
             };
             telemetry::write_request_line(&self.app.clock, &line);

@@ -15,6 +15,7 @@ use super::error::{self, FieldError, Problem};
 use super::extract::Json;
 use super::sessions::{LoginResponse, signed_in as signed_in_response};
 use crate::auth::{Client, Registration, SignedIn};
+use crate::telemetry::traces::continued;
 
 /// A registration.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -106,7 +107,7 @@ pub async fn password(
     // Goes on if the client leaves: half a change would end the sessions and keep the password.
     let changing = Arc::clone(&app);
     let change = async move { changing.auth.change_password(&signed_in, current, new, &client).await };
-    let opened = tokio::spawn(change).await.map_err(|_| Problem::internal())??;
+    let opened = tokio::spawn(continued(change)).await.map_err(|_| Problem::internal())??;
     Ok(signed_in_response(&app, opened))
 }
 
@@ -139,7 +140,7 @@ pub async fn delete(
     // As for a change of password.
     let deleting = Arc::clone(&app);
     let delete = async move { deleting.auth.delete_account(&signed_in, password, &client).await };
-    tokio::spawn(delete).await.map_err(|_| Problem::internal())??;
+    tokio::spawn(continued(delete)).await.map_err(|_| Problem::internal())??;
     Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, app.cookie.clear())]).into_response())
 }
 

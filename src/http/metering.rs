@@ -22,7 +22,8 @@ thread_local! {
     static SERIES: RefCell<Vec<Series>> = const { RefCell::new(Vec::new()) };
 }
 
-fn in_flight() -> &'static Gauge {
+/// Requests in flight: none before the first, rather than no value.
+pub fn in_flight() -> &'static Gauge {
     static GAUGE: OnceLock<Gauge> = OnceLock::new();
     GAUGE.get_or_init(|| gauge!(HTTP_IN_FLIGHT))
 }
@@ -54,24 +55,33 @@ pub fn finished(method: &Method, route: Option<&str>, status: StatusCode, elapse
         let found = all.iter().position(|series| series.method == method && series.route == route);
         let at = found.unwrap_or_else(|| {
             let seconds = histogram!(HTTP_SECONDS, "method" => method, "route" => route.to_owned());
-            all.push(Series { method, route: route.to_owned(), seconds, by_status: Vec::new() });
+            let mut series = Series { method, route: route.to_owned(), seconds, by_status: Vec::new() };
+            // From 0 on: an objective counts increases, and the first failure must be one.
+            series.counter(StatusCode::SERVICE_UNAVAILABLE);
+            all.push(series);
             all.len() - 1
         });
         let series = &mut all[at];
         series.seconds.record(elapsed);
-        let found = series.by_status.iter().position(|(known, _)| *known == status);
-        let at = found.unwrap_or_else(|| {
-            let (route, code) = (route.to_owned(), status.as_str().to_owned());
-            let counter = counter!(HTTP_REQUESTS, "method" => method, "route" => route, "status" => code);
-            series.by_status.push((status, counter));
-            series.by_status.len() - 1
-        });
-        series.by_status[at].1.increment(1);
+        series.counter(status).increment(1);
     });
 }
 
+impl Series {
+    fn counter(&mut self, status: StatusCode) -> &Counter {
+        let found = self.by_status.iter().position(|(known, _)| *known == status);
+        let at = found.unwrap_or_else(|| {
+            let (method, route, code) = (self.method, self.route.clone(), status.as_str().to_owned());
+            let counter = counter!(HTTP_REQUESTS, "method" => method, "route" => route, "status" => code);
+            self.by_status.push((status, counter));
+            self.by_status.len() - 1
+        });
+        &self.by_status[at].1
+    }
+}
+
 /// Methods are anybody's too.
-fn bounded(method: &Method) -> &'static str {
+pub fn bounded(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
         Method::HEAD => "HEAD",

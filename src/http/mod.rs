@@ -8,6 +8,7 @@ mod error;
 mod extract;
 mod metering;
 pub mod ops;
+pub mod readiness;
 mod sessions;
 
 use std::sync::Arc;
@@ -47,6 +48,7 @@ pub struct App {
 
 /// The public API: every route, and what each request passes on its way, outermost first.
 pub fn router(app: Arc<App>) -> Router {
+    metering::in_flight();
     let (routes, document) = api().split_for_parts();
     routes
         .merge(docs::routes(document))

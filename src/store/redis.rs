@@ -3,6 +3,8 @@
 //! A checkout from deadpool-redis costs an UNWATCH and a PING each time, which would triple the commands of a session
 //! check. A multiplexed connection serves any number of requests at once, so it's checked out once, kept, and given
 //! back only when it has failed.
+mod server;
+
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,9 +15,12 @@ use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisError, Value};
 use secrecy::{ExposeSecret as _, SecretString};
+use tracing::field;
 
+pub use self::server::ServerState;
 use super::StoreError;
-use crate::metrics::REDIS_CONNECTS;
+use crate::metrics::{REDIS_CONNECTED, REDIS_CONNECTS};
+use crate::telemetry::traces;
 
 /// How long a new connection may take, handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
@@ -27,29 +32,32 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(900);
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// A kind of round trip, with its metrics: looked up once, not per request.
-pub struct Operation(LazyLock<(Histogram, Counter)>);
+pub struct Operation {
+    name: &'static str,
+    handles: LazyLock<(Histogram, Counter)>,
+}
 
 impl Operation {
     /// For `static` items, by way of `operation!`.
-    pub const fn new(handles: fn() -> (Histogram, Counter)) -> Self {
-        Self(LazyLock::new(handles))
+    pub const fn new(name: &'static str, handles: fn() -> (Histogram, Counter)) -> Self {
+        Self { name, handles: LazyLock::new(handles) }
     }
 }
 
 impl std::fmt::Debug for Operation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Operation")
+        f.debug_tuple("Operation").field(&self.name).finish()
     }
 }
 
 macro_rules! operation {
     ($name:literal) => {
-        $crate::store::redis::Operation::new(
-            || (
+        $crate::store::redis::Operation::new($name, || {
+            (
                 ::metrics::histogram!($crate::metrics::REDIS_SECONDS, "operation" => $name),
                 ::metrics::counter!($crate::metrics::REDIS_ERRORS, "operation" => $name),
-            ),
-        )
+            )
+        })
     };
 }
 pub(crate) use operation;
@@ -95,6 +103,7 @@ impl RedisHandle {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| StoreError::new(error.to_string()))?;
+        metrics::gauge!(REDIS_CONNECTED).set(0);
         Ok(Self {
             pool,
             lease: RwLock::new(None),
@@ -110,8 +119,15 @@ impl RedisHandle {
     ///
     /// When Redis can't be reached, doesn't answer in time, or refuses one of the commands.
     pub async fn pipeline(&self, operation: &Operation, pipeline: &redis::Pipeline) -> Result<Vec<Value>, StoreError> {
-        self.timed(operation, async |connection: &mut MultiplexedConnection| {
-            connection.send_packed_commands(pipeline, 0, pipeline.len()).await
+        let batch = Some(pipeline.len());
+        self.timed(operation, "PIPELINE", batch, async |connection: &mut MultiplexedConnection| {
+            let replies = connection.send_packed_commands(pipeline, 0, pipeline.len()).await?;
+            // To the client library an error is a reply like others.
+            let refused = replies.iter().find_map(|reply| match reply {
+                Value::ServerError(error) => Some(error.clone()),
+                _ => None,
+            });
+            refused.map_or(Ok(replies), |error| Err(error.into()))
         })
         .await
     }
@@ -126,8 +142,10 @@ impl RedisHandle {
         operation: &Operation,
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, StoreError> {
-        self.timed(operation, async |connection: &mut MultiplexedConnection| script.invoke_async(connection).await)
-            .await
+        self.timed(operation, "EVALSHA", None, async |connection: &mut MultiplexedConnection| {
+            script.invoke_async(connection).await
+        })
+        .await
     }
 
     /// Sends one command.
@@ -140,15 +158,35 @@ impl RedisHandle {
         operation: &Operation,
         command: &redis::Cmd,
     ) -> Result<T, StoreError> {
-        self.timed(operation, async |connection: &mut MultiplexedConnection| command.query_async(connection).await)
-            .await
+        let name = match command.args_iter().next() {
+            Some(redis::Arg::Simple(name)) => std::str::from_utf8(name).unwrap_or_default(),
+            _ => "",
+        };
+        self.timed(operation, name, None, async |connection: &mut MultiplexedConnection| {
+            command.query_async(connection).await
+        })
+        .await
     }
 
     async fn timed<T>(
         &self,
         operation: &Operation,
+        command: &str,
+        batch: Option<usize>,
         run: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
+        // Never a key or a value: they name users and sessions.
+        let span = traces::span!(
+            "redis",
+            otel.name = format!("{command} {}", operation.name),
+            otel.kind = "client",
+            otel.status_code = field::Empty,
+            error.type = field::Empty,
+            db.system.name = "redis",
+            db.operation.name = command,
+            db.operation.batch.size = batch,
+            db.query.summary = operation.name,
+        );
         let begin = Instant::now();
         let result = match self.connection().await {
             Ok((mut connection, generation)) => run(&mut connection).await.map_err(|error| {
@@ -157,10 +195,11 @@ impl RedisHandle {
             }),
             Err(error) => Err(error),
         };
-        let (seconds, errors) = &*operation.0;
+        let (seconds, errors) = &*operation.handles;
         seconds.record(begin.elapsed());
         if result.is_err() {
             errors.increment(1);
+            traces::failed(&span, "redis");
         }
         result
     }
@@ -200,7 +239,11 @@ impl RedisHandle {
             Ok(connection) => {
                 let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
                 let lent = (*connection).clone();
-                *self.lease.write() = Some(Lease { connection, generation });
+                {
+                    let mut lease = self.lease.write();
+                    *lease = Some(Lease { connection, generation });
+                    metrics::gauge!(REDIS_CONNECTED).set(1);
+                }
                 metrics::counter!(REDIS_CONNECTS).increment(1);
                 if self.away.write().take().is_some() || generation > 1 {
                     tracing::info!("redis answers again");
@@ -230,6 +273,7 @@ impl RedisHandle {
         if lease.as_ref().is_some_and(|lease| lease.generation == generation) {
             tracing::warn!(%error, "redis connection given up");
             let failed = lease.take().expect("just seen");
+            metrics::gauge!(REDIS_CONNECTED).set(0);
             // Taken out of the pool: it must not be handed out again.
             drop(deadpool_redis::Connection::take(failed.connection));
         }

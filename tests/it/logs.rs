@@ -113,7 +113,7 @@ async fn metrics_count_what_happened() {
         ("authfleet_logins_total", &[("result", "invalid_credentials")], 1),
         ("authfleet_registrations_total", &[("result", "success")], 1),
         ("authfleet_hash_duration_seconds_count", &[], 3),
-        ("authfleet_build_info", &[("replica", "replica-1")], 1),
+        ("authfleet_build_info", &[("version", env!("CARGO_PKG_VERSION")), ("replica", "replica-1")], 1),
     ] {
         assert_eq!(fleet[0].count(name, labels).await, expected, "{name} {labels:?}");
     }

@@ -110,9 +110,8 @@ async fn last_seen_follows_from_the_time_to_live() {
     fleet.redis.run::<i64>(&["PEXPIRE", &idle.key(), &left]);
     // Asked once more, so that the one who asks was seen later than the login that is compared with.
     assert_eq!(fleet[1].check(&asking).await, 200);
-    let mut meter = fleet.redis.meter();
-    let list = listed(&fleet, 1, &asking).await;
-    let used = meter.used();
+    let mut list = Vec::new();
+    let used = fleet.cost(async || list = listed(&fleet, 1, &asking).await).await;
 
     let entry = |session: &Session| list.iter().find(|entry| entry["session_id"] == session.id).expect("listed");
     let seen = |session: &Session| time(&entry(session)["last_seen_at"]);

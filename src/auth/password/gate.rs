@@ -22,7 +22,11 @@ use tracing::{Span, error, info_span, warn};
 
 use super::stored::{Blocks, ComputeError, Scheme, StoredError};
 use crate::config::HashingConfig;
-use crate::metrics::{HASH_ABANDONED, HASH_QUEUE_SECONDS, HASH_QUEUED, HASH_SECONDS, HASH_SHED};
+use crate::metrics::{
+    HASH_ABANDONED, HASH_QUEUE_LIMIT, HASH_QUEUE_SECONDS, HASH_QUEUED, HASH_RUNNING, HASH_SECONDS, HASH_SHED,
+    HASH_THREADS,
+};
+use crate::telemetry::traces;
 
 /// Argon2's memory goes back to the operating system when it was unused for this long.
 const IDLE: Duration = Duration::from_secs(1);
@@ -105,7 +109,10 @@ impl std::fmt::Debug for State {
 struct Job {
     work: Work,
     queued: Instant,
-    span: Span,
+    /// From admission until a thread takes it.
+    waiting: Span,
+    /// Of the request that asked.
+    request: Span,
 }
 
 enum Work {
@@ -126,6 +133,9 @@ impl HashGate {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let mean = scheme.block_writes() as f64 * SECONDS_PER_BLOCK;
         let state = State { queue: VecDeque::new(), idle: 0, closed: false, spare: Vec::new(), mean };
+        state.report_queued();
+        set(HASH_QUEUE_LIMIT, config.queue);
+        set(HASH_THREADS, concurrency);
         let gate = Self {
             shared: Arc::new(Shared {
                 scheme,
@@ -201,10 +211,8 @@ fn join(threads: Vec<JoinHandle<()>>) {
 
 impl Shared {
     fn admit(&self, work: Work) -> Result<(), HashError> {
-        let span = match &work {
-            Work::Hash { .. } => info_span!("password_hash", operation = "hash"),
-            Work::Verify { .. } => info_span!("password_hash", operation = "verify"),
-        };
+        let waiting = traces::span!("password queue");
+        let request = if traces::is_recorded() { Span::current() } else { Span::none() };
         let mut state = self.state.lock();
         if state.closed {
             return Err(HashError::Closed);
@@ -217,7 +225,7 @@ impl Shared {
             counter!(HASH_SHED).increment(1);
             return Err(HashError::Overloaded { retry_after: state.backlog(self.concurrency) });
         }
-        state.queue.push_back(Job { work, queued: Instant::now(), span });
+        state.queue.push_back(Job { work, queued: Instant::now(), waiting, request });
         state.report_queued();
         drop(state);
         self.wake.notify_one();
@@ -227,13 +235,19 @@ impl Shared {
     /// A thread's life.
     fn work_off(&self) {
         lower_priority();
+        let running = gauge!(HASH_RUNNING);
         let mut done = None;
         while let Some((job, mut blocks)) = self.next(done) {
             let begun = Instant::now();
             histogram!(HASH_QUEUE_SECONDS).record(begun.duration_since(job.queued).as_secs_f64());
-            let Job { work, span, .. } = job;
+            let Job { work, waiting, request, .. } = job;
+            drop(waiting);
+            let working = if request.is_none() { request } else { work.span(&request) };
+            running.increment(1);
             // A panic would cost the fleet a thread for good; the requester sees its end of the channel dropped.
-            let ended = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| self.perform(work, &mut blocks))));
+            let ended = catch_unwind(AssertUnwindSafe(|| self.perform(work, &mut blocks)));
+            running.decrement(1);
+            drop(working);
             if ended.is_err() {
                 error!("a hashing job panicked");
             }
@@ -348,12 +362,23 @@ impl State {
     }
 
     fn report_queued(&self) {
-        #[expect(clippy::cast_precision_loss, reason = "queues are far below 2^52")]
-        gauge!(HASH_QUEUED).set(self.queue.len() as f64);
+        set(HASH_QUEUED, self.queue.len());
     }
 }
 
+fn set(name: &'static str, count: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "queues and threads are far below 2^52")]
+    gauge!(name).set(count as f64);
+}
+
 impl Work {
+    fn span(&self, request: &Span) -> Span {
+        match self {
+            Self::Hash { .. } => info_span!(target: traces::TARGET, parent: request, "password hash"),
+            Self::Verify { .. } => info_span!(target: traces::TARGET, parent: request, "password verify"),
+        }
+    }
+
     fn is_abandoned(&self) -> bool {
         match self {
             Self::Hash { reply, .. } => reply.is_closed(),

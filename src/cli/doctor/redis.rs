@@ -14,7 +14,7 @@ const OLDEST: (u32, u32) = (6, 2);
 /// Every session check waits that long, at least.
 const SLOW_PING: Duration = Duration::from_millis(5);
 /// Nobody reads this process's metrics.
-static UNMEASURED: Operation = Operation::new(|| (metrics::Histogram::noop(), metrics::Counter::noop()));
+static UNMEASURED: Operation = Operation::new("doctor", || (metrics::Histogram::noop(), metrics::Counter::noop()));
 /// The probe's keys end by themselves should their removal fail.
 const PROBE_SECONDS: u32 = 10;
 

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{Created, Limits, NewSession, Session, SessionEntry, SessionKey};
 use crate::auth::token::SessionId;
 use crate::clock::Clock;
+use crate::store::ServerState;
 
 /// Sessions in memory.
 #[derive(Debug)]
@@ -131,6 +132,22 @@ impl MemorySessions {
         let state = self.state.lock();
         let owns = |user: &User| user.sessions.iter().any(|entry| entry.id == session_id && entry.is_alive(now));
         state.users.iter().find(|(_, user)| owns(user)).map(|(id, _)| *id)
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        let now = self.clock.now_ms();
+        let state = self.state.lock();
+        state.users.values().flat_map(|user| &user.sessions).filter(|entry| entry.is_alive(now)).count() as u64
+    }
+
+    #[expect(clippy::unused_self, reason = "the same shape as the Redis store")]
+    pub(super) fn clock_skew(&self) -> Option<f64> {
+        None
+    }
+
+    #[expect(clippy::unused_self, reason = "the same shape as the Redis store")]
+    pub(super) fn server_state(&self) -> Option<ServerState> {
+        None
     }
 
     #[expect(clippy::unused_self, reason = "the same shape as the Redis store")]

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 pub use self::memory::MemorySessions;
 pub use self::redis::RedisSessions;
-use super::StoreError;
+use super::{ServerState, StoreError};
 use crate::auth::token::SessionId;
 
 /// Whose session, and which.
@@ -211,6 +211,33 @@ impl SessionStore {
     /// When the store doesn't answer.
     pub async fn owner(&self, session_id: SessionId) -> Result<Option<Uuid>, StoreError> {
         either!(self.owner(session_id))
+    }
+
+    /// How many sessions live: counted if there are few, else estimated with as much work as for a few.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn count(&self) -> Result<u64, StoreError> {
+        either!(self.count())
+    }
+
+    /// This machine's clock minus the store's, in seconds; `None` if the store has none of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn clock_skew(&self) -> Result<Option<f64>, StoreError> {
+        either!(self.clock_skew())
+    }
+
+    /// What the store's server says of itself; `None` if there is no server.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn server_state(&self) -> Result<Option<ServerState>, StoreError> {
+        either!(self.server_state())
     }
 
     /// Asks the store whether it's there.

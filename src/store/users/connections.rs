@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, SqlitePool};
+use tracing::field;
 
 use super::files::{self, Fate, FileId, Files, Paths};
 use super::{OpenError, UserStoreError, schema};
 use crate::metrics::{SQL_ERRORS, SQL_SECONDS};
+use crate::telemetry::traces;
 
 /// One operation, waiting for a connection included. The contract answers 503 within 2 s.
 const DEADLINE: Duration = Duration::from_millis(1500);
@@ -238,6 +240,19 @@ impl Database {
         .await
     }
 
+    /// Where the database is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The pools of the writer and of the readers, while there are any.
+    pub(super) fn pools(&self) -> Option<[SqlitePool; 2]> {
+        match &*self.state.lock() {
+            State::Open(opened) | State::Closing(opened) => Some([opened.writer.clone(), opened.readers.clone()]),
+            State::Closed => None,
+        }
+    }
+
     /// Connections to the file that is at the path now.
     async fn current(&self) -> Result<Arc<Opened>, OpenError> {
         if let Some(opened) = self.usable()? {
@@ -335,12 +350,25 @@ async fn observed<T>(
     operation: &'static str,
     work: impl Future<Output = Result<T, UserStoreError>>,
 ) -> Result<T, UserStoreError> {
+    let span = traces::span!(
+        "sql",
+        otel.name = format!("{operation} users"),
+        otel.kind = "client",
+        otel.status_code = field::Empty,
+        error.type = field::Empty,
+        db.system.name = "sqlite",
+        db.collection.name = "users",
+        db.query.summary = operation,
+    );
     let started = Instant::now();
     let result =
         tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|late| Err(UserStoreError::unavailable(late)));
     metrics::histogram!(SQL_SECONDS, "operation" => operation).record(started.elapsed());
+    // Made by the first success, so that the first failure is an increase.
+    let errors = metrics::counter!(SQL_ERRORS, "operation" => operation);
     if matches!(result, Err(UserStoreError::Unavailable(_))) {
-        metrics::counter!(SQL_ERRORS, "operation" => operation).increment(1);
+        errors.increment(1);
+        traces::failed(&span, "unavailable");
     }
     result
 }

@@ -7,6 +7,7 @@ mod schema;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::error::Error;
 use std::fmt;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 
 pub use self::schema::{MigrationReport, migrate};
 pub use self::survey::{Survey, survey};
+pub use self::usage::{Connections, Usage};
 use crate::clock::Clock;
 
 /// Most code points in a username that is made from an e-mail address, number included.

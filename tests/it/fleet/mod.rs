@@ -16,6 +16,8 @@
 //! Hashing is weakened so that tests are quick, and limits per address are out of the way, because all clients have
 //! the same one. Everything else is as shipped: Redis runs with `deploy/redis/redis.conf`.
 mod client;
+mod collector;
+mod demo;
 mod process;
 mod redis;
 mod replica;
@@ -29,6 +31,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Row as _};
 
 pub use self::client::{Answer, Call, PASSWORD, Session};
+pub use self::collector::{Collector, Span};
+pub use self::demo::Demo;
 pub use self::process::{Finished, authfleet};
 pub use self::redis::Redis;
 pub use self::replica::Replica;

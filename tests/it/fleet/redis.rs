@@ -9,8 +9,8 @@ use redis::{Connection, FromRedisValue};
 use rustix::process::Signal;
 use tokio::net::TcpSocket;
 
-use super::PATIENTLY;
 use super::process::{Process, hold};
+use super::{Fleet, PATIENTLY};
 
 /// `redis-server`, on a socket in the fleet's directory or on a free port.
 pub struct Redis {
@@ -107,6 +107,33 @@ impl Redis {
         meter.read();
         meter.before = meter.read();
         meter
+    }
+}
+
+impl Fleet {
+    /// What `work` costs Redis. Every few seconds a replica asks Redis how it is, for its metrics; when that fell into
+    /// the work, it's done and measured again.
+    pub async fn cost(&self, mut work: impl AsyncFnMut()) -> Usage {
+        let looks = async || {
+            let mut trips = 0;
+            for replica in self.replicas() {
+                for operation in ["ping", "time", "info", "count"] {
+                    let labels = [("operation", operation)];
+                    trips += replica.count("authfleet_redis_duration_seconds_count", &labels).await;
+                }
+            }
+            trips
+        };
+        for _ in 0..20 {
+            let before = looks().await;
+            let mut meter = self.redis.meter();
+            work().await;
+            let used = meter.used();
+            if looks().await == before {
+                return used;
+            }
+        }
+        panic!("replicas look at Redis all the time");
     }
 }
 

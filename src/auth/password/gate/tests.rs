@@ -246,7 +246,7 @@ fn retry_after_is_the_time_of_the_backlog() {
     assert_eq!(state.backlog(2), Duration::from_secs(4), "what is under way");
     for _ in 0..6 {
         let work = Work::Hash { password: PASSWORD.into(), reply: oneshot::channel().0 };
-        state.queue.push_back(Job { work, queued: Instant::now(), span: Span::none() });
+        state.queue.push_back(Job { work, queued: Instant::now(), waiting: Span::none(), request: Span::none() });
     }
     assert_eq!(state.backlog(2), Duration::from_secs(13), "(6 + 2) / 2 * 3.2 s");
     state.mean = 0.02;

@@ -1,0 +1,83 @@
+//! Whether this replica should get requests: what `/readyz` answers and what the metrics say.
+use std::fmt::Display;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::error::Elapsed;
+
+use super::App;
+
+/// A dependency that takes longer than this isn't ready.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(1800);
+
+/// Whether this replica should get requests, and why not.
+#[derive(Debug, Serialize)]
+pub struct Readiness {
+    status: &'static str,
+    replica: String,
+    version: &'static str,
+    draining: bool,
+    /// The session store.
+    pub sessions: Part,
+    /// The users' database.
+    pub users: Part,
+}
+
+/// A part that requests depend on.
+#[derive(Debug, Serialize)]
+pub struct Part {
+    store: &'static str,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'static str>,
+}
+
+impl Readiness {
+    /// Asks all parts, at the same time.
+    pub async fn of(app: &App) -> Self {
+        let auth = &app.auth;
+        let (sessions, users) = tokio::join!(
+            tokio::time::timeout(CHECK_TIMEOUT, auth.sessions.ping()),
+            tokio::time::timeout(CHECK_TIMEOUT, auth.users.ping()),
+        );
+        let in_memory = auth.sessions.kind() == "memory";
+        let mut readiness = Self {
+            status: "not ready",
+            replica: auth.replica.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            draining: app.drain.is_cancelled(),
+            sessions: Part {
+                note: in_memory.then_some("one replica only: other replicas don't know these sessions; set REDIS_URL"),
+                ..Part::new(auth.sessions.kind(), sessions)
+            },
+            users: Part::new("sqlite", users),
+        };
+        if readiness.is_ready() {
+            readiness.status = "ready";
+        }
+        readiness
+    }
+
+    /// Whether all is well.
+    pub fn is_ready(&self) -> bool {
+        !self.draining && self.sessions.is_ready() && self.users.is_ready()
+    }
+}
+
+impl Part {
+    fn new<E: Display>(store: &'static str, outcome: Result<Result<(), E>, Elapsed>) -> Self {
+        let error = match outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {} ms", CHECK_TIMEOUT.as_millis())),
+        };
+        Self { store, status: if error.is_none() { "ok" } else { "failing" }, error, note: None }
+    }
+
+    /// Whether it answers.
+    pub fn is_ready(&self) -> bool {
+        self.error.is_none()
+    }
+}

@@ -1,0 +1,100 @@
+//! What Redis says of itself.
+use std::collections::HashMap;
+
+use redis::cmd;
+
+use super::{Operation, RedisHandle, operation};
+use crate::clock::Clock;
+use crate::store::StoreError;
+
+static INFO_TRIP: Operation = operation!("info");
+static TIME_TRIP: Operation = operation!("time");
+
+/// What a server says of itself. Managed ones leave some of it out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerState {
+    /// Bytes in use.
+    pub memory: Option<u64>,
+    /// `maxmemory`; 0 for no limit.
+    pub memory_limit: Option<u64>,
+    /// Keys evicted since the server started.
+    pub evicted_keys: Option<u64>,
+    /// Whether the last writes to its disk went well: the append-only file, its last rewrite, the last snapshot.
+    pub is_persistence_ok: Option<bool>,
+}
+
+impl RedisHandle {
+    /// `clock` minus Redis's clock in seconds. Off by half a round trip at most.
+    ///
+    /// # Errors
+    ///
+    /// As [`RedisHandle::pipeline`].
+    pub async fn clock_skew(&self, clock: &Clock) -> Result<f64, StoreError> {
+        let before = clock.now_us();
+        let (seconds, microseconds): (i64, i64) = self.command(&TIME_TRIP, &cmd("TIME")).await?;
+        let after = clock.now_us();
+        // Somewhere in between it answered.
+        let skew = i64::midpoint(before, after) - (seconds * 1_000_000 + microseconds);
+        #[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
+        Ok(skew as f64 / 1e6)
+    }
+
+    /// `INFO`, as much of it as is needed.
+    ///
+    /// # Errors
+    ///
+    /// As [`RedisHandle::pipeline`].
+    pub async fn server_state(&self) -> Result<ServerState, StoreError> {
+        let mut sections = redis::Pipeline::with_capacity(3);
+        // One by one: several at once are understood since Redis 7.
+        for section in ["memory", "stats", "persistence"] {
+            sections.cmd("INFO").arg(section);
+        }
+        let mut text = String::new();
+        for section in self.pipeline(&INFO_TRIP, &sections).await? {
+            text.push_str(&redis::from_redis_value::<String>(section).map_err(redis::RedisError::from)?);
+        }
+        Ok(ServerState::read(&text))
+    }
+}
+
+impl ServerState {
+    fn read(info: &str) -> Self {
+        let fields: HashMap<_, _> = info.lines().filter_map(|line| line.split_once(':')).collect();
+        let number = |name| fields.get(name).and_then(|value| value.parse().ok());
+        let statuses = ["aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"];
+        let mut statuses = statuses.iter().filter_map(|name| fields.get(name)).peekable();
+        Self {
+            memory: number("used_memory"),
+            memory_limit: number("maxmemory"),
+            evicted_keys: number("evicted_keys"),
+            is_persistence_ok: statuses.peek().is_some().then(|| statuses.all(|status| *status == "ok")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ServerState;
+
+    const ALL_WELL: &str = "# Memory\r\nused_memory:1048576\r\nused_memory_human:1.00M\r\nmaxmemory:0\r\n# Stats\r\n\
+                            evicted_keys:3\r\n# Persistence\r\nrdb_last_bgsave_status:ok\r\naof_enabled:1\r\n\
+                            aof_last_bgrewrite_status:ok\r\naof_last_write_status:ok\r\n";
+
+    #[test]
+    fn info_is_read_as_far_as_it_goes() {
+        let all_well = ServerState {
+            memory: Some(1 << 20),
+            memory_limit: Some(0),
+            evicted_keys: Some(3),
+            is_persistence_ok: Some(true),
+        };
+        assert_eq!(ServerState::read(ALL_WELL), all_well);
+        for status in ["rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status"] {
+            let info = ALL_WELL.replace(&format!("{status}:ok"), &format!("{status}:err"));
+            let expected = ServerState { is_persistence_ok: Some(false), ..all_well };
+            assert_eq!(ServerState::read(&info), expected, "{status}");
+        }
+        assert_eq!(ServerState::read(""), ServerState::default());
+    }
+}

@@ -1,0 +1,389 @@
+//! Traces: which requests are traced, their spans, and the way to the collector.
+//!
+//! Whether a request is traced is decided when it begins. One that isn't makes no span at all, neither for itself nor
+//! for what it does: with tracing off, or 1 % on, the others pay for a look at a header.
+//!
+//! Span names and attributes follow OpenTelemetry's semantic conventions for HTTP servers and database clients.
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::OnceLock;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue};
+use metrics::{Counter, counter};
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
+use opentelemetry::trace::{SpanId, SpanKind, TraceContextExt as _, TraceId, TracerProvider as _};
+use opentelemetry::{Context as OtelContext, KeyValue};
+use opentelemetry_otlp::{Protocol, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{
+    BatchSpanProcessor, IdGenerator, RandomIdGenerator, Sampler, SamplingDecision, SdkTracer, SdkTracerProvider,
+    ShouldSample, SpanData, SpanExporter,
+};
+use parking_lot::Mutex;
+use secrecy::ExposeSecret as _;
+use tracing::{Span, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::config::{TraceSampler, TracesConfig};
+use crate::metrics::TRACE_SPANS;
+
+/// The target of every span of ours; what else makes spans isn't exported.
+pub const TARGET: &str = "authfleet::trace";
+/// What a collector may take for one batch. A dead one holds up nothing but the thread that sends.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the last spans may take at the end of the process: less than orchestrators allow beyond the drain.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+
+static TRACING: OnceLock<Tracing> = OnceLock::new();
+
+thread_local! {
+    /// What this thread works for now.
+    static CURRENT: Cell<Current> = const { Cell::new(Current { trace_id: TraceId::INVALID, is_recorded: false }) };
+    /// The id of the trace that is about to begin on this thread.
+    static NEXT: Cell<TraceId> = const { Cell::new(TraceId::INVALID) };
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Current {
+    trace_id: TraceId,
+    is_recorded: bool,
+}
+
+#[derive(Debug)]
+struct Tracing {
+    provider: SdkTracerProvider,
+    sampler: Sampler,
+}
+
+/// A span of ours under the current one, if the request is traced; else nothing.
+macro_rules! span {
+    ($($fields:tt)+) => {
+        if $crate::telemetry::traces::is_recorded() {
+            ::tracing::info_span!(target: $crate::telemetry::traces::TARGET, $($fields)+)
+        } else {
+            ::tracing::Span::none()
+        }
+    };
+}
+pub(crate) use span;
+
+/// Begins to send traces. The tracer is for the subscriber's layer.
+///
+/// # Errors
+///
+/// When the exporter can't be made, for want of root certificates or threads.
+pub(super) fn start(config: &TracesConfig, endpoint: &str, replica: &str) -> io::Result<SdkTracer> {
+    let headers: HashMap<String, String> =
+        config.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_http()
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(format!("{endpoint}/v1/traces"))
+        .with_timeout(EXPORT_TIMEOUT)
+        .with_headers(headers)
+        .build()
+        .map_err(io::Error::other)?;
+    let own = [
+        KeyValue::new("service.name", config.service_name.clone()),
+        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.instance.id", replica.to_owned()),
+    ];
+    let given = config.resource_attributes.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    let provider = SdkTracerProvider::builder()
+        .with_span_processor(BatchSpanProcessor::builder(Watched::new(exporter, endpoint)).build())
+        // The choice is made before a span is, see `RequestTrace::begin`.
+        .with_sampler(Sampler::AlwaysOn)
+        .with_id_generator(Ids(RandomIdGenerator::default()))
+        .with_resource(Resource::builder_empty().with_attributes(given).with_attributes(own).build())
+        .build();
+    let tracer = provider.tracer("authfleet");
+    TRACING.set(Tracing { provider, sampler: sampler(config.sampler) }).expect("tracing starts once");
+    Ok(tracer)
+}
+
+/// Turns our spans, and nothing else, into OpenTelemetry's.
+pub(super) fn layer<S>(tracer: SdkTracer) -> impl Layer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_level(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_filter(filter_fn(|metadata| metadata.is_span() && metadata.target() == TARGET))
+}
+
+fn sampler(TraceSampler { parent_based, ratio }: TraceSampler) -> Sampler {
+    let own = Sampler::TraceIdRatioBased(ratio);
+    if parent_based { Sampler::ParentBased(Box::new(own)) } else { own }
+}
+
+/// Sends what is left, and nothing afterwards.
+pub(super) fn stop() {
+    if let Some(tracing) = TRACING.get()
+        && let Err(error) = tracing.provider.shutdown_with_timeout(FLUSH_TIMEOUT)
+    {
+        tracing::warn!(%error, "the last traces were not sent");
+    }
+}
+
+/// Whether what this thread does now belongs to a request that is traced.
+pub fn is_recorded() -> bool {
+    CURRENT.get().is_recorded
+}
+
+/// The trace that this thread works for now, whether it is recorded here or only by the caller.
+pub fn current_id() -> Option<TraceId> {
+    Some(CURRENT.get().trace_id).filter(|id| *id != TraceId::INVALID)
+}
+
+/// What a request's spans need to know of it.
+#[derive(Debug)]
+pub struct RequestFacts<'a> {
+    /// The method, or `other`.
+    pub method: &'static str,
+    /// The path without its query.
+    pub path: &'a str,
+    /// The route that matched.
+    pub route: Option<&'a str>,
+    /// See `X-Request-Id`.
+    pub request_id: &'a HeaderValue,
+    /// All headers.
+    pub headers: &'a HeaderMap,
+}
+
+/// A request's place in a trace: its span if it's recorded here, or only the caller's trace id.
+#[derive(Debug)]
+pub struct RequestTrace {
+    span: Span,
+    current: Current,
+}
+
+impl RequestTrace {
+    /// Decides whether the request is traced and begins its span. Nothing if there is no trace at all.
+    pub fn begin(request: &RequestFacts<'_>) -> Option<Box<Self>> {
+        let tracing = TRACING.get();
+        let parent = request.headers.contains_key("traceparent").then(|| parent_of(request.headers));
+        let parent = parent.filter(|parent| parent.span().span_context().is_valid());
+        let trace_id = match (&parent, tracing) {
+            (None, None) => return None,
+            (Some(parent), _) => parent.span().span_context().trace_id(),
+            (None, Some(_)) => trace_id_of(request.request_id),
+        };
+        let is_sampled = |tracing: &Tracing| {
+            let result = tracing.sampler.should_sample(parent.as_ref(), trace_id, "", &SpanKind::Server, &[], &[]);
+            result.decision == SamplingDecision::RecordAndSample
+        };
+        if !tracing.is_some_and(is_sampled) {
+            let current = Current { trace_id, is_recorded: false };
+            return parent.map(|_| Box::new(Self { span: Span::none(), current }));
+        }
+        let RequestFacts { method, path, route, request_id, .. } = *request;
+        let verb = if method == "other" { "HTTP" } else { method };
+        let name = route.map_or_else(|| verb.to_owned(), |route| format!("{verb} {route}"));
+        let span = tracing::info_span!(
+            target: TARGET,
+            parent: None,
+            "request",
+            otel.name = name,
+            otel.kind = "server",
+            otel.status_code = tracing::field::Empty,
+            error.type = tracing::field::Empty,
+            http.request.method = if method == "other" { "_OTHER" } else { method },
+            http.route = route,
+            http.response.status_code = tracing::field::Empty,
+            url.path = path,
+            url.scheme = "http",
+            "http.request.header.x-request-id" = request_id.to_str().ok(),
+        );
+        if let Some(parent) = parent {
+            drop(span.set_parent(parent));
+        }
+        NEXT.set(trace_id);
+        // Starts it, and so takes the id.
+        let trace_id = span.context().span().span_context().trace_id();
+        NEXT.set(TraceId::INVALID);
+        Some(Box::new(Self { span, current: Current { trace_id, is_recorded: true } }))
+    }
+
+    /// As long as the guard lives, what this thread does belongs to the request.
+    pub fn enter(&self) -> Entered<'_> {
+        Entered { _span: self.span.enter(), before: CURRENT.replace(self.current) }
+    }
+
+    /// The trace's id, of 32 hexadecimal digits.
+    pub fn id(&self) -> String {
+        self.current.trace_id.to_string()
+    }
+
+    /// Says how the request was answered; the span ends when this is dropped.
+    pub fn answered(&self, status: u16) {
+        self.span.record("http.response.status_code", status);
+        // 4xx are the client's errors, not the server's.
+        if status >= 500 {
+            self.span.record("otel.status_code", "ERROR");
+            self.span.record("error.type", status.to_string());
+        }
+    }
+}
+
+/// See [`RequestTrace::enter`].
+#[derive(Debug)]
+pub struct Entered<'a> {
+    _span: tracing::span::Entered<'a>,
+    before: Current,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        CURRENT.set(self.before);
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// Work that belongs to the request that began it, on whatever thread it goes on.
+    pub struct Continued<F> {
+        #[pin]
+        work: F,
+        span: Span,
+        current: Current,
+    }
+}
+
+/// For work that outlives its request or is handed to another task.
+pub fn continued<F: Future>(work: F) -> Continued<F> {
+    Continued { work, span: Span::current(), current: CURRENT.get() }
+}
+
+impl<F: Future> Future for Continued<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _entered = Entered { _span: this.span.enter(), before: CURRENT.replace(*this.current) };
+        this.work.poll(context)
+    }
+}
+
+/// Marks a span as failed.
+pub fn failed(span: &Span, error: &str) {
+    span.record("otel.status_code", "ERROR");
+    span.record("error.type", error);
+}
+
+/// The caller's context, of no use if it isn't valid.
+fn parent_of(headers: &HeaderMap) -> OtelContext {
+    TraceContextPropagator::new().extract_with_context(&OtelContext::new(), &Headers(headers))
+}
+
+/// nginx's request id is 128 random bits: as the trace's id it leads from nginx's log to the trace. Others are random.
+fn trace_id_of(request_id: &HeaderValue) -> TraceId {
+    let digits = request_id.to_str().ok().filter(|text| text.len() == 32);
+    let id = digits.and_then(|digits| TraceId::from_hex(digits).ok()).filter(|id| *id != TraceId::INVALID);
+    id.unwrap_or_else(|| TraceId::from(fastrand::u128(1..)))
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+/// Random ids, but for the trace whose id was chosen already.
+#[derive(Debug)]
+struct Ids(RandomIdGenerator);
+
+impl IdGenerator for Ids {
+    fn new_trace_id(&self) -> TraceId {
+        match NEXT.get() {
+            TraceId::INVALID => self.0.new_trace_id(),
+            chosen => chosen,
+        }
+    }
+
+    fn new_span_id(&self) -> SpanId {
+        self.0.new_span_id()
+    }
+}
+
+/// An exporter whose failures are counted, and said once: when they begin and when they end.
+#[derive(Debug)]
+struct Watched<E> {
+    exporter: E,
+    endpoint: String,
+    is_failing: Mutex<bool>,
+    exported: Counter,
+    failed: Counter,
+}
+
+impl<E> Watched<E> {
+    fn new(exporter: E, endpoint: &str) -> Self {
+        Self {
+            exporter,
+            endpoint: endpoint.to_owned(),
+            is_failing: Mutex::default(),
+            exported: counter!(TRACE_SPANS, "result" => "exported"),
+            failed: counter!(TRACE_SPANS, "result" => "failed"),
+        }
+    }
+
+    fn judge(&self, spans: u64, result: &OTelSdkResult) {
+        let was_failing = std::mem::replace(&mut *self.is_failing.lock(), result.is_err());
+        let endpoint = &self.endpoint;
+        match result {
+            Ok(()) => {
+                self.exported.increment(spans);
+                if was_failing {
+                    tracing::info!(endpoint, "traces are taken again");
+                }
+            }
+            Err(error) => {
+                self.failed.increment(spans);
+                if !was_failing {
+                    tracing::warn!(%error, endpoint, "the collector takes no traces; requests are answered as ever");
+                }
+            }
+        }
+    }
+}
+
+impl<E: SpanExporter> SpanExporter for Watched<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len() as u64;
+        let result = self.exporter.export(batch).await;
+        self.judge(spans, &result);
+        // Said and counted: the processor would log each failed batch.
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}

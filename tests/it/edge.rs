@@ -1,0 +1,142 @@
+//! What nginx itself does for the fleet: its own answers, limits, headers, what it hides and what it logs.
+use std::net::TcpListener;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fleet::{Answer, Demo, PASSWORD, PATIENTLY, within};
+
+/// An answer of nginx's own: a problem like any other of the contract.
+#[track_caller]
+fn own_problem(answer: Answer, status: u16, code: &str) {
+    let answer = answer.expect_problem(status, code);
+    assert_eq!((answer.header("x-served-by"), answer.header("cache-control")), (Some("nginx"), Some("no-store")));
+    secured(&answer);
+}
+
+#[track_caller]
+fn secured(answer: &Answer) {
+    for (name, value) in [("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer")] {
+        assert_eq!(answer.header(name), Some(value), "{name} of {:?}", answer.headers);
+        assert_eq!(answer.headers.get_all(name).iter().count(), 1, "{name} once");
+    }
+    let policy = answer.header("content-security-policy").expect("a policy");
+    assert!(policy.starts_with("default-src '") && policy.contains("frame-ancestors 'none'"), "{policy}");
+    assert_eq!(answer.header("strict-transport-security"), None, "never over plain http");
+    assert_eq!(answer.header("server"), Some("nginx"), "without its version");
+}
+
+#[tokio::test]
+async fn what_is_too_large_or_hidden_never_reaches_a_replica() {
+    let demo = Demo::start(1, &[]);
+    let large = json!({ "email": "ada@example.org", "password": "x".repeat(17 * 1024) });
+    own_problem(demo.call("POST", "/auth/login").json(&large).send().await, 413, "body_too_large");
+    let long = format!("/{}", "x".repeat(9 * 1024));
+    own_problem(demo.call("GET", &long).send().await, 414, "uri_too_long");
+    let heavy = demo.call("GET", "/profile").header("x-heavy", &"x".repeat(9 * 1024));
+    own_problem(heavy.send().await, 431, "headers_too_large");
+    for path in ["/metrics", "/livez", "/readyz", "/ops", "/ops/metrics", "//metrics", "/x/../readyz", "/%6detrics"] {
+        own_problem(demo.call("GET", path).send().await, 404, "not_found");
+    }
+    for method in ["TRACE", "CONNECT"] {
+        let answer = demo.call(method, "/").send().await;
+        assert!((400..500).contains(&answer.status), "{method}: {}", answer.status);
+    }
+
+    let seen = demo.log("replica-1");
+    assert!(!seen.contains("x-heavy") && !seen.contains("metrics") && !seen.contains("/auth/login"), "{seen}");
+}
+
+#[tokio::test]
+async fn answers_of_replicas_pass_with_security_headers() {
+    let demo = Demo::start(1, &[]);
+    let forged = demo.call("GET", "/profile?token=in-the-query").header("x-request-id", "from-a-client");
+    let refused = forged.header("x-forwarded-for", "203.0.113.9").send().await.expect_problem(401, "session_invalid");
+    secured(&refused);
+    assert_eq!(refused.header("x-served-by"), Some("replica-1"));
+    secured(&demo.call("GET", "/openapi.json").send().await.expect(200));
+    let docs = demo.call("GET", "/docs/").send().await.expect(200);
+    assert!(docs.header("content-security-policy").is_some_and(|policy| policy.contains("style-src 'self'")));
+
+    // Made by nginx, whatever the client sends; the same in both logs.
+    let id = refused.header("x-request-id").expect("an id").to_owned();
+    assert!(id.len() == 32 && id != "from-a-client", "{id}");
+    let line = |log: &str| {
+        let lines = demo.log(log);
+        let parsed = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        parsed.into_iter().find(|line| line["request_id"] == *id)
+    };
+    within(PATIENTLY, "both lines", async || line("access").is_some() && line("replica-1").is_some()).await;
+    let (edge, replica) = (line("access").expect("above"), line("replica-1").expect("above"));
+    assert_eq!((&edge["path"], &edge["status"]), (&"/profile".into(), &401.into()), "without the query: {edge}");
+    assert_eq!((&edge["replica"], &edge["client"]), (&"replica-1".into(), &"127.0.0.1".into()), "{edge}");
+    assert_eq!(replica["client_ip"], "127.0.0.1", "no client chooses its address: {replica}");
+}
+
+#[tokio::test]
+async fn a_flood_of_logins_from_one_address_is_limited_and_checks_are_not() {
+    let demo = Demo::start(1, &[]);
+    let wrong = json!({ "email": "nobody@example.org", "password": PASSWORD });
+    let mut answers = Vec::new();
+    for _ in 0..80 {
+        answers.push(tokio::spawn(demo.call("POST", "/auth/login").json(&wrong).send()));
+    }
+    let mut limited = Vec::new();
+    for answer in answers {
+        let answer = answer.await.expect("an answer");
+        if answer.header("x-served-by") == Some("nginx") {
+            limited.push(answer);
+        }
+    }
+    // 40 at once and 10 a second pass.
+    assert!((1..=40).contains(&limited.len()), "{} of 80 limited", limited.len());
+    for answer in limited {
+        own_problem(answer, 429, "throttled");
+    }
+    for _ in 0..80 {
+        demo.call("GET", "/profile").send().await.expect_problem(401, "session_invalid");
+    }
+}
+
+#[tokio::test]
+async fn without_any_replica_nginx_answers_503_and_serves_again_when_one_is_back() {
+    let demo = Demo::start(1, &[]);
+    demo.part("kill", "replica-1");
+    own_problem(demo.call("GET", "/profile").send().await, 503, "upstream_unavailable");
+    own_problem(demo.call("POST", "/auth/logout").send().await, 503, "upstream_unavailable");
+    demo.part("start", "replica-1");
+    let serves = async || demo.call("GET", "/profile").send().await.status == 401;
+    within(PATIENTLY, "nginx passes requests on again", serves).await;
+}
+
+#[tokio::test]
+async fn a_client_that_dawdles_holds_nobody_up() {
+    let demo = Demo::start(1, &[]);
+    let mut slow = Vec::new();
+    for _ in 0..50 {
+        let stream = tokio::net::TcpStream::connect(demo.address()).await.expect("a connection");
+        stream.try_write(b"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").expect("sent");
+        slow.push(stream);
+    }
+    for _ in 0..20 {
+        let answer = demo.call("GET", "/profile").send().await.expect(401);
+        assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
+    }
+}
+
+#[test]
+fn a_taken_port_is_named_before_anything_starts() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    for (variable, what) in [("AUTHFLEET_HTTP_PORT", "nginx"), ("AUTHFLEET_REDIS_PORT", "Redis")] {
+        let done = Demo::try_start(&[(variable, port.clone())]);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{said}");
+        let expected = format!("port {port} is taken: end what listens there, or set {variable} (for {what})");
+        assert!(said.contains("nothing was started") && said.contains(&expected), "{said}");
+        assert!(done.stdout.is_empty(), "{}", String::from_utf8_lossy(&done.stdout));
+    }
+    let done = Demo::try_start(&[("AUTHFLEET_HTTP_PORT", "http".to_owned())]);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(!done.status.success() && said.contains("AUTHFLEET_HTTP_PORT=http is not a usable port"), "{said}");
+}

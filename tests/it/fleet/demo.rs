@@ -1,0 +1,91 @@
+//! The fleet of `make demo` with the binary under test: nginx, Redis and replicas as they ship, on free ports.
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::client::{Call, http};
+
+/// Ends when dropped.
+pub struct Demo {
+    directory: tempfile::TempDir,
+    url: String,
+    http: reqwest::Client,
+}
+
+impl Demo {
+    /// Starts it, with these variables for the replicas.
+    pub fn start(replicas: usize, variables: &[(&str, &str)]) -> Self {
+        let directory = tempfile::Builder::new().prefix("demo-").tempdir().expect("a temporary directory");
+        let mut up = script(directory.path(), "up");
+        // From here on, whatever fails ends what was started.
+        let mut demo = Self { directory, url: String::new(), http: http() };
+        up.args(["--json", "--auto-ports", "--replicas", &replicas.to_string()]);
+        up.args(variables.iter().map(|(name, value)| format!("--env={name}={value}")));
+        let done = run(&mut up);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let addresses: Value = serde_json::from_slice(&done.stdout).expect("JSON");
+        addresses["nginx"].as_str().expect("nginx's address").clone_into(&mut demo.url);
+        demo
+    }
+
+    /// Tries to start it on the ports that `environment` names.
+    pub fn try_start(environment: &[(&str, String)]) -> Output {
+        let directory = tempfile::Builder::new().prefix("demo-").tempdir().expect("a temporary directory");
+        let done = run(script(directory.path(), "up").envs(environment.iter().cloned()));
+        if done.status.success() {
+            run(&mut script(directory.path(), "down"));
+        }
+        done
+    }
+
+    /// What `fleet.py` can do with a part: `kill`, `start` and so on.
+    pub fn part(&self, command: &str, part: &str) {
+        let done = run(script(self.directory.path(), command).arg(part));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Host and port of nginx.
+    pub fn address(&self) -> &str {
+        self.url.strip_prefix("http://").expect("an http URL")
+    }
+
+    /// A request to nginx.
+    pub fn call(&self, method: &str, path: &str) -> Call {
+        let method = method.parse().expect("a method");
+        Call::new(self.http.request(method, format!("{}{path}", self.url)))
+    }
+
+    /// A log, by its name without `.log`: a part's, or `access`.
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.log_path(name)).expect("a log")
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.directory.path().join("log").join(format!("{name}.log"))
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let down = run(&mut script(self.directory.path(), "down"));
+        if std::thread::panicking() {
+            eprintln!("--- nginx ---\n{}", std::fs::read_to_string(self.log_path("nginx")).unwrap_or_default());
+        } else {
+            assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
+        }
+    }
+}
+
+fn script(directory: &Path, command: &str) -> Command {
+    let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/local/fleet.py"));
+    script.arg(command).arg("--dir").arg(directory);
+    if command == "up" {
+        script.args(["--binary", env!("CARGO_BIN_EXE_authfleet")]);
+    }
+    script
+}
+
+fn run(script: &mut Command) -> Output {
+    script.output().expect("python3 must be installed")
+}

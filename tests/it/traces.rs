@@ -1,0 +1,242 @@
+//! Traces: a real collector gets a request's tree, and a dead one costs nothing but a warning.
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::fleet::{Builder, Collector, Demo, Fleet, PASSWORD, PATIENTLY, Session, Span, within};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
+const SERVER: i32 = 2;
+const CLIENT: i32 = 3;
+const ERROR: i32 = 2;
+
+fn traced(collector: &Collector) -> Builder {
+    // Spans are sent at once rather than after 5 s.
+    Fleet::builder().env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint()).env("OTEL_BSP_SCHEDULE_DELAY", "50")
+}
+
+fn traceparent(flags: &str) -> String {
+    format!("00-{TRACE}-{CALLER}-{flags}")
+}
+
+/// Waits for a span of this name, and gives its trace.
+async fn trace_with(collector: &Collector, trace_id: &str, name: &str) -> Vec<Span> {
+    let is_there = async || collector.trace(trace_id).iter().any(|span| span.name == name);
+    within(PATIENTLY, &format!("{name} in {trace_id}"), is_there).await;
+    collector.trace(trace_id)
+}
+
+fn one<'a>(spans: &'a [Span], name: &str) -> &'a Span {
+    let found: Vec<_> = spans.iter().filter(|span| span.name == name).collect();
+    assert_eq!(found.len(), 1, "{name}: {spans:#?}");
+    found[0]
+}
+
+fn names_below<'a>(spans: &'a [Span], parent: &Span) -> BTreeSet<&'a str> {
+    let below: Vec<_> = spans.iter().filter(|span| span.parent == parent.id).collect();
+    for span in &below {
+        assert!(parent.begin <= span.begin && span.end >= span.begin, "{span:#?} in {parent:#?}");
+        assert_eq!(span.replica(), parent.replica());
+    }
+    below.iter().map(|span| span.name.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_login_and_its_check_are_one_tree_over_nginx_and_two_replicas() {
+    let collector = Collector::start().await;
+    let endpoint = collector.endpoint();
+    let demo = Demo::start(2, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "50")]);
+    let account = json!({ "email": "ada@example.org", "password": PASSWORD });
+    let registered = demo.call("POST", "/auth/register").json(&account).send().await.expect(201);
+
+    // Without a context of the client's, nginx's request id is the trace's: from nginx's log straight to the trace.
+    let request_id = registered.header("x-request-id").expect("an id");
+    let spans = trace_with(&collector, request_id, "POST /auth/register").await;
+    let root = one(&spans, "POST /auth/register");
+    assert_eq!((root.parent.as_str(), root.at("http.response.status_code")), ("", "201"));
+    assert!(names_below(&spans, root).is_superset(&["password queue", "password hash", "create users"].into()));
+
+    let send = |method: &str, path: &str| demo.call(method, path).header("traceparent", &traceparent("01"));
+    let login = send("POST", "/auth/login").json(&account).send().await;
+    let session = Session::opened_by(&login);
+    let served_by = login.header("x-served-by").expect("a replica").to_owned();
+    let mut checked_by = served_by.clone();
+    for _ in 0..20 {
+        if checked_by != served_by {
+            break;
+        }
+        let checked = send("GET", "/profile").session(&session).send().await.expect(200);
+        checked_by = checked.header("x-served-by").expect("a replica").to_owned();
+    }
+    assert_ne!(checked_by, served_by, "nginx asks each replica in turn");
+
+    let both = async || {
+        let spans = collector.trace(TRACE);
+        let of = |name, replica: &str| spans.iter().any(|span| span.name == name && span.replica() == replica);
+        of("POST /auth/login", &served_by) && of("GET /profile", &checked_by)
+    };
+    within(PATIENTLY, "spans of both replicas", both).await;
+    let spans = collector.trace(TRACE);
+    let login = one(&spans, "POST /auth/login");
+    assert_eq!((login.parent.as_str(), login.kind, login.replica()), (CALLER, SERVER, served_by.as_str()));
+    assert_eq!((login.at("http.request.method"), login.at("http.route")), ("POST", "/auth/login"));
+    assert_eq!((login.at("http.response.status_code"), login.at("url.path")), ("200", "/auth/login"));
+    assert_eq!(login.resource["service.name"], "authfleet");
+    let expected = ["by_login users", "password queue", "password verify", "EVALSHA throttle", "EVALSHA create"].into();
+    let below = names_below(&spans, login);
+    assert!(below.is_superset(&expected), "{below:?}");
+    assert!(one(&spans, "password queue").end <= one(&spans, "password verify").begin, "first queued, then hashed");
+    let create = one(&spans, "EVALSHA create");
+    assert_eq!((create.kind, create.at("db.system.name")), (CLIENT, "redis"));
+    let found = one(&spans, "by_login users");
+    assert_eq!((found.kind, found.at("db.system.name")), (CLIENT, "sqlite"));
+
+    let check = spans.iter().find(|span| span.name == "GET /profile" && span.replica() == checked_by).expect("above");
+    assert_eq!((check.parent.as_str(), check.kind), (CALLER, SERVER));
+    assert_eq!(names_below(&spans, check), ["PIPELINE check"].into());
+    let trip = spans.iter().find(|span| span.parent == check.id).expect("above");
+    assert_eq!(trip.at("db.operation.batch.size"), "2", "one trip: read and renew");
+
+    // Traces say what happened, not to whom.
+    let token = session.cookie.split('=').nth(1).expect("a value");
+    let everything = format!("{:?}", collector.spans());
+    for secret in [PASSWORD, token, "ada@example.org", &token[..40]] {
+        assert!(!everything.contains(secret), "{secret} in a span");
+    }
+}
+
+#[tokio::test]
+async fn the_caller_and_the_ratio_decide_what_is_traced() {
+    let collector = Collector::start().await;
+    let fleet =
+        traced(&collector).env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio").env("OTEL_TRACES_SAMPLER_ARG", "0");
+    let fleet = fleet.start().await;
+    let get = |id: &str| fleet[0].get("/profile").header("x-request-id", id);
+    get("alone-1").send().await.expect(401);
+    get("unsampled-1").header("traceparent", &traceparent("00")).send().await.expect(401);
+    get("garbage-1").header("traceparent", "00-zz-01").send().await.expect(401);
+    get("sampled-1").header("traceparent", &traceparent("01")).send().await.expect(401);
+    trace_with(&collector, TRACE, "GET /profile").await;
+    let ids: Vec<_> = collector.spans().iter().map(|s| s.at("http.request.header.x-request-id").to_owned()).collect();
+    assert_eq!(ids, ["sampled-1"]);
+    // The log names the trace, whoever records it.
+    for (request, trace_id) in [
+        ("alone-1", Value::Null),
+        ("garbage-1", Value::Null),
+        ("unsampled-1", TRACE.into()),
+        ("sampled-1", TRACE.into()),
+    ] {
+        assert_eq!(fleet[0].request_line(request).await["trace_id"], trace_id, "{request}");
+    }
+
+    // A server that trusts no caller.
+    let collector = Collector::start().await;
+    let fleet = traced(&collector).env("OTEL_TRACES_SAMPLER", "traceidratio").env("OTEL_TRACES_SAMPLER_ARG", "0.5");
+    let fleet = fleet.start().await;
+    for n in 0..400 {
+        let id = format!("{:032x}", u128::MAX / 400 * (n + 1));
+        fleet[0].get("/livez").header("x-request-id", &id).send().await.expect(404);
+    }
+    fleet[0].get("/profile").header("traceparent", &traceparent("01")).send().await.expect(401);
+    fleet[0].signal(Signal::TERM);
+    let about_half = async || (140..=260).contains(&collector.spans().len());
+    within(PATIENTLY, "about half of 400 requests are traced", about_half).await;
+}
+
+#[tokio::test]
+async fn log_lines_of_a_request_name_its_trace() {
+    let collector = Collector::start().await;
+    let fleet = traced(&collector).start().await;
+    fleet[0].register("ada").await;
+    let body = json!({ "email": "ada@example.org", "password": PASSWORD });
+    fleet[0].post("/login").header("traceparent", &traceparent("01")).json(&body).send().await.expect(200);
+    let login = async || fleet[0].log().iter().any(|line| line["event"] == "login" && line["trace_id"] == TRACE);
+    within(PATIENTLY, "the audit event has the trace's id", login).await;
+    let others = fleet[0].log().into_iter().filter(|line| line["message"] == "authfleet is up");
+    assert!(others.into_iter().all(|line| line["trace_id"].is_null()));
+}
+
+#[tokio::test]
+async fn work_that_outlives_its_request_stays_in_its_trace() {
+    let collector = Collector::start().await;
+    let fleet = traced(&collector).start().await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    let body = json!({ "current_password": PASSWORD, "new_password": "another long password" });
+    let change = fleet[0].post("/auth/password").session(&session).header("traceparent", &traceparent("01"));
+    change.json(&body).send().await.expect(200);
+    let spans = trace_with(&collector, TRACE, "POST /auth/password").await;
+    let below = names_below(&spans, one(&spans, "POST /auth/password"));
+    let expected = ["PIPELINE check", "password verify", "password hash", "replace_password users", "EVALSHA create"];
+    assert!(below.is_superset(&expected.into()), "{below:?}");
+}
+
+#[tokio::test]
+async fn failures_are_marked() {
+    let collector = Collector::start().await;
+    let mut fleet = traced(&collector).start().await;
+    let ada = fleet[0].register("ada").await;
+    let session: Session = fleet[0].login(&ada).await;
+    fleet.redis.kill();
+    let check = fleet[0].get("/profile").session(&session).header("traceparent", &traceparent("01"));
+    check.send().await.expect_problem(503, "store_unavailable");
+    let spans = trace_with(&collector, TRACE, "GET /profile").await;
+    let request = one(&spans, "GET /profile");
+    assert_eq!((request.status, request.at("error.type")), (ERROR, "503"));
+    assert_eq!(one(&spans, "PIPELINE check").status, ERROR);
+}
+
+#[tokio::test]
+async fn a_collector_that_fails_costs_a_warning() {
+    let collector = Collector::start().await;
+    collector.refuse(500);
+    let mut fleet = traced(&collector).env("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=a%2Cb").start().await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    let failed = async || fleet[0].count("authfleet_trace_spans_total", &[("result", "failed")]).await > 0;
+    within(PATIENTLY, "failed spans are counted", failed).await;
+    for _ in 0..20 {
+        assert_eq!(fleet[0].check(&session).await, 200);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let said = |text: &str| {
+        let lines = fleet[0].log().into_iter();
+        lines.filter(|line| line["message"].as_str().is_some_and(|message| message.contains(text))).count()
+    };
+    assert_eq!(said("the collector takes no traces"), 1, "said once, not for each batch");
+    let noise: Vec<_> = fleet[0].log().into_iter().filter(|line| line["level"] == "ERROR").collect();
+    assert!(noise.is_empty(), "{noise:?}");
+
+    collector.refuse(0);
+    let taken = async || fleet[0].check(&session).await == 200 && said("traces are taken again") == 1;
+    within(PATIENTLY, "traces are taken again", taken).await;
+    assert_eq!(collector.header("x-api-key").as_deref(), Some("a,b"));
+    let exported = fleet[0].count("authfleet_trace_spans_total", &[("result", "exported")]).await;
+    assert!(exported > 0);
+
+    // One that is gone altogether doesn't hold up the end either.
+    fleet[0].restart(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"), ("DRAIN_DELAY", "0s")]).await;
+    assert_eq!(fleet[0].check(&session).await, 200);
+    let begin = Instant::now();
+    fleet[0].signal(Signal::TERM);
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+    assert!(begin.elapsed() < PATIENTLY / 2, "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn the_last_spans_are_sent_at_the_end() {
+    let collector = Collector::start().await;
+    let fleet = traced(&collector).env("OTEL_BSP_SCHEDULE_DELAY", "3600000").env("DRAIN_DELAY", "0s");
+    let fleet = fleet.env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer the-collector-s-key");
+    let mut fleet = fleet.env("RUST_LOG", "trace").start().await;
+    fleet[0].get("/profile").header("traceparent", &traceparent("01")).send().await.expect(401);
+    assert!(collector.spans().is_empty());
+    fleet[0].signal(Signal::TERM);
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+    assert_eq!(one(&collector.trace(TRACE), "GET /profile").parent, CALLER);
+    assert_eq!(collector.header("authorization").as_deref(), Some("Bearer the-collector-s-key"));
+    assert!(!fleet[0].output_text().contains("the-collector-s-key"), "a secret in the log");
+}
