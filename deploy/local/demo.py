@@ -4,7 +4,8 @@
     demo.py             walks through, then stays up until Ctrl-C and says when a part ends
     demo.py --check     walks through and ends; exit code 0 only if every step went as expected
 
-The fleet is that of fleet.py; its directory, ports and options are described there.
+The fleet is that of fleet.py; its directory, ports and options are described there. With Prometheus installed it is
+scraped too, its rules and alerts included.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -91,20 +93,52 @@ def walk(fleet: Fleet, jar: Path) -> None:
         step("profile", way, "/profile", 401, *send_cookie, code="session_invalid")
 
 
-def hints(fleet: Fleet) -> str:
+def prometheus_or_why_not(auto_ports: bool) -> tuple[bool, str]:
+    """The demo goes without, rather than fail, if Prometheus isn't installed or another one (a service of the system's,
+    say) has its port."""
+    try:
+        fleets.tool("prometheus")
+    except FleetError as error:
+        return False, f"not started: {error}, and the next demo is scraped too"
+    variable, default, _ = fleets.PORTS["prometheus"]
+    if not auto_ports and variable not in os.environ and not fleets.is_free(default):
+        return False, f"not started: port {default} is taken; set {variable} to another one"
+    return True, ""
+
+
+def hints(fleet: Fleet, no_prometheus: str) -> str:
     script = Path(fleets.__file__)
     try:
         shown = script.relative_to(Path.cwd())
     except ValueError:
         shown = script
+    where = [
+        ("fleet", fleet.url),
+        ("API, to try out", f"{fleet.url}/docs"),
+        ("a replica", f"{fleet.replica_url('replica-1')} (the others: the next ports)"),
+        ("its state and metrics", f"{fleet.ops_url('replica-1')}/readyz and /metrics"),
+    ]
+    if fleet.prometheus_url:
+        where += [
+            (
+                "Prometheus, graphs",
+                f"{fleet.prometheus_url}/graph?g0.expr=job_replica:authfleet_http_requests:rate5m&g0.tab=0",
+            ),
+            ("Prometheus, alerts", f"{fleet.prometheus_url}/alerts"),
+            ("runbook", f"{fleet.prometheus_url}/consoles/runbook.html"),
+        ]
+    else:
+        where.append(("Prometheus", no_prometheus))
+    shown_where = "\n".join(f"  {what:<22} {url}" for what, url in where)
     return f"""
-The fleet is up. Try, in another terminal:
+The fleet is up. Where to look:
+{shown_where}
+  {"logs":<22} {fleet.path}/log
+Try, in another terminal:
   curl -i {fleet.url}/profile
-  open {fleet.url}/docs in a browser
   redis-cli -p {fleet.redis_port} keys 'session:*'
   {shown} kill replica-2 --dir {fleet.dir}      (and: start, stop, restart, pause, resume, status)
   tail -f {fleet.path}/log/access.log
-Logs: {fleet.path}/log
 Ctrl-C ends everything that was started."""
 
 
@@ -148,8 +182,13 @@ def main() -> int:
         shutil.rmtree(directory, ignore_errors=True)
 
     print(f"Starting the fleet in {directory}", flush=True)
+    prometheus, no_prometheus = prometheus_or_why_not(args.auto_ports)
     fleet = fleets.up(
-        directory, binary=args.binary, auto_ports=args.auto_ports, say=lambda text: print(f"  {text}", flush=True)
+        directory,
+        binary=args.binary,
+        auto_ports=args.auto_ports,
+        prometheus=prometheus,
+        say=lambda text: print(f"  {text}", flush=True),
     )
     try:
         print("\nOne user, any replica", flush=True)
@@ -160,7 +199,7 @@ def main() -> int:
         )
         if args.check:
             return 0
-        print(hints(fleet), flush=True)
+        print(hints(fleet, no_prometheus), flush=True)
         try:
             watch(fleet)
         except KeyboardInterrupt:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""A whole fleet on one machine without Docker: Redis, replicas that share one SQLite file, nginx.
+"""A whole fleet on one machine without Docker: Redis, replicas that share one SQLite file, nginx; Prometheus if wanted.
 
     fleet.py up                       start everything, return when all parts answer
+    fleet.py up --prometheus          the same, and a Prometheus that scrapes it
     fleet.py status                   what runs where; exit code 1 if a part is missing
     fleet.py restart replica-2        SIGTERM, wait for the drain, start again, wait until ready
     fleet.py kill replica-1           SIGKILL; also: start, stop (SIGTERM), pause (SIGSTOP), resume (SIGCONT)
@@ -11,7 +12,8 @@ Everything lives in one directory (--dir, by default .run/fleet): data, secret, 
 fleet.json, which names the addresses and never changes while the fleet is up. Parts run detached, so `up` returns and
 tests can drive a fleet of their own: `fleet.py up --dir D --auto-ports --json`.
 
-Needs Python 3.9, redis-server, nginx and a built authfleet. Exit codes: 0 done, 1 failed, 2 wrong use.
+Needs Python 3.9, redis-server, nginx and a built authfleet; Prometheus only if asked for it. Exit codes: 0 done,
+1 failed, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -47,11 +49,25 @@ PORTS = {
     "redis": ("AUTHFLEET_REDIS_PORT", 6390, "Redis"),
     "replica": ("AUTHFLEET_REPLICA_PORT", 3001, "the first replica"),
     "ops": ("AUTHFLEET_OPS_PORT", 9461, "the first replica's /readyz and /metrics"),
+    "prometheus": ("AUTHFLEET_PROMETHEUS_PORT", 9090, "Prometheus"),
 }
 
 
 class FleetError(Exception):
     """Something the person at the terminal can act on; shown without a traceback."""
+
+
+@dataclass
+class Ports:
+    """Where the parts listen."""
+
+    http: int
+    redis: int
+    # Of replica-1, replica-2, …
+    replicas: list[int]
+    ops: list[int]
+    # None: a fleet without Prometheus.
+    prometheus: int | None = None
 
 
 @dataclass
@@ -67,6 +83,8 @@ class Fleet:
     ops_ports: list[int]
     # Extra variables of the replicas (--env).
     env: dict[str, str] = field(default_factory=dict)
+    # None: a fleet without Prometheus.
+    prometheus_port: int | None = None
 
     @property
     def path(self) -> Path:
@@ -79,11 +97,15 @@ class Fleet:
     @property
     def parts(self) -> list[str]:
         """In the order of starting."""
-        return ["redis", *self.replicas, "nginx"]
+        return ["redis", *self.replicas, "nginx", *(["prometheus"] if self.prometheus_port else [])]
 
     @property
     def url(self) -> str:
         return f"http://localhost:{self.http_port}"
+
+    @property
+    def prometheus_url(self) -> str | None:
+        return f"http://localhost:{self.prometheus_port}" if self.prometheus_port else None
 
     def replica_url(self, name: str) -> str:
         return f"http://{HOST}:{self.replica_ports[self.replicas.index(name)]}"
@@ -102,6 +124,7 @@ class Fleet:
             "redis": f"redis://{HOST}:{self.redis_port}",
             "replicas": {n: {"http": self.replica_url(n), "ops": self.ops_url(n)} for n in self.replicas},
             "logs": str(self.path / "log"),
+            **({"prometheus": f"http://{HOST}:{self.prometheus_port}"} if self.prometheus_port else {}),
         }
 
 
@@ -192,6 +215,8 @@ def command_of(fleet: Fleet, name: str) -> tuple[list[str], dict[str, str]]:
         return [*command, "--bind", HOST, "--port", str(fleet.redis_port), "--dir", str(redis_dir)], dict(os.environ)
     if name == "nginx":
         return nginx_command(fleet, "-g", "daemon off;"), dict(os.environ)
+    if name == "prometheus":
+        return prometheus_command(fleet), dict(os.environ)
     return [fleet.binary, "serve"], replica_env(fleet, name)
 
 
@@ -225,11 +250,27 @@ def nginx_command(fleet: Fleet, *more: str) -> list[str]:
     return command + (["-e", "stderr"] if version >= (1, 19, 5) else []) + list(more)
 
 
+def prometheus_command(fleet: Fleet) -> list[str]:
+    home = fleet.path / "prometheus"
+    return [
+        tool("prometheus"),
+        f"--config.file={home / 'prometheus.yml'}",
+        f"--storage.tsdb.path={home / 'data'}",
+        # docs/slo.md: objectives are over 30 days.
+        "--storage.tsdb.retention.time=40d",
+        f"--web.listen-address={HOST}:{fleet.prometheus_port}",
+        # The runbook that alerts link to.
+        f"--web.external-url={fleet.prometheus_url}",
+        f"--web.console.templates={DEPLOY / 'prometheus' / 'consoles'}",
+    ]
+
+
 def tool(name: str) -> str:
     """A program's path; Debian keeps nginx where only root's PATH looks."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/opt/homebrew/bin:/usr/local/bin")
     if not found:
-        raise FleetError(f"{name} is not installed; deploy/local/install.sh installs it")
+        option = " --dev" if name == "prometheus" else ""
+        raise FleetError(f"{name} is not installed; deploy/local/install.sh{option} installs it")
     return found
 
 
@@ -261,6 +302,8 @@ def ready(fleet: Fleet, name: str) -> bool:
         return redis_pongs(fleet.redis_port)
     if name == "nginx":
         return answers(fleet.http_port, "/openapi.json", lambda status: status == 200)
+    if name == "prometheus":
+        return answers(fleet.prometheus_port, "/-/ready", lambda status: status == 200)
     return answers(fleet.ops_ports[fleet.replicas.index(name)], "/readyz", lambda status: status == 200)
 
 
@@ -304,23 +347,22 @@ def is_free(port: int) -> bool:
     return True
 
 
-def chosen_ports(replicas: int) -> tuple[int, int, list[int], list[int]]:
+def chosen_ports(replicas: int, prometheus: bool) -> Ports:
     """Ports from the variables; a taken or impossible one is an error that names it before anything starts."""
-    first: dict[str, int] = {}
+    count = {"http": 1, "redis": 1, "replica": replicas, "ops": replicas, "prometheus": int(prometheus)}
+    ports: dict[str, list[int]] = {}
     problems: list[str] = []
     for key, (variable, default, _) in PORTS.items():
         text = os.environ.get(variable) or str(default)
-        last = int(text) + (replicas - 1 if key in ("replica", "ops") else 0) if text.isdigit() else 0
-        if not 0 < last < 65536:
+        first = int(text) if text.isdigit() else 0
+        if count[key] and not 0 < first <= 65536 - count[key]:
             problems.append(f"{variable}={text} is not a usable port")
-        first[key] = int(text) if text.isdigit() else 0
+        ports[key] = [first + i for i in range(count[key])]
     if problems:
         raise FleetError("; ".join(problems))
 
-    wanted = [("http", first["http"]), ("redis", first["redis"])]
-    wanted += [(key, first[key] + i) for key in ("replica", "ops") for i in range(replicas)]
     seen: dict[int, str] = {}
-    for key, port in wanted:
+    for key, port in [(key, port) for key, several in ports.items() for port in several]:
         variable, _, meaning = PORTS[key]
         if port in seen:
             problems.append(f"port {port} would be used twice: set {seen[port]} or {variable} to another one")
@@ -331,18 +373,18 @@ def chosen_ports(replicas: int) -> tuple[int, int, list[int], list[int]]:
         seen[port] = variable
     if problems:
         raise FleetError("nothing was started:\n" + "\n".join(f"    {problem}" for problem in problems))
-    several = [[first[key] + i for i in range(replicas)] for key in ("replica", "ops")]
-    return first["http"], first["redis"], several[0], several[1]
+    return Ports(*ports["http"], *ports["redis"], ports["replica"], ports["ops"], *ports["prometheus"])
 
 
-def private_ports(replicas: int) -> tuple[int, int, list[int], list[int]]:
+def private_ports(replicas: int, prometheus: bool) -> Ports:
     """A free block at a random place below the range that systems take outgoing ports from."""
-    count = 2 + 2 * replicas
+    count = 2 + 2 * replicas + int(prometheus)
     for _ in range(200):
         base = random.randrange(15000, 32000 - count)
-        ports = range(base, base + count)
+        ports = list(range(base, base + count))
         if all(is_free(port) for port in ports):
-            return base, base + 1, list(ports[2 : 2 + replicas]), list(ports[2 + replicas :])
+            http_port, redis_port, *rest = ports
+            return Ports(http_port, redis_port, rest[:replicas], rest[replicas : 2 * replicas], *rest[2 * replicas :])
     raise FleetError("no block of free ports between 15000 and 32000")
 
 
@@ -357,6 +399,7 @@ def up(
     auto_ports: bool = False,
     env: dict[str, str] | None = None,
     limits: Path | None = None,
+    prometheus: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Fleet:
     """Starts a fleet in `directory` and returns when every part answers; on failure ends what it started."""
@@ -366,15 +409,22 @@ def up(
         if live:
             end = f"{Path(__file__).resolve()} down --dir {directory}"
             raise FleetError(f"a fleet runs in {directory} already ({', '.join(live)}); end it with: {end}")
-    for name in ("redis-server", "nginx"):
+    for name in ("redis-server", "nginx", *(["prometheus"] if prometheus else [])):
         tool(name)
     binary = binary or ROOT / "target" / "release" / "authfleet"
     if not os.access(binary, os.X_OK):
         raise FleetError(f"{binary} does not exist; build it with: cargo build --release --locked")
 
-    http_port, redis_port, replica_ports, ops_ports = private_ports(replicas) if auto_ports else chosen_ports(replicas)
+    ports = (private_ports if auto_ports else chosen_ports)(replicas, prometheus)
     fleet = Fleet(
-        str(directory), str(Path(binary).absolute()), http_port, redis_port, replica_ports, ops_ports, env or {}
+        dir=str(directory),
+        binary=str(Path(binary).absolute()),
+        http_port=ports.http,
+        redis_port=ports.redis,
+        replica_ports=ports.replicas,
+        ops_ports=ports.ops,
+        env=env or {},
+        prometheus_port=ports.prometheus,
     )
     for name in ("data", "log", "pid", "nginx/conf"):
         (directory / name).mkdir(parents=True, exist_ok=True)
@@ -382,10 +432,12 @@ def up(
         old.unlink()
     write_secret(directory / "secret")
     write_nginx_conf(fleet, limits)
+    if prometheus:
+        write_prometheus_conf(fleet)
     (directory / "fleet.json").write_text(json.dumps(asdict(fleet), indent=2) + "\n")
 
     try:
-        say(f"Redis on port {redis_port}")
+        say(f"Redis on port {fleet.redis_port}")
         launch(fleet, "redis")
         wait_ready(fleet, ["redis"])
         say("authfleet migrate")
@@ -397,6 +449,10 @@ def up(
         say(f"nginx on {fleet.url}")
         launch(fleet, "nginx")
         wait_ready(fleet, ["nginx"])
+        if prometheus:
+            say(f"Prometheus on {fleet.prometheus_url}")
+            launch(fleet, "prometheus")
+            wait_ready(fleet, ["prometheus"])
     except BaseException:
         down(fleet)
         raise
@@ -427,6 +483,20 @@ def write_nginx_conf(fleet: Fleet, limits: Path | None) -> None:
     (conf / "upstream.conf").write_text("\n".join(servers) + "\n")
 
 
+def write_prometheus_conf(fleet: Fleet) -> None:
+    """The shipped files by symbolic link; only the targets are this fleet's own."""
+    home = fleet.path / "prometheus"
+    home.mkdir(exist_ok=True)
+    for name, shipped in (("prometheus.yml", "local.yml"), ("rules", "rules")):
+        (home / name).unlink(missing_ok=True)
+        (home / name).symlink_to(DEPLOY / "prometheus" / shipped)
+    targets = [
+        {"targets": [f"{HOST}:{port}"], "labels": {"replica": name}}
+        for name, port in zip(fleet.replicas, fleet.ops_ports)
+    ]
+    (home / "targets.json").write_text(json.dumps(targets, indent=2) + "\n")
+
+
 def migrate(fleet: Fleet) -> None:
     env = replica_env(fleet, fleet.replicas[0])
     with open(fleet.log("migrate"), "ab") as log:
@@ -439,8 +509,8 @@ def migrate(fleet: Fleet) -> None:
 
 
 def down(fleet: Fleet) -> None:
-    """Ends all parts by their ids: nginx, then the replicas together, then Redis. Data and logs stay."""
-    for names in (["nginx"], fleet.replicas, ["redis"]):
+    """Ends all parts by their ids: who asks before who answers, the replicas together. Data and logs stay."""
+    for names in (["prometheus"], ["nginx"], fleet.replicas, ["redis"]):
         live = [name for name in names if running(fleet, name)]
         # A paused part sees its signal only once it goes on. The second one ends a drain at once.
         for number, patience in ((signal.SIGTERM, 3.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
@@ -494,6 +564,7 @@ def parse_args() -> argparse.Namespace:
     up_.add_argument("--auto-ports", action="store_true", help="free ports instead of the AUTHFLEET_*_PORT ones")
     up_.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable of the replicas")
     up_.add_argument("--limits", type=Path, metavar="FILE", help="instead of deploy/nginx/limits.conf")
+    up_.add_argument("--prometheus", action="store_true", help="start a Prometheus that scrapes the replicas")
     up_.add_argument("--json", action="store_true", help="print the addresses as JSON")
     status_ = commands.add_parser("status", parents=[common], help="what runs")
     status_.add_argument("--json", action="store_true")
@@ -507,7 +578,7 @@ def parse_args() -> argparse.Namespace:
         ("resume", "SIGCONT"),
     ):
         one = commands.add_parser(name, parents=[common], help=text)
-        one.add_argument("part", help="redis, nginx or replica-N")
+        one.add_argument("part", help="redis, nginx, prometheus or replica-N")
 
     args = parser.parse_args()
     args.dir = args.dir.absolute()
@@ -531,13 +602,14 @@ def main() -> int:
             auto_ports=args.auto_ports,
             env=dict(pair.split("=", 1) for pair in args.env),
             limits=args.limits,
+            prometheus=args.prometheus,
             say=say,
         )
-        print(
-            json.dumps(fleet.addresses(), indent=2)
-            if args.json
-            else f"ready: {fleet.url}, logs in {fleet.path / 'log'}"
-        )
+        if args.json:
+            print(json.dumps(fleet.addresses(), indent=2))
+        else:
+            scraped = f"Prometheus: {fleet.prometheus_url}, " if fleet.prometheus_url else ""
+            print(f"ready: {fleet.url}, {scraped}logs in {fleet.path / 'log'}")
         return 0
 
     fleet = load(args.dir)

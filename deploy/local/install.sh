@@ -23,6 +23,8 @@ need() { apt_packages+=("$1"); [ -z "$2" ] || brew_packages+=("$2"); }
 
 if ! have redis-server; then need redis-server redis; services+=(redis-server); fi
 if ! have nginx; then need nginx nginx; services+=(nginx); fi
+# The demo shows it if it is there; the tests need it.
+if $dev && ! have prometheus; then need prometheus prometheus; services+=(prometheus); fi
 have curl || need curl curl
 have cc || need build-essential ''
 python_fits || need python3 python3
@@ -30,7 +32,7 @@ if $dev && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then need pyth
 have cargo || fail "no Rust toolchain: install one from https://rustup.rs and try again"
 
 if [ ${#apt_packages[@]} -eq 0 ]; then
-    say "nothing to install: redis-server, nginx, curl, cc and python3 are there"
+    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', prometheus') are there"
     exit 0
 fi
 
@@ -46,9 +48,16 @@ if have apt-get; then
     ${sudo[@]+"${sudo[@]}"} env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends "${apt_packages[@]}"
     # The packages also start services of their own, which the fleet doesn't use and nobody asked for.
-    if [ ${#services[@]} -gt 0 ] && [ -d /run/systemd/system ]; then
+    if [ ${#services[@]} -gt 0 ]; then
         say "switching off the system services that came along: ${services[*]}"
-        ${sudo[@]+"${sudo[@]}"} systemctl disable --now "${services[@]}"
+        if [ -d /run/systemd/system ]; then
+            ${sudo[@]+"${sudo[@]}"} systemctl disable --now "${services[@]}"
+        else
+            # In a container: started by their init scripts, unless a policy forbade it.
+            for service in "${services[@]}"; do
+                ${sudo[@]+"${sudo[@]}"} service "$service" stop >/dev/null 2>&1 || true
+            done
+        fi
     fi
 elif have brew; then
     [ ${#brew_packages[@]} -gt 0 ] || fail "no C compiler: run xcode-select --install"
@@ -58,7 +67,7 @@ else
     fail "neither apt-get nor brew found; install these yourself: ${apt_packages[*]}"
 fi
 
-for name in redis-server nginx curl; do
+for name in redis-server nginx curl $($dev && echo prometheus promtool); do
     have "$name" || fail "$name is still missing after the installation"
 done
 python_fits || fail "python3 is older than 3.9"
