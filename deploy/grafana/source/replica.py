@@ -1,0 +1,377 @@
+"""Everything that one replica says of itself."""
+
+from panels import (
+    BLUE,
+    CHECK_COLOURS,
+    GREEN,
+    LOGIN_COLOURS,
+    ORANGE,
+    RED,
+    SPAN_COLOURS,
+    Query,
+    heat,
+    new,
+    plot,
+    stat,
+    states,
+    table,
+)
+
+CHECKS = 'route=~"/profile|/auth/verify"'
+
+
+def dashboard():
+    return new(
+        "replica",
+        "authfleet: one replica in depth",
+        "Everything that one replica says of itself.",
+        {
+            "Now": now(),
+            "Requests": requests(),
+            "Sessions, logins, hashing": work(),
+            "Redis and SQL, as this replica sees them": stores(),
+            "Process": process(),
+            "State and settings": state(),
+        },
+        replicas="one",
+    )
+
+
+def now():
+    yield stat(
+        "State",
+        "Whether this replica wants requests. It does while Redis and the users' database answer it and it isn't "
+        "ending.",
+        """max(2 * (authfleet_draining{@} == 1) or authfleet_ready{@} and on (instance) up{@} == 1 or up{@} - 1)""",
+        "none",
+        steps=[(1, GREEN), (2, BLUE)],
+        base=RED,
+        mappings={
+            "1": ("ready", GREEN),
+            "2": ("draining", BLUE),
+            "0": ("not ready", ORANGE),
+            "-1": ("not there", RED),
+        },
+        alerts="AuthfleetReplicaNotReady AuthfleetReplicaDown AuthfleetMetricsMissing",
+        width=3,
+    )
+    yield stat(
+        "Up for",
+        "Time since the process began.",
+        "max(time() - process_start_time_seconds{@})",
+        "s",
+        alerts="AuthfleetReplicaRestarting",
+        width=3,
+        decimals=0,
+    )
+    yield stat(
+        "Requests",
+        "Requests a second.",
+        "sum(rate(authfleet_http_requests_total{@}[$__rate_interval])) or vector(0)",
+        "reqps",
+        width=3,
+    )
+    yield stat(
+        "Failing requests",
+        "Share answered with a 5xx. Normal: 0.",
+        """(sum(rate(authfleet_http_requests_total{@, status=~"5.."}[$__rate_interval])) or vector(0))
+           / sum(rate(authfleet_http_requests_total{@}[$__rate_interval]))""",
+        "percentunit",
+        steps=[(0.001, ORANGE), (0.01, RED)],
+        alerts="AuthfleetAvailabilityBurn",
+        decimals=2,
+        width=3,
+    )
+    yield stat(
+        "Session checks, p99",
+        "99 of 100 session checks are answered faster than this. Objective: 25 ms.",
+        f"""histogram_quantile(0.99, sum by (le) (
+              rate(authfleet_http_request_duration_seconds_bucket{{@, {CHECKS}}}[$__rate_interval])))""",
+        "s",
+        steps=[(0.01, ORANGE), (0.025, RED)],
+        alerts="AuthfleetSessionCheckLatencyBurn",
+        width=3,
+    )
+    yield stat(
+        "CPU",
+        "Cores in use.",
+        "sum(rate(process_cpu_seconds_total{@}[$__rate_interval]))",
+        "short",
+        decimals=2,
+        width=3,
+    )
+    yield stat("Memory", "Resident memory.", "sum(process_resident_memory_bytes{@})", "bytes", width=3)
+    yield stat(
+        "Hashing queue",
+        "How full the queue of hashing jobs is. At 100 % logins are shed.",
+        "max(authfleet_hash_queued{@} / authfleet_hash_queue_limit{@})",
+        "percentunit",
+        steps=[(0.5, ORANGE), (0.9, RED)],
+        alerts="AuthfleetHashQueueFilling",
+        decimals=0,
+        width=3,
+    )
+
+
+def requests():
+    yield plot(
+        "Requests by route",
+        "Requests a second. `unmatched` are paths that don't exist.",
+        Query(
+            "sum by (method, route) (rate(authfleet_http_requests_total{@}[$__rate_interval]))", "{{method}} {{route}}"
+        ),
+        "reqps",
+        stack=True,
+        table=True,
+        width=12,
+    )
+    yield plot(
+        "Slowest 1 % by route",
+        "99 of 100 requests of a route are answered faster than this. Routes that hash a password are slow by design; "
+        "the others take milliseconds.",
+        Query(
+            """histogram_quantile(0.99, sum by (method, route, le) (
+                 rate(authfleet_http_request_duration_seconds_bucket{@}[$__rate_interval])))""",
+            "{{method}} {{route}}",
+        ),
+        "s",
+        alerts="AuthfleetSessionCheckLatencyBurn AuthfleetLoginLatencyBurn",
+        table=True,
+        logarithmic=True,
+        minimum=None,
+        width=12,
+    )
+    yield plot(
+        "Answers by status",
+        "Requests a second by status. 499: the client left before its answer.",
+        Query("sum by (status) (rate(authfleet_http_requests_total{@}[$__rate_interval]))", "{{status}}"),
+        "reqps",
+        stack=True,
+        alerts="AuthfleetAvailabilityBurn",
+    )
+    yield heat("Time of requests", "How many requests took how long.", "authfleet_http_request_duration_seconds")
+    yield plot(
+        "In flight, and connections",
+        "Requests being answered, and connections that are open (nginx keeps some for later requests), at the moment "
+        "of each scrape.",
+        [
+            Query("sum(authfleet_http_requests_in_flight{@})", "in flight"),
+            Query("sum(authfleet_http_connections{@})", "connections"),
+        ],
+        "short",
+    )
+
+
+def work():
+    yield plot(
+        "Session checks by result",
+        "Only `error` is the fleet's own fault; only `valid`, `unknown` and `error` asked Redis.",
+        Query("sum by (result) (rate(authfleet_session_checks_total{@}[$__rate_interval]))", "{{result}}"),
+        "ops",
+        stack=True,
+        colours=CHECK_COLOURS,
+        alerts="AuthfleetUnknownSessions AuthfleetForgedCookies",
+    )
+    yield plot(
+        "Valid checks by the session's maker",
+        "Whether this replica or another one made the session. Of three replicas, two thirds come from others.",
+        Query("sum by (made_by) (rate(authfleet_sessions_accepted_total{@}[$__rate_interval]))", "made by {{made_by}}"),
+        "ops",
+        stack=True,
+    )
+    yield plot(
+        "Logins by result",
+        "Attempts to sign in a second.",
+        Query("sum by (result) (rate(authfleet_logins_total{@}[$__rate_interval]))", "{{result}}"),
+        "ops",
+        stack=True,
+        colours=LOGIN_COLOURS,
+        alerts="AuthfleetLoginsBurn",
+    )
+    yield plot(
+        "Hashing jobs waiting",
+        "Jobs in the queue, and how many may wait. At the dashed line they are shed.",
+        [
+            Query("sum(authfleet_hash_queued{@})", "waiting"),
+            Query("sum(authfleet_hash_queue_limit{@})", "limit"),
+        ],
+        "short",
+        dashed="limit",
+        alerts="AuthfleetHashQueueFilling",
+    )
+    yield plot(
+        "Hashing threads",
+        "Jobs on a thread, and the threads there are.",
+        [
+            Query("sum(authfleet_hash_running{@})", "at work"),
+            Query("sum(authfleet_hash_threads{@})", "limit"),
+        ],
+        "short",
+        dashed="limit",
+    )
+    yield plot(
+        "Time of a hash, and its wait",
+        "On its thread, and before that in the queue.",
+        [
+            Query(
+                """histogram_quantile(0.95, sum by (operation, le) (
+                     rate(authfleet_hash_duration_seconds_bucket{@}[$__rate_interval])))""",
+                "{{operation}} p95",
+            ),
+            Query(
+                """histogram_quantile(0.95, sum by (le) (
+                     rate(authfleet_hash_queue_duration_seconds_bucket{@}[$__rate_interval])))""",
+                "wait p95",
+            ),
+        ],
+        "s",
+        alerts="AuthfleetHashQueueFilling",
+    )
+
+
+def stores():
+    yield plot(
+        "Redis: round trips",
+        "Round trips a second, by operation.",
+        Query(
+            "sum by (operation) (rate(authfleet_redis_duration_seconds_count{@}[$__rate_interval]))", "{{operation}}"
+        ),
+        "ops",
+        stack=True,
+    )
+    yield plot(
+        "Redis: slowest 1 %",
+        "99 of 100 round trips are faster. Compare with another replica: slow here alone is this machine or its "
+        "network.",
+        Query(
+            """histogram_quantile(0.99, sum by (operation, le) (
+                 rate(authfleet_redis_duration_seconds_bucket{@}[$__rate_interval])))""",
+            "{{operation}}",
+        ),
+        "s",
+        alerts="AuthfleetSessionCheckLatencyBurn",
+    )
+    yield plot(
+        "SQL: slowest 1 %",
+        "99 of 100 operations are faster, waiting for a connection included.",
+        Query(
+            """histogram_quantile(0.99, sum by (operation, le) (
+                 rate(authfleet_sql_duration_seconds_bucket{@}[$__rate_interval])))""",
+            "{{operation}}",
+        ),
+        "s",
+        alerts="AuthfleetLoginLatencyBurn",
+    )
+    yield plot(
+        "Redis and SQL: errors",
+        "Operations a second that failed. Normal: 0.",
+        [
+            Query(
+                "sum by (operation) (rate(authfleet_redis_errors_total{@}[$__rate_interval]))", "Redis {{operation}}"
+            ),
+            Query("sum by (operation) (rate(authfleet_sql_errors_total{@}[$__rate_interval]))", "SQL {{operation}}"),
+        ],
+        "ops",
+        alerts="AuthfleetRedisErrors AuthfleetUsersDatabaseErrors",
+    )
+    yield plot(
+        "SQL: connections",
+        "By pool and state.",
+        Query("sum by (pool, state) (authfleet_sql_connections{@})", "{{pool}} {{state}}"),
+        "short",
+        stack=True,
+    )
+    yield plot(
+        "Clock against Redis's",
+        "This machine's clock minus Redis's. Normal: milliseconds.",
+        Query("max(authfleet_clock_skew_seconds{@})", "skew"),
+        "s",
+        minimum=None,
+        alerts="AuthfleetClockSkew",
+    )
+
+
+def process():
+    yield plot(
+        "CPU in use",
+        "Cores. One thread answers requests, others hash passwords at a lower priority.",
+        Query("sum(rate(process_cpu_seconds_total{@}[$__rate_interval]))", "cores"),
+        "short",
+        width=6,
+    )
+    yield plot(
+        "Memory in use",
+        "Resident memory. Each running password hash takes ARGON2_MEMORY on top; it is given back afterwards.",
+        Query("sum(process_resident_memory_bytes{@})", "resident"),
+        "bytes",
+        width=6,
+    )
+    yield plot(
+        "Open files",
+        "Files and sockets that are open, and how many may be. They follow connections; growth without more of those "
+        "is a leak.",
+        [
+            Query("sum(process_open_fds{@})", "open"),
+            Query("sum(process_max_fds{@})", "limit"),
+        ],
+        "short",
+        dashed="limit",
+        alerts="AuthfleetFileDescriptors",
+        logarithmic=True,
+        minimum=None,
+        width=6,
+    )
+    yield plot(
+        "Threads",
+        "Threads of the process. Normal: a flat line.",
+        Query("sum(process_threads{@})", "threads"),
+        "short",
+        width=6,
+    )
+
+
+def state():
+    yield states(
+        "Parts",
+        "Whether Redis (`sessions`) and the database (`users`) answer this replica, asked every 5 s.",
+        [Query("max by (part) (authfleet_part_ready{@})", "{{part}}")],
+        {"1": ("answers", GREEN), "0": ("doesn't answer", RED)},
+        alerts="AuthfleetReplicaNotReady AuthfleetReplicaDown",
+        width=6,
+        height=6,
+    )
+    yield plot(
+        "Spans",
+        "Spans of traces a second, by whether the collector took them. Empty while tracing is off. `failed` costs "
+        "nothing but the traces.",
+        Query("sum by (result) (rate(authfleet_trace_spans_total{@}[$__rate_interval]))", "{{result}}"),
+        "ops",
+        stack=True,
+        colours=SPAN_COLOURS,
+        alerts="AuthfleetTracesFailing",
+        width=6,
+        height=6,
+    )
+    yield table(
+        "Build and settings",
+        "The version, and a digest of the settings that must be the same in all replicas.",
+        [
+            Query("max by (replica, version) (authfleet_build_info{@})"),
+            Query("max by (replica, fingerprint) (authfleet_config_info{@})"),
+        ],
+        {"replica": "Replica", "version": "Version", "fingerprint": "Settings"},
+        join="replica",
+        alerts="AuthfleetConfigDrift AuthfleetVersionDrift",
+        width=6,
+        height=6,
+    )
+    yield table(
+        "Age of secrets",
+        "Time since the file of each secret was last changed. None for secrets that came by the environment.",
+        [Query("max by (variable) (time() - authfleet_secret_file_timestamp_seconds{@})")],
+        {"variable": "Secret", "Value": "Unchanged for"},
+        units={"Unchanged for": "s"},
+        alerts="AuthfleetSecretOld",
+        width=6,
+        height=6,
+    )

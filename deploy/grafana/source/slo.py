@@ -1,0 +1,127 @@
+"""Are the objectives kept, and how fast is the error budget used? From recorded series that docs/slo.md explains."""
+
+from panels import GREEN, ORANGE, RED, YELLOW, Query, new, plot, stat, table
+
+# The label `slo`, its heading, what is counted as bad, the alert.
+OBJECTIVES = {
+    "availability": ("Availability", "requests answered with 5xx, logins left out", "AuthfleetAvailabilityBurn"),
+    "logins": ("Logins", "logins that were shed, met a part that was away, or a bug", "AuthfleetLoginsBurn"),
+    "session_check_latency": (
+        "Speed of session checks",
+        "session checks slower than 25 ms",
+        "AuthfleetSessionCheckLatencyBurn",
+    ),
+    "login_latency": ("Speed of logins", "logins slower than 1 s", "AuthfleetLoginLatencyBurn"),
+}
+
+
+def dashboard():
+    return new(
+        "slo",
+        "authfleet: objectives",
+        "Are the service level objectives kept, and how fast is the error budget used?",
+        {
+            "Error budget of 30 days": budgets(),
+            "Burn rates": burn_rates(),
+            "Events": events(),
+        },
+        time="now-24h",
+        refresh="1m",
+        replicas="fleet",
+    )
+
+
+def budgets():
+    for slo, (heading, bad, alert) in OBJECTIVES.items():
+        yield stat(
+            f"{heading}: budget left",
+            f"What is left of the error budget of the last 30 days. Bad events: {bad}. 100 %: none of them; 0 %: as "
+            "many as the objective allows; below: it was missed. With less than 30 days recorded, of the time that "
+            "is.",
+            f'min(job_slo:authfleet_error_budget_left:ratio_rate30d{{fleet, slo="{slo}"}})',
+            "percentunit",
+            steps=[(0, ORANGE), (0.25, GREEN)],
+            base=RED,
+            alerts=f"{alert} {alert}Slow",
+            decimals=1,
+            width=6,
+        )
+    yield table(
+        "Objectives",
+        "Each objective, what was reached over 30 days, and how fast its budget is used over two pairs of windows. 1 "
+        "uses it up in exactly 30 days. Pages go out above 14.4 in the first pair or 6 in the second.",
+        [
+            Query("max by (slo) (slo:authfleet_objective:ratio)"),
+            Query(
+                """1 - max by (slo) (
+                     job_slo:authfleet_bad_events:rate30d{fleet} / (job_slo:authfleet_events:rate30d{fleet} > 0))"""
+            ),
+            Query("max by (slo) (job_slo:authfleet_burn_rate:ratio_rate5m{fleet})"),
+            Query("max by (slo) (job_slo:authfleet_burn_rate:ratio_rate1h{fleet})"),
+            Query("max by (slo) (job_slo:authfleet_burn_rate:ratio_rate30m{fleet})"),
+            Query("max by (slo) (job_slo:authfleet_burn_rate:ratio_rate6h{fleet})"),
+            Query("max by (slo) (job_slo:authfleet_burn_rate:ratio_rate3d{fleet})"),
+        ],
+        {
+            "slo": "Objective",
+            "Value #A": "Wanted",
+            "Value #B": "Reached in 30 d",
+            "Value #C": "Burn 5 m",
+            "Value #D": "Burn 1 h",
+            "Value #E": "Burn 30 m",
+            "Value #F": "Burn 6 h",
+            "Value #G": "Burn 3 d",
+        },
+        units={"Wanted": "percentunit", "Reached in 30 d": "percentunit"},
+        join="slo",
+        width=24,
+        height=6,
+    )
+
+
+def burn_rates():
+    for slo, (heading, bad, alert) in OBJECTIVES.items():
+        yield plot(
+            f"{heading}: burn rate",
+            f"How fast the budget is used, over several windows. Bad events: {bad}. 1 uses it up in exactly 30 days. "
+            "A page goes out when 1 h and 5 m are above 14.4 (2 % of the budget in an hour), or 6 h and 30 m above "
+            "6; a ticket when 3 d and 6 h are above 1. A gap is a time without events.",
+            [
+                Query(f'max(job_slo:authfleet_burn_rate:ratio_rate{window}{{fleet, slo="{slo}"}})', window)
+                for window in ("5m", "30m", "1h", "6h", "3d")
+            ],
+            "short",
+            steps=[(1, YELLOW), (6, ORANGE), (14.4, RED)],
+            alerts=f"{alert} {alert}Slow",
+            width=12,
+        )
+
+
+def events():
+    yield plot(
+        "Reached, over an hour",
+        "Share of good events in the last hour, by objective.",
+        Query(
+            """1 - max by (slo) (
+                 job_slo:authfleet_bad_events:rate1h{fleet} / (job_slo:authfleet_events:rate1h{fleet} > 0))""",
+            "{{slo}}",
+        ),
+        "percentunit",
+        minimum=None,
+        maximum=1,
+    )
+    yield plot(
+        "Budget left, over time",
+        "The error budget of 30 days, by objective. A step down is an incident and says how dear it was.",
+        Query("min by (slo) (job_slo:authfleet_error_budget_left:ratio_rate30d{fleet})", "{{slo}}"),
+        "percentunit",
+        minimum=None,
+        maximum=1,
+        steps=[(0, RED)],
+    )
+    yield plot(
+        "Bad events",
+        "Bad events a second, by objective. Normal: next to none.",
+        Query("sum by (slo) (job_slo:authfleet_bad_events:rate5m{fleet})", "{{slo}}"),
+        "ops",
+    )
