@@ -27,8 +27,10 @@ from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROJECT = "authfleet-test"
+SUBNET = "10.213.65.0/24"
 REPLICAS = ["replica-1", "replica-2", "replica-3"]
 DISK_FULL = "deploy/compose/drill-disk-full.yml"
+OBSERVABILITY = "deploy/compose/drill-observability.yml"
 # Sessions that must survive every drill.
 SESSIONS = 8
 CHECKERS = 4
@@ -80,7 +82,7 @@ def down() -> None:
 
 
 def left_behind() -> str:
-    label = f"label=com.docker.compose.project={PROJECT}"
+    label = f"label=com.docker.compose.project={os.environ['COMPOSE_PROJECT_NAME']}"
     kinds = (("ps", "-aq"), ("volume", "ls", "-q"), ("network", "ls", "-q"))
     return " ".join(run("docker", *kind, "--filter", label).strip() for kind in kinds).strip()
 
@@ -117,8 +119,10 @@ class Client:
     def __init__(self) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=40)
 
-    def ask(self, method: str, path: str, body: dict | None = None, cookie: str = "") -> Answer:
+    def ask(self, method: str, path: str, body: dict | None = None, cookie: str = "", traceparent: str = "") -> Answer:
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        if traceparent:
+            headers["traceparent"] = traceparent
         if cookie:
             headers["Cookie"] = cookie
         try:
@@ -281,24 +285,54 @@ def image(_users: list[User]) -> None:
     say(f"{name}: {size / 1e6:.1f} MB beyond its base")
 
 
+def as_documented(_users: list[User]) -> None:
+    """Every profile is whole: what is mounted is there, what is published is on loopback, all of .env is heard."""
+    config = json.loads(compose("--profile", "*", "config", "--format", "json"))
+    for name, service in config["services"].items():
+        for mount in service.get("volumes", []):
+            source = pathlib.Path(mount["source"])
+            # Docker makes an empty directory of what isn't there.
+            is_there = mount["type"] != "bind" or (any(source.iterdir()) if source.is_dir() else source.is_file())
+            expect(is_there, f"{name} mounts {source}, which is not there or empty")
+        for port in service.get("ports", []):
+            expect(port["host_ip"] == "127.0.0.1", f"{name} publishes {port['target']} on {port['host_ip']}")
+        expect(re.search(r":v?\d+\.\d+", service["image"]), f"{name} takes any version of {service['image']}")
+    for file in (ROOT / "deploy/grafana/provisioning").rglob("*.yml"):
+        for name, port in re.findall(r"^ +url: http://([a-z-]+):(\d+)$", file.read_text(), re.M):
+            ports = [published["target"] for published in config["services"].get(name, {}).get("ports", [])]
+            expect(int(port) in ports, f"{file.name} names {name}:{port}")
+        for path in re.findall(r"^ +path: (\S+)$", file.read_text(), re.M):
+            targets = [mount["target"] for mount in config["services"]["grafana"]["volumes"]]
+            expect(path in targets, f"{file.name} names {path}, where Grafana has nothing mounted")
+    # Said by the file itself, or needless in a container; headers are a secret, so mount a file with them.
+    fixed = {"LISTEN_ADDR", "OPS_ADDR", "LOG_FORMAT", "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_HEADERS"}
+    known = set(re.findall(r"^#([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.M)) - fixed
+    given = {name.removesuffix("_FILE") for name in config["services"]["replica-1"]["environment"]}
+    expect(given == known, f"docker-compose.yml and .env.example differ in {sorted(given ^ known)}")
+
+
+def confined(service: str) -> None:
+    spec = json.loads(run("docker", "inspect", container(service)))[0]
+    host, user = spec["HostConfig"], spec["Config"]["User"]
+    facts = {
+        "runs as root": user in ("", "0", "root") or user.startswith("0:"),
+        "has a writable root": not host["ReadonlyRootfs"],
+        "keeps capabilities": host["CapDrop"] != ["ALL"] or host["CapAdd"],
+        "may gain privileges": "no-new-privileges:true" not in host["SecurityOpt"],
+        "has no memory limit": not host["Memory"],
+        "has no limit of processes": not host["PidsLimit"],
+        "has no log rotation": "max-size" not in host["LogConfig"]["Config"],
+    }
+    wrong = [fact for fact, is_so in facts.items() if is_so]
+    expect(not wrong, f"{service} {', '.join(wrong)}")
+    published = any(spec["NetworkSettings"]["Ports"].values())
+    expect(published == (service in ("nginx", "prometheus", "jaeger")), f"{service}: published is {published}")
+
+
 def hardened(_users: list[User]) -> None:
     """Every container is confined, and Redis is out of reach."""
     for service in compose("ps", "--services").split():
-        spec = json.loads(run("docker", "inspect", container(service)))[0]
-        host, user = spec["HostConfig"], spec["Config"]["User"]
-        facts = {
-            "runs as root": user in ("", "0", "root") or user.startswith("0:"),
-            "has a writable root": not host["ReadonlyRootfs"],
-            "keeps capabilities": host["CapDrop"] != ["ALL"] or host["CapAdd"],
-            "may gain privileges": "no-new-privileges:true" not in host["SecurityOpt"],
-            "has no memory limit": not host["Memory"],
-            "has no limit of processes": not host["PidsLimit"],
-            "has no log rotation": "max-size" not in host["LogConfig"]["Config"],
-        }
-        wrong = [fact for fact, is_so in facts.items() if is_so]
-        expect(not wrong, f"{service} {', '.join(wrong)}")
-        if service != "nginx":
-            expect(not any(spec["NetworkSettings"]["Ports"].values()), f"{service} is published")
+        confined(service)
     stranger = compose("exec", "-T", "redis", "redis-cli", "ping", check=False)
     expect("NOAUTH" in stranger, f"Redis answers without a password: {stranger}")
     outside = compose("exec", "-T", "nginx", "curl", "-sS", "-m", "3", "telnet://redis:6379", check=False)
@@ -438,25 +472,15 @@ def rolling_update(users: list[User]) -> None:
 
 
 def backup_restore(users: list[User]) -> None:
-    """An online backup of users and sessions comes back as it was."""
+    """An online backup of the users comes back as it was; a damaged one changes nothing."""
     with tempfile.TemporaryDirectory() as directory:
-        file, rdb = pathlib.Path(directory, "users.db"), pathlib.Path(directory, "sessions.rdb")
+        file = pathlib.Path(directory, "users.db")
         with Stream(users) as count:
             run("deploy/compose/backup", "users", str(file))
-            run("deploy/compose/backup", "sessions", str(rdb))
-        judge("backup", count, users, f"{file.stat().st_size} and {rdb.stat().st_size} bytes")
+        judge("backup of users", count, users, f"{file.stat().st_size} bytes")
         expect(file.stat().st_mode & 0o077 == 0, "others may read the backup")
 
-        # Sessions: all ended, then back.
-        keys = run("deploy/compose/redis-cli", "DBSIZE")
-        run("deploy/compose/redis-cli", "FLUSHDB")
-        expect(lost(users) == len(users), "FLUSHDB left sessions alive")
-        run("deploy/compose/restore", "sessions", str(rdb))
-        expect(lost(users) == 0, "sessions are missing after the restore")
-        restored = run("deploy/compose/redis-cli", "DBSIZE")
-        say(f"{keys.strip()} keys before the restore of sessions, {restored.strip()} after")
-
-        # Users: one who came after the backup is gone, the others sign in; every session has ended.
+        # One who came after the backup is gone, the others sign in; every session has ended.
         late = User.register("late")
         run("deploy/compose/restore", "users", str(file))
         expect(lost(users) == len(users), "sessions outlived the restore of their users")
@@ -468,9 +492,69 @@ def backup_restore(users: list[User]) -> None:
         late = User.register("later")
         expect(late.sign_in().status == 200, "a user registered after the restore can't sign in")
         file.write_bytes(b"SQLite format 3\0" + b"?" * 4096)
-        out = run("deploy/compose/restore", "users", str(file), check=False)
-        expect("not a users' database" in out, f"a damaged backup was taken: {out[-400:]}")
-        expect(late.sign_in().status == 200, "a refused restore has changed something")
+        with Stream(users) as count:
+            out = run("deploy/compose/restore", "users", str(file), check=False)
+            expect("not a users' database" in out, f"a damaged backup was taken: {out[-400:]}")
+            expect(late.sign_in().status == 200, "a refused restore has changed something")
+        judge("restore of a damaged backup", count, users, "refused")
+
+
+def moved(users: list[User]) -> None:
+    """On another machine, here another project, every session is valid; there the old keys are retired, and none is."""
+    with tempfile.TemporaryDirectory() as directory:
+        users_file, sessions_file = f"{directory}/users.db", f"{directory}/sessions.rdb"
+        compose("stop", "nginx")
+        run("deploy/compose/backup", "users", users_file)
+        run("deploy/compose/backup", "sessions", sessions_file)
+        key = compose("run", "--rm", "-T", "--no-deps", "secrets", "export")
+        with another_project():
+            compose("run", "--rm", "-T", "--no-deps", "secrets", "import", stdin=key.encode())
+            up()
+            expect(lost(users) == len(users), "the new fleet knows sessions before it was given any")
+            run("deploy/compose/restore", "users", users_file)
+            run("deploy/compose/restore", "sessions", sessions_file)
+            expect(lost(users) == 0, "sessions were lost on the way")
+            answer = dataclasses.replace(users[0]).sign_in()
+            expect(answer.status == 200, f"a user who moved: {answer.says()}")
+
+            # As after a leak: all three steps at once. Before that, those of a rotation that came along.
+            rotate = ("run", "--rm", "-T", "--no-deps", "secrets")
+            compose(*rotate, "retire", check=False)
+            for action in ("stage", "promote", "retire"):
+                compose(*rotate, action)
+            run("deploy/compose/redis-cli", "ACL", "LOAD")
+            up("--no-deps", "--force-recreate", *REPLICAS)
+
+            def refused() -> bool:
+                client = Client()
+                return all(client.ask("GET", "/profile", cookie=user.cookie).status == 401 for user in users)
+
+            within(20, "cookies of the retired key are refused", refused)
+            answer = dataclasses.replace(users[0]).sign_in()
+            expect(answer.status == 200, f"sign-in with the new key: {answer.says()}")
+
+
+def fourth_replica(users: list[User]) -> None:
+    """One more replica, as the documentation has it, gets its share of the requests."""
+    upstream = (ROOT / "deploy/nginx/upstream/compose.conf").read_text()
+    upstream = re.sub(r"^server replica-3(.*)$", r"\g<0>\nserver replica-4\1", upstream, flags=re.M)
+    text = (ROOT / "docs/operations.md").read_text().partition("## A fourth replica")[2]
+    override = re.search(r"^```yaml\n(.*?)^```", text, re.M | re.S)[1]
+    with tempfile.TemporaryDirectory() as directory:
+        pathlib.Path(directory, "upstream.conf").write_text(upstream)
+        mount = f'  nginx:\n    volumes: ["{directory}/upstream.conf:/etc/nginx/upstream.conf:ro"]\n'
+        pathlib.Path(directory, "override.yml").write_text(override + mount)
+        files, os.environ["COMPOSE_FILE"] = os.environ["COMPOSE_FILE"], f"docker-compose.yml:{directory}/override.yml"
+        try:
+            up("replica-4")
+            up("--force-recreate", "--no-deps", "nginx")
+            with Stream(users) as count:
+                within(15, "replica-4 answers", lambda: count.served_by["replica-4"] > 20)
+            judge("a fourth replica", count, users, f"it answered {count.served_by['replica-4']}")
+            compose("rm", "-sf", "replica-4")
+        finally:
+            os.environ["COMPOSE_FILE"] = files
+            up("--force-recreate", "--no-deps", "nginx")
 
 
 def disk_full(users: list[User]) -> None:
@@ -496,12 +580,93 @@ def disk_full(users: list[User]) -> None:
     judge("users' volume full", count, users, f"registrations: {dict(answers)}; 201 after {back:.1f} s")
 
 
+def get(port: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", int(os.environ[port]), timeout=10)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def prometheus(path: str) -> dict:
+    status, text = get("AUTHFLEET_PROMETHEUS_PORT", f"/api/v1/{path}")
+    expect(status == 200, f"Prometheus answers /api/v1/{path} with {status}: {text[:200]}")
+    return json.loads(text)["data"]
+
+
+def observability(users: list[User]) -> None:
+    """The profile of that name: Prometheus scrapes every replica and has every rule; spans of a trace come together."""
+    with Stream(users) as count:
+        up_profile = ("--profile", "observability", "up", "-d", "--no-build", "--wait", "--wait-timeout", "120")
+        compose(*up_profile, "prometheus", "jaeger")
+        confined("prometheus")
+
+        def targets() -> dict[str, str]:
+            active = prometheus("targets?state=active")["activeTargets"]
+            return {t["labels"]["replica"]: t["health"] for t in active if t["scrapePool"] == "authfleet"}
+
+        within(60, "every target is up", lambda: targets() == dict.fromkeys(REPLICAS, "up"))
+
+        def rules() -> list[dict]:
+            return [rule for group in prometheus("rules")["groups"] for rule in group["rules"]]
+
+        def evaluated() -> dict[str, str]:
+            # Those of a minute may take that long, and what fails there fails in promtool's tests.
+            groups = [group for group in prometheus("rules")["groups"] if group["interval"] <= 15]
+            return {group["name"]: group["lastEvaluation"] for group in groups}
+
+        # Anew, since only now there are series of every replica.
+        before = evaluated().items()
+        within(40, "every rule was evaluated", lambda: not before & evaluated().items())
+        bad = {rule["name"]: rule["lastError"] for rule in rules() if rule["health"] == "err"}
+        expect(not bad, f"rules that fail: {bad}")
+        texts = [file.read_text() for file in (ROOT / "deploy/prometheus/rules").glob("*.yml")]
+        written = sum(len(re.findall(r"^ +- (?:alert|record):", text, re.M)) for text in texts)
+        expect(len(rules()) == written > 0, f"{len(rules())} rules are loaded, {written} are written")
+        found = prometheus("query?query=count%20by%20(replica)(authfleet_session_checks_total)")["result"]
+        expect({row["metric"]["replica"] for row in found} == set(REPLICAS), f"series by replica: {found}")
+        alerts = [rule for rule in rules() if rule["type"] == "alerting"]
+        pages = {rule["annotations"]["runbook_url"].partition("#")[0] for rule in alerts}
+        expect(pages == {"{{ $externalURL }}/consoles/runbook.html"}, f"alerts lead to {pages}")
+        status, page = get("AUTHFLEET_PROMETHEUS_PORT", "/consoles/runbook.html")
+        missing = [rule["name"] for rule in alerts if rule["name"] not in page]
+        expect(status == 200 and not missing, f"the runbook's page: {status}, without {missing}")
+
+        # The caller's trace: a sign-in, and checks until another replica answered one.
+        trace_id, parent, client = secrets.token_hex(16), secrets.token_hex(8), Client()
+        traceparent, user = f"00-{trace_id}-{parent}-01", users[1]
+        body = {"email": user.email, "password": user.password}
+        answer = client.ask("POST", "/auth/login", body, traceparent=traceparent)
+        expect(answer.status == 200, f"sign-in: {answer.says()}")
+        cookie, served_by = answer.headers["Set-Cookie"].split(";")[0], {answer.headers["X-Served-By"]}
+        while len(served_by) < 2:
+            served_by.add(client.ask("GET", "/profile", None, cookie, traceparent).headers["X-Served-By"])
+
+        def spans() -> list[dict]:
+            return json.loads(get("AUTHFLEET_JAEGER_PORT", f"/api/traces/{trace_id}")[1])
+
+        def senders() -> set[str]:
+            return {span["resource"]["service.instance.id"] for span in spans()}
+
+        back = within(30, "both replicas' spans arrive", lambda: senders() == served_by)
+        names = {span["name"] for span in spans()}
+        expect({"POST /auth/login", "GET /profile"} <= names, f"spans: {sorted(names)}")
+        known = {parent} | {span["id"] for span in spans()}
+        torn = [span["name"] for span in spans() if span["parent"] not in known]
+        expect(not torn, f"spans without their parent: {torn}")
+    seen = f"{written} rules, {len(alerts)} alert; {len(spans())} spans of 2 replicas after {back:.1f} s"
+    judge("observability comes up", count, users, seen)
+
+
 def registers() -> bool:
     body = {"email": f"{secrets.token_hex(8)}@example.com", "password": secrets.token_urlsafe(18)}
     return Client().ask("POST", "/auth/register", body).status == 201
 
 
 DRILLS = [
+    as_documented,
     image,
     hardened,
     missing_secret,
@@ -513,10 +678,17 @@ DRILLS = [
     redis_restarted,
     replica_cut_off,
     rolling_update,
+    fourth_replica,
     backup_restore,
+    moved,
 ]
-# On a second fleet, whose users' volume is small.
-SMALL_DISK_DRILLS = [disk_full]
+# On a second fleet, whose users' volume is small, and which sends traces: at first to nobody.
+SECOND_DRILLS = [disk_full, observability]
+TRACES = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}
+FLEETS = [
+    ("", ["docker-compose.yml"], {}, DRILLS),
+    (" (small disk for users, traces)", ["docker-compose.yml", DISK_FULL, OBSERVABILITY], TRACES, SECOND_DRILLS),
+]
 
 
 # --- The course ------------------------------------------------------------------------------------------------------
@@ -524,6 +696,23 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def another_project():
+    """A fleet of its own, on the port of the one under test, whose nginx is stopped."""
+    os.environ["COMPOSE_PROJECT_NAME"] = f"{PROJECT}-moved"
+    os.environ["AUTHFLEET_SUBNET"] = "10.213.66.0/24"
+    # No client is there to be drained for.
+    os.environ["DRAIN_DELAY"] = "0s"
+    try:
+        yield
+    finally:
+        down()
+        rest = left_behind()
+        os.environ |= {"COMPOSE_PROJECT_NAME": PROJECT, "AUTHFLEET_SUBNET": SUBNET}
+        del os.environ["DRAIN_DELAY"]
+        expect(not rest, f"docker compose down -v left {rest}")
 
 
 def perform(drills: list, results: list[bool]) -> None:
@@ -543,7 +732,11 @@ def perform(drills: list, results: list[bool]) -> None:
             print(f"FAILED {drill.__name__}: {error}", flush=True)
             results.append(False)
             with contextlib.suppress(Failed, subprocess.TimeoutExpired):
-                say("logs:\n" + compose("logs", "--tail", "8", "--since", "60s"))
+                said = compose("logs", "--since", "60s").splitlines()
+                grave = [
+                    line for line in said if re.search(r'"level":"(WARN|ERROR)"|"status":5|\[(error|crit)\]', line)
+                ]
+                say("\n".join(["what went wrong in the logs:", *grave[-40:]]))
                 # As it was, for the next one.
                 compose("unpause", "redis", check=False)
                 up()
@@ -553,7 +746,7 @@ def perform(drills: list, results: list[bool]) -> None:
 
 
 def main() -> int:
-    known = {drill.__name__.replace("_", "-"): drill for drill in [*DRILLS, *SMALL_DISK_DRILLS]}
+    known = {drill.__name__.replace("_", "-"): drill for drill in [*DRILLS, *SECOND_DRILLS]}
     unknown = [name for name in sys.argv[1:] if name not in known]
     if unknown:
         print(f"unknown drills: {' '.join(unknown)}; known: {' '.join(known)}", file=sys.stderr)
@@ -577,14 +770,13 @@ def main() -> int:
         print("Building the image", flush=True)
         compose("build", "migrate", timeout=3600)
         say(f"built in {time.monotonic() - begin:.0f} s")
-        for override, drills in (("", DRILLS), (DISK_FULL, SMALL_DISK_DRILLS)):
+        for which, files, settings, drills in FLEETS:
             chosen = [drill for drill in drills if drill in wanted]
             if not chosen:
                 continue
-            os.environ["COMPOSE_FILE"] = ":".join(filter(None, ["docker-compose.yml", override]))
+            os.environ |= {"COMPOSE_FILE": ":".join(files), **settings}
             begin = time.monotonic()
             up()
-            which = " (small disk for users)" if override else ""
             print(f"docker compose up --wait{which}: ready in {time.monotonic() - begin:.1f} s", flush=True)
             perform(chosen, results)
             down()
@@ -602,13 +794,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    PORT = free_port()
-    os.environ |= {
-        "COMPOSE_PROJECT_NAME": PROJECT,
-        "COMPOSE_FILE": "docker-compose.yml",
-        "AUTHFLEET_HTTP_PORT": str(PORT),
-        "AUTHFLEET_SUBNET": "10.213.65.0/24",
-    }
+    published = ("AUTHFLEET_HTTP_PORT", "AUTHFLEET_GRAFANA_PORT", "AUTHFLEET_PROMETHEUS_PORT", "AUTHFLEET_JAEGER_PORT")
+    os.environ |= {name: str(free_port()) for name in published}
+    os.environ |= {"COMPOSE_PROJECT_NAME": PROJECT, "COMPOSE_FILE": "docker-compose.yml", "AUTHFLEET_SUBNET": SUBNET}
+    PORT = int(os.environ["AUTHFLEET_HTTP_PORT"])
     try:
         code = main()
     except KeyboardInterrupt:

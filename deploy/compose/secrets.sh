@@ -1,21 +1,26 @@
 #!/bin/sh
-# The fleet's secrets, in two volumes: /secrets/server for the replicas, /secrets/redis for Redis and its operator. Runs
-# in the one-shot service `secrets`:
+# The fleet's secrets, in a volume for each who reads them: /secrets/server for the replicas, /secrets/redis for Redis and
+# its operator, /secrets/grafana for Grafana. Runs in the one-shot service `secrets`:
 #
 #   create         makes what is missing, leaves what is there (every start)
 #   stage          a new cookie key that all accept but none signs with yet, and a new Redis password beside the old
 #   promote        the new cookie key signs; the old one is still accepted
 #   retire         the old cookie keys and the old Redis password are no longer accepted
+#   export         prints the cookie keys, for another machine's `import`
+#   import         takes the cookie keys from standard input
 #
-# docs/operations.md says when: between two of them every replica must have been restarted. Values are never printed.
+# docs/operations.md says when: between two of them every replica must have been restarted. But for `export`, values are
+# never printed.
 set -eu
 umask 077
 
 server=/secrets/server
 redis=/secrets/redis
-# The uids of the image authfleet and of the image redis.
+grafana=/secrets/grafana
+# The uids in the images authfleet, redis and grafana.
 server_uid=10001
 redis_uid=999
+grafana_uid=472
 
 say() { echo "secrets: $*"; }
 fail() { echo "secrets: $*" >&2; exit 1; }
@@ -68,6 +73,12 @@ create() {
         rm -f "$redis/incomplete"
         say "made Redis' passwords"
     fi
+    # It takes effect when Grafana first starts with an empty volume of its own.
+    chown "$grafana_uid:$grafana_uid" "$grafana" && chmod 500 "$grafana"
+    if [ ! -s "$grafana/admin-password" ]; then
+        random | put "$grafana/admin-password" "$grafana_uid"
+        say "made the password of Grafana's user admin"
+    fi
     say 'all there'
 }
 
@@ -99,5 +110,16 @@ case ${1:-} in
         rm -f "$server/promoted"
         say 'retired: have Redis load its users (deploy/compose/redis-cli ACL LOAD), then restart the replicas one by one'
         ;;
-    *) fail "unknown action ${1:-}: create, stage, promote or retire" ;;
+    export) [ -s "$server/session-secret" ] && keys ;;
+    import)
+        create >/dev/null
+        tr -d '\n' >/tmp/imported
+        [ "$(wc -c </tmp/imported)" -ge 32 ] || fail 'no cookie key on standard input'
+        put "$server/session-secret" "$server_uid" </tmp/imported
+        # The first one signs, and of a rotation under way only `retire` is left.
+        rm -f "$server/promoted"
+        case $(keys) in *,*) echo yes | put "$server/promoted" "$server_uid" ;; esac
+        say 'imported: if replicas run, restart them one by one'
+        ;;
+    *) fail "unknown action ${1:-}: create, stage, promote, retire, export or import" ;;
 esac

@@ -1,5 +1,6 @@
 """Copies of the users' database, in docker-compose.yml's one-shot service users-backup: `backup` writes one to standard
-output while the fleet runs, `restore` puts the one on standard input in place while no replica runs.
+output while the fleet runs, `check` says whether the one on standard input is sound, `restore` puts it in place while
+no replica runs.
 """
 
 import os
@@ -53,12 +54,24 @@ def backup() -> None:
         COPY.unlink(missing_ok=True)
 
 
+def receive() -> int:
+    """Puts standard input on the volume, and counts its users."""
+    with INCOMING.open("wb") as incoming:
+        shutil.copyfileobj(sys.stdin.buffer, incoming)
+        os.fsync(incoming.fileno())
+    return check(INCOMING)
+
+
+def look() -> None:
+    try:
+        say(f"a sound backup of {receive()} users")
+    finally:
+        INCOMING.unlink(missing_ok=True)
+
+
 def restore() -> None:
     try:
-        with INCOMING.open("wb") as incoming:
-            shutil.copyfileobj(sys.stdin.buffer, incoming)
-            os.fsync(incoming.fileno())
-        users = check(INCOMING)
+        users = receive()
         if USERS.exists():
             # With its journal, which may hold its newest users, under the names that SQLite would look for.
             for suffix in ("", "-wal", "-shm"):
@@ -78,7 +91,7 @@ def restore() -> None:
 
 
 os.umask(0o077)
-actions = {"backup": backup, "restore": restore}
+actions = {"backup": backup, "check": look, "restore": restore}
 if len(sys.argv) != 2 or sys.argv[1] not in actions:
-    sys.exit("usage: users.py backup >FILE | restore <FILE")
+    sys.exit("usage: users.py backup >FILE | check <FILE | restore <FILE")
 actions[sys.argv[1]]()
