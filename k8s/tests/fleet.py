@@ -11,7 +11,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = {"local": "network-policies", "scale-out": "network-policies-scale-out"}
-COMPONENTS = ["monitoring", "autoscaling", "ingress/ingress", "ingress/gateway", "loadtest"]
+COMPONENTS = ["monitoring", "tracing", "autoscaling", "ingress/ingress", "ingress/gateway", "loadtest"]
 
 
 def combinations() -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from urllib.parse import urlsplit
 
 from admission import Rule, every_container, matches
 from fleet import ROOT, containers, label, of_kind, pods
@@ -157,7 +158,7 @@ def one_node_with_sqlite(objects):
 def variables(objects):
     """Only variables that authfleet reads, with secrets as files, each file mounted."""
     known = set(re.findall(r"^#?([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    secret = {"REDIS_URL", "SESSION_SECRET"}
+    secret = {"REDIS_URL", "SESSION_SECRET", "OTEL_EXPORTER_OTLP_HEADERS"}
     for where, spec, container in every_container(objects):
         if not container["image"].startswith("authfleet:"):
             continue
@@ -195,12 +196,15 @@ CONNECTIONS = {
     ("server", "dns", 53),
     ("server", "sessions", 6379),
     ("monitoring", "server", 9464),
+    ("server", "monitoring", 4318),
     ("loadtest", "dns", 53),
     ("loadtest", "server", 3000),
     ("loadtest", "edge", 8080),
 }
 # With overlays/scale-out the stores are outside: PostgreSQL, Redis, Sentinel.
 OUTSIDE = {("server", "sessions", 6379)}, {("server", "outside", port) for port in (5432, 6379, 26379)}
+# With components/tracing alone: the collector.
+TRACES = ("server", "monitoring", 4318)
 COMPONENT = "app.kubernetes.io/component"
 
 
@@ -234,6 +238,14 @@ def connections(objects):
     workloads = {pairs[COMPONENT]: spec for _, pairs, spec in pods(objects)}
     if "sessions" not in workloads:
         wanted = wanted - OUTSIDE[0] | OUTSIDE[1]
+    settings = (thing.get("data", {}) for thing in of_kind(objects, "ConfigMap"))
+    collectors = [data[name] for data in settings for name in data if name == "OTEL_EXPORTER_OTLP_ENDPOINT"]
+    if not collectors:
+        wanted.remove(TRACES)
+    for url in collectors:
+        service = urlsplit(url)
+        if (service.hostname.split(".")[1:3], service.port) != ([TRACES[1], "svc"], TRACES[2]):
+            yield f"NetworkPolicy: traces go to {url}, which is not {TRACES[1]} on port {TRACES[2]}"
     inside = {"edge", "server", "sessions", "loadtest"}
     into, out = set(), set()
     for policy in policies:
@@ -262,13 +274,35 @@ def connections(objects):
 
 
 @rule
+def series_name_their_replica(objects):
+    """Dashboards and alerts join series by `replica`, which is the same word on the series and on its target."""
+    for thing in of_kind(objects, "PodMonitor"):
+        if thing["spec"].get("jobLabel") != "app.kubernetes.io/name":
+            yield f"{label(thing)}: the job is not named after the pods' app.kubernetes.io/name"
+        for endpoint in thing["spec"]["podMetricsEndpoints"]:
+            if endpoint.get("honorLabels") is not True:
+                yield f"{label(thing)}: the label replica of the series gives way to that of the target"
+            wanted = {"sourceLabels": ["__meta_kubernetes_pod_name"], "targetLabel": "replica"}
+            if wanted not in endpoint.get("relabelings", []):
+                yield f"{label(thing)}: the target lacks the label replica, which is the pod's name"
+    for where, _, container in every_container(objects):
+        sources = {variable["name"]: variable.get("valueFrom") for variable in container.get("env", [])}
+        if container["name"] == "server" and sources.get("REPLICA_ID") != {"fieldRef": {"fieldPath": "metadata.name"}}:
+            yield f"{where}: REPLICA_ID is not the pod's name"
+
+
+@rule
 def used_once(objects):
-    """Every ConfigMap is used, so that no stale copy of a configuration stays around."""
+    """Every ConfigMap is used, so that no stale copy of a configuration stays around. Grafana's sidecar uses those with
+    its label."""
     used = Counter()
     for _, _, spec in pods(objects):
         used.update(volume.get("configMap", {}).get("name") for volume in spec.get("volumes", []))
         for container in containers(spec):
             used.update(source["configMapRef"]["name"] for source in container.get("envFrom", []))
     for thing in of_kind(objects, "ConfigMap"):
-        if thing["metadata"]["name"] not in used:
+        if (
+            thing["metadata"]["name"] not in used
+            and thing["metadata"].get("labels", {}).get("grafana_dashboard") != "1"
+        ):
             yield f"{label(thing)}: used nowhere"

@@ -1,10 +1,13 @@
 """Every overlay with every set of components: accepted, and true to the files that it comes from."""
 
 import re
+import subprocess
+import sys
 
 import admission
 import policy
 import schema
+import yaml
 from fleet import COMPONENTS, K8S, OVERLAYS, ROOT, full, label, named, of_kind, pods, renders
 
 
@@ -111,10 +114,27 @@ def test_images_are_named_in_one_place():
     assert named_in == {"base/kustomization.yaml", "components/loadtest/kustomization.yaml"}
 
 
+def test_the_rules_are_those_of_deploy():
+    made = subprocess.run(
+        [sys.executable, K8S / "prometheus_rule.py"], capture_output=True, text=True, check=True
+    ).stdout
+    current = (K8S / "components/monitoring/rules.yaml").read_text()
+    assert made == current, "run k8s/prometheus_rule.py >k8s/components/monitoring/rules.yaml"
+    files = sorted((ROOT / "deploy/prometheus/rules").glob("*.yml"))
+    groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
+    assert named(full("local"), "PrometheusRule", "authfleet")["spec"]["groups"] == groups
+
+
 def test_alerts_and_autoscaler_ask_metrics_that_exist():
     source = (ROOT / "src/metrics.rs").read_text()
     known = set(re.findall(r'"(authfleet_\w+)"', source))
-    asked = set(re.findall(r"authfleet_\w+", str(of_kind(full("local"), "PrometheusRule", "HorizontalPodAutoscaler"))))
+    # Names that rules record have colons in them.
+    asked = set(
+        re.findall(
+            r"(?<![\w:])authfleet_\w+(?![\w:])",
+            str(of_kind(full("local"), "PrometheusRule", "HorizontalPodAutoscaler")),
+        )
+    )
     assert asked and {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} <= known
 
 

@@ -2,10 +2,11 @@
 
 import re
 import shlex
+import subprocess
 
 import pytest
 import yaml
-from fleet import K8S, ROOT, full, label, render_own
+from fleet import K8S, ROOT, full, label, named, render_own
 
 READMES = sorted(K8S.rglob("README.md"))
 KINDS = {"deployment": "Deployment", "statefulset": "StatefulSet", "service": "Service", "job": "Job"}
@@ -45,16 +46,33 @@ def test_the_example_of_an_own_kustomization_renders():
     assert "Job/authfleet-sharing" in map(label, render_own("readme", yaml.safe_load(examples[0])))
 
 
-@pytest.mark.parametrize("component", ["network-policies-scale-out", "monitoring", "ingress"])
+@pytest.mark.parametrize("component", ["network-policies-scale-out", "monitoring", "tracing", "ingress"])
 def test_the_patches_apply(component):
     text = (K8S / f"components/{component}/README.md").read_text()
-    own = yaml.safe_load(re.search(r"^```yaml\n(patches:.*?)^```", text, re.MULTILINE | re.DOTALL)[1])
+    own = yaml.safe_load(re.search(r"^```yaml\n((?:(?!```).)*?^patches:.*?)^```", text, re.MULTILINE | re.DOTALL)[1])
     overlay = "scale-out" if "scale-out" in component else "local"
-    path = "ingress/ingress" if component == "ingress" else component
-    base = {"resources": [f"../k8s/overlays/{overlay}"], "components": [f"../k8s/components/{path}"]}
+    chosen = {"ingress": ["ingress/ingress"], "tracing": ["network-policies", "tracing"]}.get(component, [component])
+    paths = [f"../k8s/components/{path}" for path in chosen]
+    base = {"resources": [f"../k8s/overlays/{overlay}"], "components": paths}
     changed = str(render_own(f"readme-{component}", {**base, **own}))
     assert {
         "network-policies-scale-out": "10.20.0.0/16",
         "monitoring": "kube-prometheus-stack",
+        "tracing": "'kubernetes.io/metadata.name': 'telemetry'",
         "ingress": "auth.example.org",
     }[component] in changed
+
+
+def test_the_rules_take_another_address_of_the_runbook():
+    text = (K8S / "components/monitoring/README.md").read_text().partition("## The runbook's address")[2]
+    command = re.search(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1]
+    own = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1])
+    directory = ROOT / "target/k8s/rendered/readme-runbook"
+    directory.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["sh", "-euc", command.replace("my-fleet", str(directory))], cwd=ROOT, check=True)
+    components = ["../k8s/components/monitoring"]
+    objects = render_own("readme-runbook", {"resources": ["../k8s/overlays/local"], "components": components, **own})
+    rules = named(objects, "PrometheusRule", "authfleet")
+    links = re.findall(r"'runbook_url': '([^']+)'", str(rules))
+    assert links and all(link.startswith("https://wiki.example.org/authfleet#") for link in links)
+    assert rules["metadata"]["labels"]["app.kubernetes.io/part-of"] == "authfleet"

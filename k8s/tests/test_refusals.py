@@ -329,6 +329,44 @@ MUTANTS = [
         ),
         "used nowhere",
     ),
+    # Metrics and traces
+    ("job by another name", put(("PodMonitor", "authfleet"), "spec.jobLabel", DELETE), "the job is not named"),
+    (
+        "series whose replica is the target's",
+        put(("PodMonitor", "authfleet"), "spec.podMetricsEndpoints.0.honorLabels", False),
+        "gives way",
+    ),
+    (
+        "target without its replica",
+        put(("PodMonitor", "authfleet"), "spec.podMetricsEndpoints.0.relabelings", DELETE),
+        "the target lacks",
+    ),
+    (
+        "replica that is not its pod",
+        put(SERVER, f"{CONTAINER}.env.3", {"name": "REPLICA_ID", "value": "a"}),
+        "REPLICA_ID",
+    ),
+    (
+        "key of the collector in the environment",
+        put(("ConfigMap", "authfleet-server"), "data.OTEL_EXPORTER_OTLP_HEADERS", "key=x"),
+        "into a file",
+    ),
+    (
+        "traces to another port",
+        swap(("ConfigMap", "authfleet-server"), "data.OTEL_EXPORTER_OTLP_ENDPOINT", ":4318", ":4317"),
+        "traces go to",
+    ),
+    (
+        "traces to another namespace",
+        swap(("ConfigMap", "authfleet-server"), "data.OTEL_EXPORTER_OTLP_ENDPOINT", "monitoring", "telemetry"),
+        "traces go to",
+    ),
+    ("traces that are not let out", put((NP, "authfleet-server"), "spec.egress.2", DELETE), "4318) is needed, but"),
+    (
+        "way out for traces that nobody sends",
+        put(("ConfigMap", "authfleet-server"), "data.OTEL_EXPORTER_OTLP_ENDPOINT", DELETE),
+        "4318) is allowed out, but",
+    ),
     # Network policies
     (
         "no denial of everything",
