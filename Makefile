@@ -1,7 +1,7 @@
 # `make` lists the targets. Every step says what it does and how long it took.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test check lint deny audit hostile loadtest loadtest-test bench k8s-test compose-test fmt clean
+.PHONY: help demo demo-check test check lint deny audit docs hostile monitoring-test loadtest loadtest-test bench k8s-test compose-test fmt clean
 
 STEP := deploy/ci/step
 BIN := .tools/venv/bin
@@ -14,7 +14,7 @@ DEMO_FLAGS ?=
 LOADTEST ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## three replicas, Redis and nginx on http://localhost:8080, until Ctrl-C (installs what is missing)
 	@$(STEP) "Install Redis and nginx if they are missing" deploy/local/install.sh
@@ -37,7 +37,7 @@ test: ## everything that must hold before a change is merged; installs what it n
 	@$(STEP) "Documentation of every public item" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	@$(STEP) "Integration tests: the real server on a real Redis" cargo test --locked --test it
 	@$(MAKE) --no-print-directory demo-check DEMO_FLAGS=--auto-ports
-	@$(MAKE) --no-print-directory hostile loadtest-test k8s-test compose-test
+	@$(MAKE) --no-print-directory hostile monitoring-test loadtest-test k8s-test compose-test
 
 check: ## the quick inner loop: format, lints, unit and store tests
 	@$(STEP) "Format" cargo fmt --all --check
@@ -63,6 +63,10 @@ audit: .tools/bin/cargo-deny ## known vulnerabilities (fetches RustSec's databas
 hostile: ## schemathesis: generated requests against the OpenAPI document
 	@$(STEP) "Generated requests against the OpenAPI document" tests/schemathesis/run
 
+monitoring-test: ## rules, alerts, objectives, runbook, dashboards: as files, and on a real fleet with a real Prometheus
+	@$(STEP) "Prometheus: rules, alerts and runbook" deploy/prometheus/check
+	@$(STEP) "Dashboards, and every query of theirs" deploy/grafana/test
+
 loadtest: ## the load-test suite, e.g. LOADTEST="sharing --target local"; without options it lists its scenarios
 	@loadtest/run $(LOADTEST)
 
@@ -79,6 +83,12 @@ compose-test: ## docker-compose.yml as it ships, and what happens when its parts
 	@$(STEP) "The fleet in containers, and its drills" deploy/compose/test
 
 .tools/venv/installed.txt: deploy/ci/requirements.txt
+
+docs: ## write anew what is generated: metrics table, runbook page, dashboards, Kubernetes' rules (tests compare them)
+	@$(STEP) "docs/metrics.md" env UPDATE_DOCS=1 cargo test --locked --quiet --lib metrics
+	@$(STEP) "The runbook as a page" sh -c 'deploy/prometheus/install && .tools/prometheus/bin/python -B deploy/prometheus/runbook.py'
+	@$(STEP) "Dashboards" deploy/grafana/generate
+	@$(STEP) "PrometheusRule" sh -c 'k8s/prometheus_rule.py >k8s/components/monitoring/rules.yaml'
 
 fmt: .tools/venv/installed.txt ## format Rust and Python
 	cargo fmt --all
