@@ -2,7 +2,8 @@
 //!
 //! - A thread is the permit. It's taken by the work, not by the request: a request that goes away neither frees it
 //!   early nor leaks it. Work that nobody waits for any more is dropped before it begins; once begun it runs to its end.
-//! - The threads run at a lower priority, so that a storm of logins leaves session checks their latency.
+//! - The threads run at a lower priority and let others run every 50 µs ([`super::paced`]), so that a storm of logins
+//!   leaves session checks their latency. Not so while a bcrypt hash of a predecessor is verified.
 //! - A verification costs the same whether the user exists or not (ASVS 5.0 6.3.8): one hash with the configured
 //!   parameters. A hash with other parameters costs its own time until the user's next login upgrades it.
 //! - Argon2's memory is shared by the threads, most recently used first, and given back to the operating system after

@@ -6,6 +6,7 @@
 //! no truncation, no change of case (ASVS 5.0 6.2.8). bcrypt hashes come from a predecessor that hashed the bytes as
 //! typed and only the first 72 of them; those are verified the predecessor's way.
 mod gate;
+mod paced;
 mod policy;
 mod stored;
 

@@ -3,11 +3,12 @@ use std::collections::TryReserveError;
 use std::ops::RangeInclusive;
 
 use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
-use argon2::{Algorithm, Argon2, Block, Params, Version};
+use argon2::{Algorithm, Params, Version};
 use secrecy::{ExposeSecret as _, SecretString};
 use subtle::ConstantTimeEq as _;
 
 use super::normalize;
+use super::paced::{Block, Input};
 use crate::config::HashingConfig;
 
 /// The most memory that a stored Argon2 hash may ask for, in KiB, unless the configuration itself uses more.
@@ -47,8 +48,6 @@ pub(super) enum StoredError {
 pub(super) enum ComputeError {
     #[error("no memory for Argon2's blocks: {0}")]
     Memory(#[from] TryReserveError),
-    #[error("Argon2 refused its input: {0}")]
-    Argon2(argon2::Error),
     #[error("the operating system gave no randomness: {0}")]
     Random(#[from] getrandom::Error),
 }
@@ -62,7 +61,7 @@ impl Blocks {
         if self.0.len() < count {
             let mut fresh = Vec::new();
             fresh.try_reserve_exact(count.max(MAPPED_ALONE))?;
-            fresh.resize(count, Block::new());
+            fresh.resize(count, Block::ZERO);
             self.0 = fresh;
         }
         Ok(&mut self.0[..count])
@@ -126,27 +125,26 @@ impl Scheme {
         blocks: &mut Blocks,
     ) -> Result<[u8; OUTPUT_LENGTH], ComputeError> {
         let mut output = [0; OUTPUT_LENGTH];
-        let scheme = Argon2::new(Algorithm::Argon2id, Version::V0x13, self.params.clone());
-        self.run(&scheme, password, salt, &mut output, blocks)?;
+        self.run((Algorithm::Argon2id, Version::V0x13, &self.params), password, salt, &mut output, blocks)?;
         Ok(output)
     }
 
     #[cfg_attr(not(test), expect(clippy::unused_self, reason = "tests count the computations of one gate"))]
     fn run(
         &self,
-        scheme: &Argon2<'_>,
+        (algorithm, version, params): (Algorithm, Version, &Params),
         password: &SecretString,
         salt: &[u8],
         output: &mut [u8],
         blocks: &mut Blocks,
     ) -> Result<(), ComputeError> {
         #[cfg(test)]
-        self.computed.lock().push(ParamsString::try_from(scheme.params()).unwrap().to_string());
+        self.computed.lock().push(ParamsString::try_from(params).unwrap().to_string());
         let password = normalize(password.expose_secret());
-        let blocks = blocks.of(scheme.params().block_count())?;
-        scheme
-            .hash_password_into_with_memory(password.expose_secret().as_bytes(), salt, output, blocks)
-            .map_err(ComputeError::Argon2)
+        let password = password.expose_secret().as_bytes();
+        let input = Input { algorithm, version, params, password, salt, secret: b"" };
+        input.hash(output, blocks.of(params.block_count())?, std::thread::yield_now);
+        Ok(())
     }
 
     /// Reads a stored hash and refuses parameters that would cost too much, before anything is allocated for them.
@@ -191,8 +189,7 @@ impl Scheme {
                 // A hash with more memory than ours brings its own and gives it back at once.
                 let own = params.block_count() > self.params.block_count();
                 let blocks = if own { &mut Blocks::default() } else { blocks };
-                let scheme = Argon2::new(*algorithm, *version, params.clone());
-                self.run(&scheme, password, salt, computed, blocks)?;
+                self.run((*algorithm, *version, params), password, salt, computed, blocks)?;
                 Ok(computed.ct_eq(output.as_bytes()).into())
             }
             Stored::Bcrypt(text) => {

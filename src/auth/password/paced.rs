@@ -1,0 +1,333 @@
+//! Argon2 (RFC 9106) that pauses: its memory is filled a stretch at a time, and between two stretches the caller may
+//! let other threads run.
+//!
+//! A hash computed in one go keeps its core for 15 ms. A lower priority doesn't make it give way at once: Linux lets a
+//! thread that wakes with little credit wait for the next tick, 4 ms at 250 Hz, and a session check wants to be done
+//! within a fraction of one. With a `sched_yield` every 50 µs nobody waits for longer than that, and a hash costs
+//! the same.
+//!
+//! Parameters, limits and the strings that are stored are those of the crate `argon2`, with which the tests compare
+//! every variant and version; only the order in time is ours. One thread fills all lanes.
+use argon2::{Algorithm, Params, Version};
+use blake2b_simd::Params as Blake2b;
+use multiversion::multiversion;
+
+/// Blocks filled between two pauses: 50 µs or so. RFC 9106 §3.4.1.2: also what one block of addresses suffices for.
+pub(super) const STRETCH: usize = WORDS;
+
+/// 64-bit words of a block, which has 1 KiB.
+const WORDS: usize = 128;
+/// RFC 9106 §3.4: a lane is cut into four, and no slice begins before every lane has finished the one before it.
+const SLICES: usize = 4;
+
+/// A block of Argon2's memory: 1 KiB.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Block([u64; WORDS]);
+
+/// What is hashed, and how.
+pub(super) struct Input<'a> {
+    pub(super) algorithm: Algorithm,
+    pub(super) version: Version,
+    pub(super) params: &'a Params,
+    pub(super) password: &'a [u8],
+    pub(super) salt: &'a [u8],
+    /// RFC 9106 §3.1: K. Ours is empty; the RFC's test vectors have one.
+    pub(super) secret: &'a [u8],
+}
+
+impl Input<'_> {
+    /// Fills `output`, whose length is part of the hash, and calls `pause` after at most [`STRETCH`] blocks each time.
+    ///
+    /// # Panics
+    ///
+    /// With fewer `blocks` than [`Params::block_count`].
+    pub(super) fn hash(&self, output: &mut [u8], blocks: &mut [Block], mut pause: impl FnMut()) {
+        let mut memory = Memory::of(self.params, blocks);
+        self.begin(output.len(), &mut memory);
+        for pass in 0..self.params.t_cost() {
+            for slice in 0..SLICES {
+                for lane in 0..memory.lanes {
+                    self.fill(&mut memory, Segment { pass, slice, lane }, &mut pause);
+                }
+            }
+        }
+        long_hash(&[&memory.last().bytes()], output);
+    }
+
+    /// RFC 9106 §3.2, steps 1 to 4: H0, and from it the first two blocks of each lane.
+    fn begin(&self, output: usize, memory: &mut Memory<'_>) {
+        let mut state = Blake2b::new().to_state();
+        for number in [self.params.p_cost(), le32(output), self.params.m_cost(), self.params.t_cost()] {
+            state.update(&number.to_le_bytes());
+        }
+        for number in [self.version as u32, self.algorithm as u32] {
+            state.update(&number.to_le_bytes());
+        }
+        for text in [self.password, self.salt, self.secret, self.params.data()] {
+            state.update(&le32(text.len()).to_le_bytes()).update(text);
+        }
+        let h0 = state.finalize();
+        for lane in 0..memory.lanes {
+            for column in 0..2 {
+                let mut bytes = [0; WORDS * 8];
+                let place = [le32(column).to_le_bytes(), le32(lane).to_le_bytes()];
+                long_hash(&[h0.as_bytes(), place.as_flattened()], &mut bytes);
+                memory.blocks[lane * memory.lane_length + column] = Block::from_bytes(&bytes);
+            }
+        }
+    }
+
+    /// RFC 9106 §3.2, steps 5 and 6, for one segment.
+    fn fill(&self, memory: &mut Memory<'_>, segment: Segment, pause: &mut impl FnMut()) {
+        let Segment { pass, slice, lane } = segment;
+        let independent = match self.algorithm {
+            Algorithm::Argon2d => false,
+            Algorithm::Argon2i => true,
+            Algorithm::Argon2id => pass == 0 && slice < SLICES / 2,
+        };
+        // Version 0x10 overwrites in every pass.
+        let overwrites = pass == 0 || self.version == Version::V0x10;
+        // RFC 9106 §3.4.1.2: from these the places of the data-independent references are made.
+        let mut seed = Block::ZERO;
+        let place = [u64::from(pass), lane as u64, slice as u64, memory.blocks.len() as u64];
+        seed.0[..4].copy_from_slice(&place);
+        seed.0[4..6].copy_from_slice(&[u64::from(self.params.t_cost()), self.algorithm as u64]);
+
+        for start in (0..memory.segment_length).step_by(STRETCH) {
+            let addresses = independent.then(|| {
+                seed.0[6] += 1;
+                compress(&Block::ZERO, &compress(&Block::ZERO, &seed))
+            });
+            // The first two blocks of a lane are there already.
+            let first = if pass == 0 && slice == 0 { start.max(2) } else { start };
+            for index in first..(start + STRETCH).min(memory.segment_length) {
+                let column = slice * memory.segment_length + index;
+                let current = lane * memory.lane_length + column;
+                let previous = if column == 0 { current + memory.lane_length - 1 } else { current - 1 };
+                let pseudo_random = addresses.map_or(memory.blocks[previous].0[0], |block| block.0[index - start]);
+                let reference = memory.reference(segment, index, pseudo_random);
+                let new = compress(&memory.blocks[previous], &memory.blocks[reference]);
+                if overwrites {
+                    memory.blocks[current] = new;
+                } else {
+                    memory.blocks[current].xor(&new);
+                }
+            }
+            pause();
+        }
+    }
+}
+
+/// The matrix of blocks, lane after lane.
+struct Memory<'a> {
+    blocks: &'a mut [Block],
+    lanes: usize,
+    lane_length: usize,
+    segment_length: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Segment {
+    pass: u32,
+    slice: usize,
+    lane: usize,
+}
+
+impl<'a> Memory<'a> {
+    fn of(params: &Params, blocks: &'a mut [Block]) -> Self {
+        let lanes = params.p_cost() as usize;
+        let blocks = &mut blocks[..params.block_count()];
+        let lane_length = blocks.len() / lanes;
+        Self { blocks, lanes, lane_length, segment_length: lane_length / SLICES }
+    }
+
+    /// RFC 9106 §3.4.2: the block that the one at `index` of the segment refers to.
+    fn reference(&self, Segment { pass, slice, lane }: Segment, index: usize, pseudo_random: u64) -> usize {
+        let (j1, j2) = (pseudo_random & LOW, pseudo_random >> 32);
+        let of_lane = if pass == 0 && slice == 0 { lane } else { to_usize(j2 % self.lanes as u64) };
+        let (begin, finished) = if pass == 0 {
+            (0, slice * self.segment_length)
+        } else {
+            ((slice + 1) % SLICES * self.segment_length, self.lane_length - self.segment_length)
+        };
+        // All but the previous block, which is referred to anyway.
+        let area = if of_lane == lane { finished + index - 1 } else { finished - usize::from(index == 0) } as u64;
+        let relative = area - 1 - ((area * ((j1 * j1) >> 32)) >> 32);
+        of_lane * self.lane_length + (begin + to_usize(relative)) % self.lane_length
+    }
+
+    /// RFC 9106 §3.2, step 7: the last blocks of all lanes.
+    fn last(&self) -> Block {
+        let mut last = Block::ZERO;
+        for lane in self.blocks.chunks_exact(self.lane_length) {
+            last.xor(&lane[self.lane_length - 1]);
+        }
+        last
+    }
+}
+
+impl Block {
+    pub(super) const ZERO: Self = Self([0; WORDS]);
+
+    fn from_bytes(bytes: &[u8; WORDS * 8]) -> Self {
+        let (words, _) = bytes.as_chunks();
+        Self(std::array::from_fn(|word| u64::from_le_bytes(words[word])))
+    }
+
+    fn bytes(&self) -> [u8; WORDS * 8] {
+        let mut bytes = [0; WORDS * 8];
+        let (words, _) = bytes.as_chunks_mut();
+        for (bytes, word) in words.iter_mut().zip(self.0) {
+            *bytes = word.to_le_bytes();
+        }
+        bytes
+    }
+
+    #[inline]
+    fn xor(&mut self, other: &Self) {
+        for (word, other) in self.0.iter_mut().zip(&other.0) {
+            *word ^= other;
+        }
+    }
+}
+
+const LOW: u64 = 0xffff_ffff;
+
+/// RFC 9106 §3.5: G. Compiled a second time for AVX2, which halves a hash's time where the processor has it.
+#[multiversion(targets("x86_64+avx2"))]
+fn compress(x: &Block, y: &Block) -> Block {
+    let mut r = *x;
+    r.xor(y);
+    let mut z = r;
+    // Written out, and on the words where they lie: what the compiler makes vectors of.
+    macro_rules! quarter {
+        ($v:ident, $a:expr, $b:expr, $c:expr, $d:expr) => {
+            $v[$a] = add($v[$a], $v[$b]);
+            $v[$d] = ($v[$d] ^ $v[$a]).rotate_right(32);
+            $v[$c] = add($v[$c], $v[$d]);
+            $v[$b] = ($v[$b] ^ $v[$c]).rotate_right(24);
+            $v[$a] = add($v[$a], $v[$b]);
+            $v[$d] = ($v[$d] ^ $v[$a]).rotate_right(16);
+            $v[$c] = add($v[$c], $v[$d]);
+            $v[$b] = ($v[$b] ^ $v[$c]).rotate_right(63);
+        };
+    }
+    macro_rules! permute {
+        ($v:ident, $at:expr) => {
+            quarter!($v, $at(0), $at(4), $at(8), $at(12));
+            quarter!($v, $at(1), $at(5), $at(9), $at(13));
+            quarter!($v, $at(2), $at(6), $at(10), $at(14));
+            quarter!($v, $at(3), $at(7), $at(11), $at(15));
+            quarter!($v, $at(0), $at(5), $at(10), $at(15));
+            quarter!($v, $at(1), $at(6), $at(11), $at(12));
+            quarter!($v, $at(2), $at(7), $at(8), $at(13));
+            quarter!($v, $at(3), $at(4), $at(9), $at(14));
+        };
+    }
+    for row in z.0.chunks_exact_mut(16) {
+        permute!(row, (|word: usize| word));
+    }
+    let words = &mut z.0;
+    for column in 0..8 {
+        permute!(words, (|word: usize| 16 * (word / 2) + 2 * column + word % 2));
+    }
+    z.xor(&r);
+    z
+}
+
+/// RFC 9106 §3.6: `BLAKE2b`'s addition, with a multiplication.
+#[inline]
+fn add(x: u64, y: u64) -> u64 {
+    x.wrapping_add(y).wrapping_add(2_u64.wrapping_mul((x & LOW).wrapping_mul(y & LOW)))
+}
+
+/// RFC 9106 §3.3: H', `BLAKE2b` for outputs of any length.
+fn long_hash(parts: &[&[u8]], output: &mut [u8]) {
+    let mut state = Blake2b::new().hash_length(output.len().min(64)).to_state();
+    state.update(&le32(output.len()).to_le_bytes());
+    for part in parts {
+        state.update(part);
+    }
+    let mut hash = state.finalize();
+    let mut rest = output;
+    while rest.len() > 64 {
+        let (half, behind) = rest.split_at_mut(32);
+        half.copy_from_slice(&hash.as_bytes()[..32]);
+        rest = behind;
+        hash = Blake2b::new().hash_length(rest.len().min(64)).hash(hash.as_bytes());
+    }
+    rest.copy_from_slice(hash.as_bytes());
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a place within the memory")]
+fn to_usize(place: u64) -> usize {
+    place as usize
+}
+
+fn le32(length: usize) -> u32 {
+    u32::try_from(length).expect("a length within the limits of the crate argon2")
+}
+
+#[cfg(test)]
+mod tests {
+    use argon2::{Argon2, AssociatedData, ParamsBuilder};
+    use proptest::prelude::*;
+
+    use super::{Algorithm, Block, Input, Params, STRETCH, Version};
+
+    /// The hash, and how many pauses it had.
+    fn hash(input: &Input<'_>, length: usize) -> (Vec<u8>, usize) {
+        let (mut output, mut pauses) = (vec![0; length], 0);
+        input.hash(&mut output, &mut vec![Block::ZERO; input.params.block_count()], || pauses += 1);
+        (output, pauses)
+    }
+
+    /// RFC 9106 §5.1 to §5.3.
+    #[test]
+    fn rfc_9106_test_vectors() {
+        let mut params = ParamsBuilder::new();
+        params.m_cost(32).t_cost(3).p_cost(4).output_len(32).data(AssociatedData::new(&[4; 12]).unwrap());
+        let params = params.build().unwrap();
+        for (algorithm, tag) in [
+            (Algorithm::Argon2d, "512b391b6f1162975371d30919734294f868e3be3984f3c1a13a4db9fabe4acb"),
+            (Algorithm::Argon2i, "c814d9d1dc7f37aa13f0d77f2494bda1c8de6b016dd388d29952a4c4672b6ce8"),
+            (Algorithm::Argon2id, "0d640df58d78766c08c037a34a8b53c9d01ef0452d75b65eb52520e96b01e659"),
+        ] {
+            let (password, salt, secret) = (&[1; 32], &[2; 16], &[3; 8]);
+            let input = Input { algorithm, version: Version::V0x13, params: &params, password, salt, secret };
+            let tag: Vec<_> = (0..64).step_by(2).map(|at| u8::from_str_radix(&tag[at..at + 2], 16).unwrap()).collect();
+            assert_eq!(hash(&input, 32).0, tag, "{algorithm}");
+        }
+    }
+
+    #[test]
+    fn others_may_run_after_every_stretch() {
+        let params = Params::new(8 * 1024, 2, 1, Some(32)).unwrap();
+        let (algorithm, version) = (Algorithm::Argon2id, Version::V0x13);
+        let input = Input { algorithm, version, params: &params, password: b"", salt: b"somesalt", secret: b"" };
+        assert_eq!(hash(&input, 32).1, 2 * 8 * 1024 / STRETCH);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn the_crate_argon2_computes_the_same(
+            algorithm in prop::sample::select(vec![Algorithm::Argon2d, Algorithm::Argon2i, Algorithm::Argon2id]),
+            version in prop::sample::select(vec![Version::V0x10, Version::V0x13]),
+            (lanes, memory) in (1_u32..6).prop_flat_map(|lanes| (Just(lanes), 8 * lanes..4096)),
+            passes in 1_u32..4,
+            length in 4_usize..200,
+            password in prop::collection::vec(any::<u8>(), 0..200),
+            salt in prop::collection::vec(any::<u8>(), 8..64),
+        ) {
+            let params = Params::new(memory, passes, lanes, Some(length)).unwrap();
+            let mut expected = vec![0; length];
+            let theirs = Argon2::new(algorithm, version, params.clone());
+            theirs.hash_password_into(&password, &salt, &mut expected).unwrap();
+            let input = Input { algorithm, version, params: &params, password: &password, salt: &salt, secret: b"" };
+            prop_assert_eq!(hash(&input, length).0, expected);
+        }
+    }
+}
