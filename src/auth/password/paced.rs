@@ -8,9 +8,15 @@
 //!
 //! Parameters, limits and the strings that are stored are those of the crate `argon2`, with which the tests compare
 //! every variant and version; only the order in time is ours. One thread fills all lanes.
+use std::iter;
+
 use argon2::{Algorithm, Params, Version};
-use blake2b_simd::Params as Blake2b;
+use blake2::digest::Output;
+use blake2::digest::block_api::{UpdateCore as _, VariableOutputCore as _};
+use blake2::digest::block_buffer::LazyBuffer;
+use blake2::{Blake2b512, Blake2bVarCore, Digest as _};
 use multiversion::multiversion;
+use secrecy::zeroize::Zeroize as _;
 
 /// Blocks filled between two pauses: 50 µs or so. RFC 9106 §3.4.1.2: also what one block of addresses suffices for.
 pub(super) const STRETCH: usize = WORDS;
@@ -57,25 +63,29 @@ impl Input<'_> {
 
     /// RFC 9106 §3.2, steps 1 to 4: H0, and from it the first two blocks of each lane.
     fn begin(&self, output: usize, memory: &mut Memory<'_>) {
-        let mut state = Blake2b::new().to_state();
+        let mut state = Blake2b512::new();
         for number in [self.params.p_cost(), le32(output), self.params.m_cost(), self.params.t_cost()] {
-            state.update(&number.to_le_bytes());
+            state.update(number.to_le_bytes());
         }
         for number in [self.version as u32, self.algorithm as u32] {
-            state.update(&number.to_le_bytes());
+            state.update(number.to_le_bytes());
         }
         for text in [self.password, self.salt, self.secret, self.params.data()] {
-            state.update(&le32(text.len()).to_le_bytes()).update(text);
+            state.update(le32(text.len()).to_le_bytes());
+            state.update(text);
         }
-        let h0 = state.finalize();
+        // Whoever had it could try passwords without Argon2's cost. The state wipes itself.
+        let mut h0 = state.finalize();
         for lane in 0..memory.lanes {
             for column in 0..2 {
                 let mut bytes = [0; WORDS * 8];
                 let place = [le32(column).to_le_bytes(), le32(lane).to_le_bytes()];
-                long_hash(&[h0.as_bytes(), place.as_flattened()], &mut bytes);
+                long_hash(&[&h0, place.as_flattened()], &mut bytes);
                 memory.blocks[lane * memory.lane_length + column] = Block::from_bytes(&bytes);
+                bytes.zeroize();
             }
         }
+        h0.zeroize();
     }
 
     /// RFC 9106 §3.2, steps 5 and 6, for one segment.
@@ -105,7 +115,8 @@ impl Input<'_> {
                 let column = slice * memory.segment_length + index;
                 let current = lane * memory.lane_length + column;
                 let previous = if column == 0 { current + memory.lane_length - 1 } else { current - 1 };
-                let pseudo_random = addresses.map_or(memory.blocks[previous].0[0], |block| block.0[index - start]);
+                let pseudo_random =
+                    addresses.as_ref().map_or(memory.blocks[previous].0[0], |block| block.0[index - start]);
                 let reference = memory.reference(segment, index, pseudo_random);
                 let new = compress(&memory.blocks[previous], &memory.blocks[reference]);
                 if overwrites {
@@ -242,22 +253,37 @@ fn add(x: u64, y: u64) -> u64 {
     x.wrapping_add(y).wrapping_add(2_u64.wrapping_mul((x & LOW).wrapping_mul(y & LOW)))
 }
 
-/// RFC 9106 §3.3: H', `BLAKE2b` for outputs of any length.
+/// RFC 9106 §3.3: H', a hash of any length.
 fn long_hash(parts: &[&[u8]], output: &mut [u8]) {
-    let mut state = Blake2b::new().hash_length(output.len().min(64)).to_state();
-    state.update(&le32(output.len()).to_le_bytes());
-    for part in parts {
-        state.update(part);
+    let length = le32(output.len()).to_le_bytes();
+    let parts = iter::once(length.as_slice()).chain(parts.iter().copied());
+    if output.len() <= 64 {
+        return blake2b(parts, output);
     }
-    let mut hash = state.finalize();
+    let mut hash = [0; 64];
+    blake2b(parts, &mut hash);
     let mut rest = output;
     while rest.len() > 64 {
         let (half, behind) = rest.split_at_mut(32);
-        half.copy_from_slice(&hash.as_bytes()[..32]);
+        half.copy_from_slice(&hash[..32]);
         rest = behind;
-        hash = Blake2b::new().hash_length(rest.len().min(64)).hash(hash.as_bytes());
+        let previous = hash;
+        blake2b(iter::once(previous.as_slice()), &mut hash[..rest.len().min(64)]);
     }
-    rest.copy_from_slice(hash.as_bytes());
+    rest.copy_from_slice(&hash[..rest.len()]);
+    hash.zeroize();
+}
+
+/// `BLAKE2b` (RFC 7693) with an output of 64 bytes at most.
+fn blake2b<'a>(parts: impl Iterator<Item = &'a [u8]>, output: &mut [u8]) {
+    let mut core = Blake2bVarCore::new(output.len()).expect("64 bytes at most");
+    let mut buffer = LazyBuffer::new(&[]);
+    for part in parts {
+        buffer.digest_blocks(part, |blocks| core.update_blocks(blocks));
+    }
+    let mut hash = Output::<Blake2bVarCore>::default();
+    core.finalize_variable_core(&mut buffer, &mut hash);
+    output.copy_from_slice(&hash[..output.len()]);
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a place within the memory")]
