@@ -34,7 +34,8 @@ async fn overtake(overtaking: Overtaking) {
     let fleet = Fleet::builder().replicas(2).env("HASH_CONCURRENCY", "1").start().await;
     let (ada, slow) = (fleet[0].register("ada").await, fleet[0].register("slow").await);
     let session = fleet[1].login(&ada).await;
-    // A hash that is seconds of work, in a build that isn't optimised, keeps the only hashing thread of the first replica busy.
+    // A hash that is seconds of work, in a build that isn't optimised, keeps the only hashing thread of the first
+    // replica busy.
     let hash = fleet.query("SELECT password_hash FROM users WHERE username = 'slow'").await.remove(0);
     let hash = format!("$argon2id$v=19$m=65536,t=2,p=1${}", hash.splitn(5, '$').nth(4).expect("salt and output"));
     let update = sqlx::query("UPDATE users SET password_hash = ?1 WHERE id = ?2").bind(hash).bind(&slow.id);

@@ -25,6 +25,8 @@ pub(super) const STRETCH: usize = WORDS;
 const WORDS: usize = 128;
 /// RFC 9106 §3.4: a lane is cut into four, and no slice begins before every lane has finished the one before it.
 const SLICES: usize = 4;
+/// The lower half of a word.
+const LOW: u64 = 0xffff_ffff;
 
 /// A block of Argon2's memory: 1 KiB.
 #[derive(Clone, Copy)]
@@ -202,8 +204,6 @@ impl Block {
         }
     }
 }
-
-const LOW: u64 = 0xffff_ffff;
 
 /// RFC 9106 §3.5: G. Compiled a second time for AVX2, which halves a hash's time where the processor has it.
 #[multiversion(targets("x86_64+avx2"))]
