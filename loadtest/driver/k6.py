@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
-BINARY = HERE.parent / ".tools" / "loadtest" / "bin" / "k6"
+BINARY = HERE.parent / ".tools" / "venv" / "loadtest" / "bin" / "k6"
 OUTCOMES = ("failed", "unavailable", "shed")
 # k6's own exit code after SIGINT.
 INTERRUPTED = 105
@@ -103,7 +103,7 @@ def run(
         # k6 passes K6_* and scripts read the rest; the caller's TARGETS must not leak into another fleet's run.
         inherited = {k: v for k, v in os.environ.items() if k not in ("TARGETS", "EDGE", "SUMMARY")}
         began = time.monotonic()
-        # A group of its own: Ctrl-C reaches it through here, once. In the fleet's session: see deploy/local/fleet.py.
+        # A group of its own: Ctrl-C reaches it through here, once. In the fleet's session: see tools/local/fleet.py.
         child = subprocess.Popen(
             command,
             env={**inherited, **own},

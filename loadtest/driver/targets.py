@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "deploy" / "local"))
+sys.path.insert(0, str(ROOT / "tools" / "local"))
 import fleet as fleets  # noqa: E402  (the local fleet's own script)
 
 
@@ -88,7 +88,7 @@ class Hooked(Target):
 
 
 class Local(Target):
-    """The fleet of deploy/local/fleet.py."""
+    """The fleet of tools/local/fleet.py."""
 
     name = "local"
 

@@ -78,7 +78,7 @@ impl Drop for Demo {
 }
 
 fn script(directory: &Path, command: &str) -> Command {
-    let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/local/fleet.py"));
+    let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/local/fleet.py"));
     script.arg(command).arg("--dir").arg(directory);
     if command == "up" {
         script.args(["--binary", env!("CARGO_BIN_EXE_authfleet")]);

@@ -1,0 +1,151 @@
+"""Every overlay with every set of components: accepted, and true to the files that it comes from."""
+
+import re
+import subprocess
+import sys
+
+import yaml
+
+import admission
+import policy
+import schema
+from fleet import COMPONENTS, K8S, OVERLAYS, ROOT, full, label, named, of_kind, pods, renders
+
+
+def test_schemas_accept_every_combination():
+    for name, objects in renders().items():
+        assert schema.problems(objects) == [], name
+
+
+def test_api_server_would_accept_every_combination():
+    for name, objects in renders().items():
+        assert admission.problems(objects) == [], name
+
+
+def test_our_own_rules_hold_in_every_combination():
+    for name, objects in renders().items():
+        assert admission.problems(objects, policy.RULES) == [], name
+
+
+def test_every_directory_is_rendered():
+    kustomizations = {file.parent.relative_to(K8S).as_posix() for file in K8S.rglob("kustomization.yaml")}
+    rendered = {f"overlays/{overlay}" for overlay in OVERLAYS}
+    rendered |= {f"components/{component}" for component in [*OVERLAYS.values(), *COMPONENTS]}
+    # These are parts of the others.
+    assert kustomizations - rendered == {"base", "components/ingress/behind-proxy"}
+
+
+def test_components_and_overlays_have_a_readme():
+    for directory in [K8S, *K8S.glob("components/*"), *K8S.glob("overlays/*")]:
+        assert (directory / "README.md").is_file(), directory
+
+
+def test_configurations_are_the_files_in_deploy():
+    nginx, redis = ROOT / "deploy/nginx", ROOT / "deploy/redis"
+    local = full("local")
+    data = dict(named(local, "ConfigMap", "authfleet-nginx")["data"])
+    assert data.pop("upstream.conf") == (nginx / "upstream/k8s.conf").read_text()
+    assert data.pop("edge.conf") == (K8S / "components/ingress/behind-proxy/edge.conf").read_text()
+    assert data == {name: (nginx / name).read_text() for name in data}
+    assert named(local, "ConfigMap", "authfleet-redis")["data"] == {"redis.conf": (redis / "redis.conf").read_text()}
+    plain = named(renders()["local"], "ConfigMap", "authfleet-nginx")["data"]
+    assert plain == {
+        **data,
+        "upstream.conf": (nginx / "upstream/k8s.conf").read_text(),
+        "edge.conf": (nginx / "edge.conf").read_text(),
+    }
+    # A file that nginx.conf includes and nobody mounts would be found by nginx; one that nobody includes, here.
+    included = set(re.findall(r"^\s*include (\S+);", "\n".join(plain.values()), re.MULTILINE))
+    assert set(plain) == included | {"nginx.conf"}
+
+
+def test_behind_a_proxy_only_the_trusted_networks_differ():
+    """components/ingress has its own edge.conf, the same from the first map on."""
+    begin = "map $behind_proxy:"
+    ours = (K8S / "components/ingress/behind-proxy/edge.conf").read_text()
+    theirs = (ROOT / "deploy/nginx/edge.conf").read_text()
+    assert ours.partition(begin)[2] == theirs.partition(begin)[2] != ""
+    # Believed for the address and for the scheme: the same networks.
+    assert re.findall(r"set_real_ip_from (\S+);", ours) == re.findall(r"^    (\S+/\d+) 1;", ours, re.MULTILINE)
+
+
+def test_cookies_are_secure_wherever_tls_ends():
+    for name, objects in renders().items():
+        secure = named(objects, "ConfigMap", "authfleet-server")["data"]["COOKIE_SECURE"]
+        assert secure == ("false" if name.startswith("local") and "ingress" not in name else "true"), name
+
+
+def test_nginx_asks_the_headless_service():
+    for overlay in OVERLAYS:
+        objects = full(overlay)
+        upstream = named(objects, "ConfigMap", "authfleet-nginx")["data"]["upstream.conf"]
+        service = named(objects, "Service", "authfleet-replicas")
+        assert service["spec"]["clusterIP"] == "None"
+        address = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.cluster.local"
+        assert set(re.findall(r"^server (\S+) resolve", upstream, re.MULTILINE)) == {
+            f"{address}:{service['spec']['ports'][0]['port']}"
+        }
+        job = named(objects, "Job", "authfleet-sharing")["spec"]["template"]["spec"]["containers"][0]
+        assert {"name": "REPLICAS", "value": address} in job["env"]
+
+
+def test_scale_out_has_no_shared_state():
+    for name, objects in renders().items():
+        if name.startswith("scale-out"):
+            assert of_kind(objects, "PersistentVolumeClaim", "StatefulSet") == [], name
+            assert not any("redis" in label(thing) for thing in objects), name
+            for thing, _, spec in pods(objects):
+                if thing["metadata"]["name"] == "authfleet-server":
+                    assert {term["topologyKey"] for term in spec["topologySpreadConstraints"]} == {
+                        "kubernetes.io/hostname",
+                        "topology.kubernetes.io/zone",
+                    }
+
+
+def test_replicas_run_the_same_version_as_the_migration():
+    for overlay in OVERLAYS:
+        spec = named(full(overlay), "Deployment", "authfleet-server")["spec"]["template"]["spec"]
+        assert spec["initContainers"][0]["image"] == spec["containers"][0]["image"]
+        assert spec["initContainers"][0]["args"] == ["migrate"]
+
+
+def test_images_are_named_in_one_place():
+    tags = re.compile(r"(image: \S+:\S+|newTag: )")
+    named_in = {file.relative_to(K8S).as_posix() for file in K8S.rglob("*.yaml") if tags.search(file.read_text())}
+    assert named_in == {"base/kustomization.yaml", "components/loadtest/kustomization.yaml"}
+
+
+def test_the_rules_are_those_of_deploy():
+    made = subprocess.run(
+        [sys.executable, ROOT / "tools/generate/prometheus_rule.py"], capture_output=True, text=True, check=True
+    ).stdout
+    current = (K8S / "components/monitoring/rules.yaml").read_text()
+    assert made == current, "run tools/generate/prometheus_rule.py >k8s/components/monitoring/rules.yaml"
+    files = sorted((ROOT / "deploy/prometheus/rules").glob("*.yml"))
+    groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
+    assert named(full("local"), "PrometheusRule", "authfleet")["spec"]["groups"] == groups
+
+
+def test_alerts_and_autoscaler_ask_metrics_that_exist():
+    source = (ROOT / "src/metrics.rs").read_text()
+    known = set(re.findall(r'"(authfleet_\w+)"', source))
+    # Names that rules record have colons in them.
+    asked = set(
+        re.findall(
+            r"(?<![\w:])authfleet_\w+(?![\w:])",
+            str(of_kind(full("local"), "PrometheusRule", "HorizontalPodAutoscaler")),
+        )
+    )
+    assert asked and {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} <= known
+
+
+def test_the_load_test_has_every_script_it_imports():
+    spec = named(full("local"), "Job", "authfleet-sharing")["spec"]["template"]["spec"]
+    data = named(full("local"), "ConfigMap", "authfleet-k6")["data"]
+    mounted = {item["path"]: data[item["key"]] for item in spec["volumes"][0]["configMap"]["items"]}
+    assert len(mounted) == len(data)
+    for path, text in mounted.items():
+        assert text == (ROOT / "loadtest/k6" / path).read_text()
+        for target in re.findall(r"from '(\.[^']+)'", text):
+            resolved = (ROOT / "loadtest/k6" / path).parent.joinpath(target).resolve()
+            assert resolved.relative_to(ROOT / "loadtest/k6").as_posix() in mounted, f"{path} imports {target}"

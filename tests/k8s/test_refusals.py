@@ -1,0 +1,420 @@
+"""Each rule is proven by a manifest, broken in one place, that must be refused for that reason."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+
+import admission
+import policy
+import schema
+from fleet import full, named
+
+SERVER, NGINX, REDIS, JOB = (
+    ("Deployment", "authfleet-server"),
+    ("Deployment", "authfleet-nginx"),
+    ("StatefulSet", "authfleet-redis"),
+    ("Job", "authfleet-sharing"),
+)
+CONTAINER = "spec.template.spec.containers.0"
+POD = "spec.template.spec"
+DELETE = object()
+
+
+def refusals(objects: list[dict]) -> list[str]:
+    # Each looks only at what the one before accepts: it needs not expect every shape.
+    return schema.problems(objects) or admission.problems(objects) or admission.problems(objects, policy.RULES)
+
+
+def put(which: tuple[str, str], path: str, value: object) -> Callable[[list[dict]], None]:
+    """Sets or deletes what is at a path, or appends to a list whose path ends in `+`."""
+
+    def change(objects: list[dict]) -> None:
+        node, *keys = named(objects, *which), *path.split(".")
+        keys = [int(key) if key.isdigit() else key.replace("|", ".") for key in keys]
+        for key in keys[:-1]:
+            node = node[key]
+        if value is DELETE:
+            del node[keys[-1]]
+        elif keys[-1] == "+":
+            node.append(value)
+        else:
+            node[keys[-1]] = value
+
+    return change
+
+
+def twice(which: tuple[str, str]) -> Callable[[list[dict]], None]:
+    return lambda objects: objects.append(copy.deepcopy(named(objects, *which)))
+
+
+def swap(which: tuple[str, str], path: str, old: str, new: str) -> Callable[[list[dict]], None]:
+    def change(objects: list[dict]) -> None:
+        node, *keys = named(objects, *which), *path.split(".")
+        for key in keys[:-1]:
+            node = node[int(key) if key.isdigit() else key]
+        assert old in node[keys[-1]]
+        node[keys[-1]] = node[keys[-1]].replace(old, new)
+
+    return change
+
+
+NP = "NetworkPolicy"
+SVC = ("Service", "authfleet")
+TLS = {"name": "x", "emptyDir": {}}
+# What is wrong, how it is made wrong, words of the refusal.
+MUTANTS = [
+    # The schemas
+    ("unknown field", put(SERVER, f"{CONTAINER}.imagePulPolicy", "Always"), "imagePulPolicy"),
+    ("unknown field deep down", put(SERVER, f"{POD}.securityContext.runAsRoot", True), "runAsRoot"),
+    (
+        "unknown field of a custom resource",
+        put(("PodMonitor", "authfleet"), "spec.podMetricsEndpoint", []),
+        "podMetricsEndpoint",
+    ),
+    ("unknown field of a route", put(("HTTPRoute", "authfleet"), "spec.hosts", []), "hosts"),
+    (
+        "unknown field of a rule",
+        put(("PrometheusRule", "authfleet"), "spec.groups.0.rules.0.expression", "1"),
+        "expression",
+    ),
+    (
+        "removed API version",
+        put(("HorizontalPodAutoscaler", "authfleet-server"), "apiVersion", "autoscaling/v2beta2"),
+        "has no Horiz",
+    ),
+    ("API group that never was", put(("Ingress", "authfleet"), "apiVersion", "extensions/v1beta1"), "has no Ingress"),
+    ("kind without a schema", put(("PodMonitor", "authfleet"), "kind", "PodMonitors"), "has no PodMonitors"),
+    (
+        "custom resource of another version",
+        put(("HTTPRoute", "authfleet"), "apiVersion", "gateway.networking.k8s.io/v1beta1"),
+        "has no",
+    ),
+    ("boolean out of `yes` in a variable", put(SERVER, f"{CONTAINER}.env.0.value", True), "True"),
+    ("boolean out of `on` in a ConfigMap", put(("ConfigMap", "authfleet-server"), "data.COOKIE_SECURE", True), "True"),
+    ("number in an argument", put(REDIS, f"{CONTAINER}.args.0", 6379), "6379"),
+    ("boolean in a label", put(SERVER, "metadata.labels.extra", False), "False"),
+    ("missing field", put(SERVER, "spec.selector", DELETE), "selector"),
+    # Names
+    ("invalid name", put(SERVER, "metadata.name", "Authfleet_Server"), "names: "),
+    ("Service name beginning with a digit", put(SVC, "metadata.name", "1authfleet"), "names: "),
+    ("invalid ConfigMap key", put(("ConfigMap", "authfleet-nginx"), "data.a/b", ""), "invalid key"),
+    ("two objects of one name", twice(SVC), "2 objects"),
+    ("two containers of one name", put(SERVER, f"{CONTAINER}.name", "migrate"), "there twice"),
+    ("port name too long", put(NGINX, f"{CONTAINER}.ports.0.name", "http-of-the-whole"), "invalid port name"),
+    (
+        "variable twice",
+        put(SERVER, f"{CONTAINER}.env.+", {"name": "DATABASE_URL", "value": "x"}),
+        "variable is there twice",
+    ),
+    ("invalid label value", put(SERVER, "metadata.labels.extra", "two words"), "labels: "),
+    ("invalid label name", put(SERVER, "metadata.labels.-x", "y"), "labels: "),
+    ("namespace that is not there", put(SVC, "metadata.namespace", "other"), "namespaces: "),
+    # Numbers and words
+    (
+        "minReplicas above maxReplicas",
+        put(("HorizontalPodAutoscaler", "authfleet-server"), "spec.minReplicas", 50),
+        "minReplicas",
+    ),
+    ("rollout that can't begin", put(SERVER, "spec.strategy.rollingUpdate.maxSurge", 0), "may not both be 0"),
+    ("priority of the system", put(("PriorityClass", "authfleet-serving"), "value", 2_000_000_000), "reserved"),
+    ("budget with both limits", put(("PodDisruptionBudget", "authfleet-server"), "spec.minAvailable", 1), "either"),
+    (
+        "preStop beyond the grace period",
+        put(NGINX, f"{CONTAINER}.lifecycle.preStop.sleep.seconds", 60),
+        "preStop sleeps",
+    ),
+    ("port out of range", put(SVC, "spec.ports.0.port", 70000), "out of range"),
+    ("unknown imagePullPolicy", put(SERVER, f"{CONTAINER}.imagePullPolicy", "ifNotPresent"), "imagePullPolicy"),
+    ("unknown protocol", put((NP, "authfleet-redis"), "spec.ingress.0.ports.0.protocol", "tcp"), "protocol"),
+    (
+        "unknown access mode",
+        put(("PersistentVolumeClaim", "authfleet-data"), "spec.accessModes.0", "RWO"),
+        "accessModes",
+    ),
+    ("unknown pathType", put(("Ingress", "authfleet"), "spec.rules.0.http.paths.0.pathType", "prefix"), "pathType"),
+    ("Job that restarts for ever", put(JOB, f"{POD}.restartPolicy", "Always"), "restartPolicy"),
+    # Resources
+    ("bad quantity", put(SERVER, f"{CONTAINER}.resources.limits.memory", "256MB"), "no quantity"),
+    ("bad CPU quantity", put(SERVER, f"{CONTAINER}.resources.requests.cpu", "0.0001"), "finer than 1m"),
+    ("thousandths of a byte", put(SERVER, f"{CONTAINER}.resources.limits.memory", "256m"), "fraction of a byte"),
+    ("request above its limit", put(SERVER, f"{CONTAINER}.resources.requests.memory", "1Gi"), "above its limit"),
+    (
+        "bad storage quantity",
+        put(("PersistentVolumeClaim", "authfleet-data"), "spec.resources.requests.storage", "1 Gi"),
+        "storage",
+    ),
+    ("bad sizeLimit", put(NGINX, f"{POD}.volumes.1.emptyDir.sizeLimit", "16mb"), "sizeLimit"),
+    # Volumes and references
+    ("volumeMount without its volume", put(SERVER, f"{POD}.volumes.0.name", "date"), "without its volume"),
+    ("volume with two sources", put(NGINX, f"{POD}.volumes.1.configMap", {"name": "x"}), "exactly one source"),
+    ("volume mounted nowhere", put(NGINX, f"{POD}.volumes.+", TLS), "mounted nowhere"),
+    ("mountPath twice", put(NGINX, f"{CONTAINER}.volumeMounts.1.mountPath", "/etc/nginx"), "mountPath is there twice"),
+    ("relative mountPath", put(NGINX, f"{CONTAINER}.volumeMounts.1.mountPath", "tmp"), "not absolute"),
+    (
+        "ConfigMap that is not there",
+        put(NGINX, f"{POD}.volumes.0.configMap.name", "nginx"),
+        "ConfigMap nginx does not exist",
+    ),
+    ("key that is not there", put(JOB, f"{POD}.volumes.0.configMap.items.0.key", "share.js"), "no key share.js"),
+    (
+        "claim that is not there",
+        put(SERVER, f"{POD}.volumes.0.persistentVolumeClaim.claimName", "x"),
+        "PersistentVolumeClaim x",
+    ),
+    ("account that is not there", put(SERVER, f"{POD}.serviceAccountName", "x"), "ServiceAccount x"),
+    ("priority that is not there", put(SERVER, f"{POD}.priorityClassName", "x"), "PriorityClass x"),
+    (
+        "variables that are not there",
+        put(SERVER, f"{CONTAINER}.envFrom.0.configMapRef.name", "authfleet"),
+        "ConfigMap authfleet does",
+    ),
+    (
+        "target that is not there",
+        put(("HorizontalPodAutoscaler", "authfleet-server"), "spec.scaleTargetRef.name", "x"),
+        "Deployment x",
+    ),
+    # Containers
+    ("probe with two handlers", put(SERVER, f"{CONTAINER}.livenessProbe.tcpSocket", {"port": "ops"}), "2 handlers"),
+    ("probe without a handler", put(SERVER, f"{CONTAINER}.livenessProbe.httpGet", DELETE), "0 handlers"),
+    (
+        "probe of a port by an unknown name",
+        put(SERVER, f"{CONTAINER}.livenessProbe.httpGet.port", "metrics"),
+        "does not have",
+    ),
+    (
+        "probe of a port by an unknown number",
+        put(SERVER, f"{CONTAINER}.livenessProbe.httpGet.port", 9465),
+        "does not have",
+    ),
+    ("liveness with successThreshold", put(SERVER, f"{CONTAINER}.livenessProbe.successThreshold", 2), "must be 1"),
+    ("probe that never waits", put(SERVER, f"{CONTAINER}.livenessProbe.periodSeconds", 0), "below 1"),
+    (
+        "probe of an init container",
+        put(SERVER, f"{POD}.initContainers.0.livenessProbe", {"exec": {"command": ["x"]}}),
+        "init",
+    ),
+    ("invalid image", put(SERVER, f"{CONTAINER}.image", "Authfleet:0.1.0"), "invalid image"),
+    ("root that must not be", put(SERVER, f"{POD}.securityContext.runAsUser", 0), "never starts"),
+    # Selectors
+    (
+        "selector that matches nothing",
+        put(SVC, "spec.selector.app|kubernetes|io/component", "x"),
+        "matches 0 workloads",
+    ),
+    ("selector of all pods", put(SVC, "spec.selector.app|kubernetes|io/component", DELETE), "matches 4 workloads"),
+    (
+        "budget for nobody",
+        put(("PodDisruptionBudget", "authfleet-server"), "spec.selector.matchLabels.x", "y"),
+        "matches 0",
+    ),
+    ("monitor of nobody", put(("PodMonitor", "authfleet"), "spec.selector.matchLabels.x", "y"), "matches 0"),
+    (
+        "monitor of an unknown port",
+        put(("PodMonitor", "authfleet"), "spec.podMetricsEndpoints.0.port", "metrics"),
+        "no container",
+    ),
+    (
+        "Deployment that does not own its pods",
+        put(SERVER, "spec.selector.matchLabels.x", "y"),
+        "does not match its template",
+    ),
+    (
+        "affinity to others",
+        put(
+            SERVER,
+            f"{POD}.affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution.0.labelSelector.matchLabels.x",
+            "y",
+        ),
+        "affinity or spread",
+    ),
+    ("targetPort that is not there", put(SVC, "spec.ports.0.targetPort", "web"), "no container has"),
+    ("policy type missing", put((NP, "authfleet-redis"), "spec.policyTypes.0", "Egress"), "without the policyType"),
+    (
+        "bad CIDR",
+        put((NP, "authfleet-redis"), "spec.ingress.0.from.0", {"ipBlock": {"cidr": "10.0.0.1/8"}}),
+        "host bits",
+    ),
+    (
+        "Ingress to no Service",
+        put(("Ingress", "authfleet"), "spec.rules.0.http.paths.0.backend.service.name", "x"),
+        "no Service x",
+    ),
+    ("Ingress host without TLS", put(("Ingress", "authfleet"), "spec.tls", []), "without TLS"),
+    (
+        "route to no port",
+        put(("HTTPRoute", "authfleet"), "spec.rules.0.backendRefs.0.port", 8080),
+        "no Service authfleet",
+    ),
+    (
+        "route from no listener",
+        put(("HTTPRoute", "authfleet"), "spec.parentRefs.0.sectionName", "tls"),
+        "no listener tls",
+    ),
+    # Our own rules
+    ("label missing", put(SVC, "metadata.labels.app|kubernetes|io/part-of", DELETE), "lacks the labels"),
+    (
+        "version label of another image",
+        put(SERVER, "metadata.labels.app|kubernetes|io/version", "0.0.9"),
+        "version label",
+    ),
+    (
+        "namespace that is not restricted",
+        put(("Namespace", "authfleet"), "metadata.labels.pod-security|kubernetes|io/enforce", "baseline"),
+        "not enforced",
+    ),
+    ("service account token", put(SERVER, f"{POD}.automountServiceAccountToken", True), "token"),
+    ("service links", put(SERVER, f"{POD}.enableServiceLinks", True), "each Service"),
+    ("the node's network", put(NGINX, f"{POD}.hostNetwork", True), "namespace of its node"),
+    ("user of the node", put(NGINX, f"{POD}.securityContext.runAsUser", 101), "user of the node"),
+    ("no seccomp profile", put(REDIS, f"{POD}.securityContext.seccompProfile", DELETE), "no seccomp"),
+    ("directory of the node", put(NGINX, f"{POD}.volumes.1", {"name": "tmp", "hostPath": {"path": "/tmp"}}), "forbids"),
+    ("writable root", put(NGINX, f"{CONTAINER}.securityContext.readOnlyRootFilesystem", False), "not exactly"),
+    ("a capability", put(REDIS, f"{CONTAINER}.securityContext.capabilities.add", ["NET_ADMIN"]), "not exactly"),
+    ("privileges may grow", put(JOB, f"{CONTAINER}.securityContext.allowPrivilegeEscalation", DELETE), "not exactly"),
+    ("no memory limit", put(SERVER, f"{CONTAINER}.resources.limits.memory", DELETE), "no limits"),
+    (
+        "no requests in the init container",
+        put(SERVER, f"{POD}.initContainers.0.resources.requests", DELETE),
+        "no requests",
+    ),
+    ("latest", put(REDIS, f"{CONTAINER}.image", "docker.io/library/redis:latest"), "no full version"),
+    ("no tag", put(REDIS, f"{CONTAINER}.image", "redis"), "no full version"),
+    ("two versions of one image", put(SERVER, f"{POD}.initContainers.0.image", "authfleet:0.0.9"), "at once"),
+    ("no readiness probe", put(NGINX, f"{CONTAINER}.readinessProbe", DELETE), "no readinessProbe"),
+    ("readiness on the public port", put(SERVER, f"{CONTAINER}.readinessProbe.httpGet.port", "http"), "ops port"),
+    (
+        "liveness that asks the stores",
+        put(SERVER, f"{CONTAINER}.livenessProbe.httpGet.path", "/readyz"),
+        "restart every",
+    ),
+    ("unavailable replicas", put(SERVER, "spec.strategy.rollingUpdate.maxUnavailable", 1), "is not 0"),
+    ("less time than draining takes", put(SERVER, f"{POD}.terminationGracePeriodSeconds", 30), "draining"),
+    (
+        "longer drain than the grace period",
+        put(("ConfigMap", "authfleet-server"), "data.DRAIN_TIMEOUT", "60s"),
+        "draining",
+    ),
+    ("nginx that does not wait", put(NGINX, f"{CONTAINER}.lifecycle", DELETE), "endpoint"),
+    ("no budget", lambda objects: objects.remove(named(objects, "PodDisruptionBudget", "authfleet-nginx")), "0 PodDis"),
+    ("count against the autoscaler", put(SERVER, "spec.replicas", 3), "the count belongs"),
+    ("no count", put(NGINX, "spec.replicas", DELETE), "the count belongs"),
+    ("SQLite without affinity", put(SERVER, f"{POD}.affinity", DELETE), "without the other"),
+    (
+        "SQLite on many nodes",
+        put(("PersistentVolumeClaim", "authfleet-data"), "spec.accessModes", ["ReadWriteMany"]),
+        "one node",
+    ),
+    ("unknown variable", put(("ConfigMap", "authfleet-server"), "data.SESSION_TTL", "1h"), "SESSION_TTL is unknown"),
+    (
+        "secret in the environment",
+        put(SERVER, f"{CONTAINER}.env.+", {"name": "REDIS_URL", "value": "redis://x"}),
+        "into a file",
+    ),
+    (
+        "secret file that is not mounted",
+        put(SERVER, f"{CONTAINER}.env.1.value", "/run/secrets/REDIS_URL"),
+        "not mounted",
+    ),
+    (
+        "secret in the manifests",
+        lambda objects: objects.append(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x", "namespace": "authfleet"}}
+        ),
+        "secrets are not kept",
+    ),
+    (
+        "ConfigMap that nobody uses",
+        lambda objects: objects.append(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x-1", "namespace": "authfleet"}}
+        ),
+        "used nowhere",
+    ),
+    # Metrics and traces
+    ("job by another name", put(("PodMonitor", "authfleet"), "spec.jobLabel", DELETE), "the job is not named"),
+    (
+        "series whose replica is the target's",
+        put(("PodMonitor", "authfleet"), "spec.podMetricsEndpoints.0.honorLabels", False),
+        "gives way",
+    ),
+    (
+        "target without its replica",
+        put(("PodMonitor", "authfleet"), "spec.podMetricsEndpoints.0.relabelings", DELETE),
+        "the target lacks",
+    ),
+    (
+        "replica that is not its pod",
+        put(SERVER, f"{CONTAINER}.env.3", {"name": "REPLICA_ID", "value": "a"}),
+        "REPLICA_ID",
+    ),
+    (
+        "key of the collector in the environment",
+        put(("ConfigMap", "authfleet-server"), "data.OTEL_EXPORTER_OTLP_HEADERS", "key=x"),
+        "into a file",
+    ),
+    (
+        "traces to another port",
+        swap(("ConfigMap", "authfleet-server"), "data.OTEL_EXPORTER_OTLP_ENDPOINT", ":4318", ":4317"),
+        "traces go to",
+    ),
+    (
+        "traces to another namespace",
+        swap(("ConfigMap", "authfleet-server"), "data.OTEL_EXPORTER_OTLP_ENDPOINT", "monitoring", "telemetry"),
+        "traces go to",
+    ),
+    ("traces that are not let out", put((NP, "authfleet-server"), "spec.egress.2", DELETE), "4318) is needed, but"),
+    (
+        "way out for traces that nobody sends",
+        put(("ConfigMap", "authfleet-server"), "data.OTEL_EXPORTER_OTLP_ENDPOINT", DELETE),
+        "4318) is allowed out, but",
+    ),
+    # Network policies
+    (
+        "no denial of everything",
+        put((NP, "authfleet-deny-all"), "spec.policyTypes", ["Ingress"]),
+        "not everything is denied",
+    ),
+    (
+        "way in that no connection needs",
+        put(
+            (NP, "authfleet-redis"),
+            "spec.ingress.0.from.+",
+            {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "edge"}}},
+        ),
+        "no connection of ours",
+    ),
+    (
+        "way out that no connection needs",
+        put((NP, "authfleet-server"), "spec.egress.+", {"ports": [{"port": 443}]}),
+        "no connection",
+    ),
+    ("every port", put((NP, "authfleet-redis"), "spec.ingress.0.ports", DELETE), "every port"),
+    (
+        "connection that is not allowed in",
+        put((NP, "authfleet-server"), "spec.ingress.1", DELETE),
+        "needed, but not allowed in",
+    ),
+    (
+        "connection that is not allowed out",
+        put((NP, "authfleet-nginx"), "spec.egress.1", DELETE),
+        "needed, but not allowed out",
+    ),
+    ("connection to a wrong port", put(REDIS, f"{CONTAINER}.ports.0.containerPort", 6380), "has no port 6379"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), [mutant[1:] for mutant in MUTANTS], ids=[mutant[0] for mutant in MUTANTS])
+def test_refused(change, words):
+    objects = copy.deepcopy(full("local"))
+    change(objects)
+    found = refusals(objects)
+    assert any(words in problem for problem in found), f"not refused for this reason, but: {found}"
+
+
+def test_every_rule_has_its_mutant():
+    proven = set()
+    for _, change, words in MUTANTS:
+        objects = copy.deepcopy(full("local"))
+        change(objects)
+        proven |= {problem.partition(":")[0] for problem in refusals(objects) if words in problem}
+    assert {check.__name__ for check in admission.RULES + policy.RULES} <= proven

@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""The driver's own tests: what it counts, how it judges, how it refuses wrong use, targets it can't start here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+sys.dont_write_bytecode = True
+LOADTEST = Path(__file__).resolve().parents[2] / "loadtest"
+sys.path.insert(0, str(LOADTEST))
+
+from driver import cli, k6, report, scenarios, targets  # noqa: E402
+
+
+def csv(at: float, ms: float, op: str = "check", outcome: str = "ok", replica: str = "replica-1") -> str:
+    return f"authfleet_request_ms,{int(at * 1000)},{ms:.6f},,,,,op={op}&outcome={outcome}&replica={replica},\n"
+
+
+class Counting(unittest.TestCase):
+    def test_requests_by_second_and_replica(self) -> None:
+        recording = k6.Recording()
+        for n in range(100):
+            recording.add(csv(1000.0 + n / 1000, n + 1))
+        recording.add(csv(1002.5, 7, outcome="failed", replica="none"))
+        rows = recording.series()
+        self.assertEqual([row["requests"] for row in rows], [100, 0, 1])
+        self.assertEqual((rows[0]["p50"], rows[0]["p99"]), (51, 100))
+        self.assertEqual(rows[2]["failed"], 1)
+        self.assertEqual(rows[2]["replicas"], {"none": 1})
+
+    def test_503_outside_the_outage_is_a_miss(self) -> None:
+        for late, ok in ((1.0, True), (9.0, False)):
+            recording = k6.Recording()
+            chaos = scenarios.Chaos(lambda _: None, recording)
+            chaos.events = [(1000.0, "kill Redis"), (1006.0, "Redis ready")]
+            recording.add(csv(1003, 5, outcome="unavailable"))
+            recording.add(csv(1006 + late, 5, outcome="unavailable"))
+            self.assertEqual([t.ok for t in scenarios.while_gone(chaos, recording)], [True, ok])
+
+    def test_an_outage_without_a_503_proves_nothing(self) -> None:
+        chaos = scenarios.Chaos(lambda _: None, k6.Recording())
+        chaos.events = [(1000.0, "kill Redis"), (1006.0, "Redis ready")]
+        self.assertFalse(all(t.ok for t in scenarios.while_gone(chaos, k6.Recording())))
+
+
+class Judging(unittest.TestCase):
+    def outcome(self, *oks: bool, interrupted: bool = False) -> scenarios.Outcome:
+        return scenarios.Outcome("smoke", 1, [scenarios.Threshold("t", 0, ok) for ok in oks], interrupted)
+
+    def test_passed_needs_thresholds_that_held(self) -> None:
+        self.assertTrue(self.outcome(True, True).passed)
+        self.assertFalse(self.outcome(True, False).passed)
+        self.assertFalse(self.outcome().passed)
+        self.assertFalse(self.outcome(True, interrupted=True).passed)
+
+    def test_k6_that_broke_off_is_a_miss(self) -> None:
+        done = k6.Run(107, {}, k6.Recording(), ["error: script"], 1)
+        self.assertEqual([t.ok for t in scenarios.from_k6(done)], [False])
+
+    def test_the_report_escapes_what_a_fleet_says(self) -> None:
+        outcome = self.outcome(False)
+        outcome.log = ["<script>alert(1)</script>"]
+        facts = {"time": "now", "target": "<b>", "replicas": [], "edge": None, "short": True, "machine": "m"}
+        with tempfile.TemporaryDirectory() as directory:
+            cli.write(Path(directory), facts, [outcome], {"soak": "not asked"})
+            page = (Path(directory) / "report.html").read_text()
+            self.assertNotIn("<script>", page)
+            self.assertNotIn("http://", page.replace("http://www.w3.org", ""))
+            self.assertFalse(json.loads((Path(directory) / "report.json").read_text())["scenarios"][0]["passed"])
+
+    def test_scales_end_above_the_values(self) -> None:
+        for value in (0.04, 0.9, 1, 3, 99, 101, 4096):
+            self.assertGreaterEqual(report.ceiling(value) * 1.001, value)
+
+
+class Use(unittest.TestCase):
+    def main(self, *arguments: str) -> tuple[int, str]:
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            try:
+                return cli.main("", list(arguments)), said.getvalue()
+            except SystemExit as end:
+                return int(end.code), said.getvalue()
+
+    def test_list(self) -> None:
+        code, said = self.main("list")
+        self.assertEqual(code, 0)
+        for name in scenarios.SCENARIOS:
+            self.assertIn(name, said)
+            self.assertTrue(name == "throughput" or (LOADTEST / "k6" / f"{name}.js").exists(), name)
+
+    def test_wrong_use_is_named(self) -> None:
+        for arguments, said in (
+            (["nonsense"], "nonsense"),
+            (["smoke", "--duration", "5 minutes"], "--duration"),
+            (["smoke", "--rate", "0"], "--rate"),
+            (["smoke", "--target", "ftp://x"], "ftp://x"),
+            (["smoke", "--target", "http://127.0.0.1:1"], "127.0.0.1:1"),
+        ):
+            code, shown = self.main(*arguments)
+            self.assertEqual((code, said in shown), (2, True), shown)
+
+    def test_a_scenario_that_the_target_cannot_take_is_refused(self) -> None:
+        alone = targets.Hooked([], "http://127.0.0.1:1", None)
+        self.assertIn("replicas", scenarios.missing(scenarios.SCENARIOS["sharing"], alone))
+        self.assertIn("--hook", scenarios.missing(scenarios.SCENARIOS["rolling-restart"], alone))
+        self.assertIsNone(scenarios.missing(scenarios.SCENARIOS["smoke"], alone))
+
+    def test_k6_scripts_name_what_is_wrong_with_their_environment(self) -> None:
+        for env, said in (
+            ({}, "set TARGETS"),
+            ({"EDGE": "localhost:80"}, "not a base URL"),
+            ({"EDGE": "http://127.0.0.1:1", "RATE": "many"}, "RATE"),
+            ({"EDGE": "http://127.0.0.1:1", "DURATION": "1 m"}, "DURATION"),
+        ):
+            command = [str(k6.BINARY), "inspect", str(LOADTEST / "k6" / "average.js"), "--include-system-env-vars"]
+            clean = {k: v for k, v in os.environ.items() if k not in ("TARGETS", "EDGE")}
+            done = subprocess.run(command, env={**clean, **env}, capture_output=True, text=True, check=False)
+            self.assertNotEqual(done.returncode, 0, env)
+            self.assertIn(said, done.stderr)
+
+
+class Elsewhere(unittest.TestCase):
+    """docker and kubectl as scripts that record how they are called: neither runs on every machine."""
+
+    def setUp(self) -> None:
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.bin = Path(scratch.name)
+        self.calls = self.bin / "calls"
+        path = mock.patch.dict(os.environ, {"PATH": f"{self.bin}:{os.environ['PATH']}", "CALLS": str(self.calls)})
+        path.start()
+        self.addCleanup(path.stop)
+
+    def tool(self, name: str, cases: str) -> None:
+        script = self.bin / name
+        script.write_text(f'#!/bin/sh\necho "{name} $*" >> "$CALLS"\ncase "$*" in\n{cases}\n*) exit 0;; esac\n')
+        script.chmod(0o755)
+
+    def test_compose_asks_containers_and_restarts_services(self) -> None:
+        self.tool(
+            "docker",
+            '*"config --services"*) printf "redis\\nreplica-10\\nreplica-2\\nreplica-1\\nnginx\\n";;\n'
+            '*"ps -q"*) echo "id-$5";;\n*inspect*) echo 10.9.8.7;;',
+        )
+        with mock.patch.object(targets, "connects", lambda host, port: (host, port) == ("10.9.8.7", 3000)):
+            target = targets.Compose()
+        self.assertEqual(target.services, ["replica-1", "replica-2", "replica-10"])
+        self.assertEqual(target.replicas, ["http://10.9.8.7:3000"] * 3)
+        target.restart(1)
+        target.kill(0)
+        target.kill_redis()
+        said = self.calls.read_text()
+        for call in ("docker compose stop replica-2", "docker compose kill replica-1", "docker compose kill redis"):
+            self.assertIn(call, said)
+
+    def test_compose_that_is_down_says_what_to_do(self) -> None:
+        self.tool("docker", '*"config --services"*) echo replica-1;;')
+        with self.assertRaisesRegex(targets.TargetError, "docker compose up"):
+            targets.Compose()
+
+    def test_kubernetes_takes_ready_pods_alone(self) -> None:
+        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+        pods = [
+            {"metadata": {"name": "b"}, "status": ready},
+            {"metadata": {"name": "a"}, "status": ready},
+            {"metadata": {"name": "going", "deletionTimestamp": "now"}, "status": ready},
+            {"metadata": {"name": "coming"}, "status": {}},
+        ]
+        (self.bin / "pods.json").write_text(json.dumps({"items": pods}))
+        self.tool("kubectl", f'*"get pods"*) cat {self.bin}/pods.json;;\n*port-forward*) exec sleep 30;;')
+        with contextlib.ExitStack() as stack, mock.patch.object(targets, "connects", lambda *_: True):
+            target = targets.Kubernetes(stack, None)
+            self.assertEqual(len(target.replicas), 2)
+            target.restart(0)
+            target.restart(1)
+        said = self.calls.read_text()
+        self.assertEqual(said.count("rollout restart deployment/authfleet-server"), 1)
+        self.assertIn("pod/a", said)
+        self.assertNotIn("pod/going", said)
+
+    def test_kubernetes_says_why_a_forward_failed(self) -> None:
+        (self.bin / "pods.json").write_text(
+            json.dumps(
+                {
+                    "items": [
+                        {"metadata": {"name": "a"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+                    ]
+                }
+            )
+        )
+        self.tool("kubectl", f'*"get pods"*) cat {self.bin}/pods.json;;\n*port-forward*) echo forbidden >&2; exit 1;;')
+        with contextlib.ExitStack() as stack, self.assertRaisesRegex(targets.TargetError, "forbidden"):
+            targets.Kubernetes(stack, None)
+
+    def test_a_hook_is_called_with_action_and_part(self) -> None:
+        self.tool("chaos", "")
+        target = targets.Hooked(["http://127.0.0.1:1"], None, "chaos --now")
+        target.restart(0)
+        target.kill_redis()
+        self.assertEqual(self.calls.read_text(), "chaos --now restart 1\nchaos --now kill redis\n")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,118 @@
+"""The rules, their unit tests, and the metrics that they are about, as the checks need them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import promql_parser as promql
+import yaml
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parents[1]
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+RULE_FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+TEST_FILES = sorted(TESTS.glob("*.yml"))
+RUNBOOK = ROOT / "deploy" / "runbook.md"
+
+# Labels that Prometheus adds to whatever it scrapes here, and the server to each of its series.
+TARGET_LABELS = {"job", "namespace", "instance", "replica"}
+# Of the process, by the crate metrics-process; of Prometheus itself.
+OTHER_METRICS = {"up", "process_start_time_seconds", "process_open_fds", "process_max_fds", "process_cpu_seconds_total"}
+
+
+def groups(file: Path) -> list[dict]:
+    return yaml.safe_load(file.read_text())["groups"]
+
+
+RULES = [rule for file in RULE_FILES for group in groups(file) for rule in group["rules"]]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+RECORDED = {rule["record"] for rule in RULES if "record" in rule}
+
+
+@dataclass(frozen=True)
+class UnitTest:
+    """One `alert_rule_test` of a file for promtool."""
+
+    file: Path
+    group: str
+    alert: str
+    fires: bool
+
+
+def unit_tests() -> Iterator[UnitTest]:
+    for file in TEST_FILES:
+        for group in yaml.safe_load(file.read_text())["tests"]:
+            for case in group.get("alert_rule_test", []):
+                yield UnitTest(file, group["name"], case["alertname"], bool(case.get("exp_alerts")))
+
+
+UNIT_TESTS = list(unit_tests())
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of src/metrics.rs. Values are empty where any are possible."""
+
+    kind: str
+    labels: dict[str, set[str]]
+
+
+def catalogue() -> dict[str, Metric]:
+    """Every series name that the server can give, the parts of histograms included."""
+    source = (ROOT / "src" / "metrics.rs").read_text()
+    found: dict[str, Metric] = {}
+    entry = r'^    [A-Z_]+ = (Counter|Gauge|Latency|HashTime) "(\w+)"(?:\s*\{(.*?)\})?;$'
+    for kind, name, labels in re.findall(entry, source, re.MULTILINE | re.DOTALL):
+        values = {
+            label: set(re.findall(r'"([^"]+)"', listed)) for label, listed in re.findall(r"(\w+): \[(.*?)\]", labels)
+        }
+        if kind in ("Latency", "HashTime"):
+            for suffix in ("_bucket", "_sum", "_count"):
+                bounds = {"le": set()} if suffix == "_bucket" else {}
+                found[name + suffix] = Metric(kind, {**values, **bounds})
+        else:
+            found[name] = Metric(kind, values)
+    return found
+
+
+CATALOGUE = catalogue()
+
+
+def selectors(expr: str) -> list[promql.VectorSelector]:
+    """Every selector of an expression."""
+    found: list[promql.VectorSelector] = []
+
+    def visit(node: object) -> None:
+        if isinstance(node, promql.VectorSelector):
+            found.append(node)
+        elif isinstance(node, promql.MatrixSelector):
+            found.append(node.vector_selector)
+        elif isinstance(node, promql.BinaryExpr):
+            visit(node.lhs)
+            visit(node.rhs)
+        elif isinstance(node, promql.Call):
+            for argument in node.args:
+                visit(argument)
+        elif hasattr(node, "expr"):
+            visit(node.expr)
+
+    visit(promql.parse(expr))
+    return found
+
+
+def grouping_labels(expr: str) -> set[str]:
+    """The labels in `by`, `without`, `on`, `ignoring`, `group_left`, `group_right`."""
+    lists = re.findall(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)", expr)
+    return {label.strip() for listed in lists for label in listed.split(",") if label.strip()}
+
+
+def with_files(config: str, targets: str) -> str:
+    """kubernetes.yml with a file in the place of the cluster; what is kept, dropped and renamed stays."""
+    parsed = yaml.safe_load(config)
+    for job in parsed["scrape_configs"]:
+        if job.pop("kubernetes_sd_configs", None):
+            job["file_sd_configs"] = [{"files": [targets]}]
+    return yaml.safe_dump(parsed, sort_keys=False)

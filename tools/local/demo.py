@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Shows that any replica answers any request: starts the fleet and walks one user through it.
+
+    demo.py             walks through, then stays up until Ctrl-C and says when a part ends
+    demo.py --check     walks through and ends; exit code 0 only if every step went as expected
+
+The fleet is that of fleet.py; its directory, ports and options are described there. With Prometheus installed it is
+scraped too, its rules and alerts included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import fleet as fleets
+from fleet import Fleet, FleetError
+
+
+@dataclass
+class Answer:
+    """One HTTP response, as curl received it."""
+
+    status: int
+    headers: dict[str, str]
+    body: dict[str, object]
+
+    @property
+    def replica(self) -> str:
+        return self.headers.get("x-served-by", "?")
+
+
+def curl(*args: str) -> Answer:
+    done = subprocess.run(["curl", "-sS", "-i", "--max-time", "20", *args], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise FleetError(f"curl {args[-1]}: {done.stderr.strip()}")
+    head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")
+    status, *lines = head.split("\n")
+    pairs = (line.partition(": ") for line in lines)
+    try:
+        parsed = json.loads(body) if body else {}
+    except ValueError:
+        parsed = {"not JSON": body[:200]}
+    return Answer(int(status.split()[1]), {name.lower(): value for name, _, value in pairs}, parsed)
+
+
+def walk(fleet: Fleet, jar: Path) -> None:
+    """The steps, each printed with the replica that answered. Raises at the first that goes otherwise."""
+    ways = {name: fleet.replica_url(name).replace(fleets.HOST, "localhost") for name in fleet.replicas}
+    ways["nginx"] = fleet.url
+    first, second, last = fleet.replicas[0], fleet.replicas[min(1, len(fleet.replicas) - 1)], fleet.replicas[-1]
+    email, password = f"demo-{secrets.token_hex(4)}@example.com", secrets.token_urlsafe(18)
+    account = ["-H", "Content-Type: application/json", "-d", json.dumps({"email": email, "password": password})]
+
+    def step(what: str, way: str, path: str, want: int, *args: str, **fields: object) -> Answer:
+        answer = curl(*args, ways[way] + path)
+        note = ", ".join(f"{key}: {value}" for key, value in fields.items())
+        print(
+            f"  {what:<9} {'via ' + way:<14} {path:<15} {answer.status}  answered by {answer.replica:<10}  {note}",
+            flush=True,
+        )
+        if answer.status != want:
+            raise FleetError(f"{what} at {way} gave {answer.status} instead of {want}: {json.dumps(answer.body)}")
+        if answer.replica != way and (way != "nginx" or answer.replica not in fleet.replicas):
+            raise FleetError(f"{what} at {way} was answered by {answer.replica}")
+        got = {**answer.body, **answer.body.get("session", {})}
+        wrong = {key: got.get(key) for key, value in fields.items() if got.get(key) != value}
+        if wrong:
+            raise FleetError(f"{what} at {way}: expected {fields}, got {wrong}")
+        return answer
+
+    send_cookie = ("-b", str(jar))
+    step("register", first, "/auth/register", 201, *account, email=email)
+    # The jar is written here only: after the logout the old cookie is still sent, and it must be refused.
+    step("login", first, "/auth/login", 200, "-c", str(jar), *account, message="Login successful")
+    for way in dict.fromkeys([second, last]):
+        step("profile", way, "/profile", 200, *send_cookie, created_by=first)
+    for _ in fleet.replicas:
+        step("profile", "nginx", "/profile", 200, *send_cookie, created_by=first)
+    step("logout", last, "/auth/logout", 200, "-X", "POST", *send_cookie, message="Logged out")
+    for way in ways:
+        step("profile", way, "/profile", 401, *send_cookie, code="session_invalid")
+
+
+def prometheus_or_why_not(auto_ports: bool) -> tuple[bool, str]:
+    """The demo goes without, rather than fail, if Prometheus isn't installed or another one (a service of the system's,
+    say) has its port."""
+    try:
+        fleets.tool("prometheus")
+    except FleetError as error:
+        return False, f"not started: {error}, and the next demo is scraped too"
+    variable, default, _ = fleets.PORTS["prometheus"]
+    if not auto_ports and variable not in os.environ and not fleets.is_free(default):
+        return False, f"not started: port {default} is taken; set {variable} to another one"
+    return True, ""
+
+
+def hints(fleet: Fleet, no_prometheus: str) -> str:
+    script = Path(fleets.__file__)
+    try:
+        shown = script.relative_to(Path.cwd())
+    except ValueError:
+        shown = script
+    where = [
+        ("fleet", fleet.url),
+        ("API, to try out", f"{fleet.url}/docs"),
+        ("a replica", f"{fleet.replica_url('replica-1')} (the others: the next ports)"),
+        ("its state and metrics", f"{fleet.ops_url('replica-1')}/readyz and /metrics"),
+    ]
+    if fleet.prometheus_url:
+        where += [
+            (
+                "Prometheus, graphs",
+                f"{fleet.prometheus_url}/graph?g0.expr=job_replica:authfleet_http_requests:rate5m&g0.tab=0",
+            ),
+            ("Prometheus, alerts", f"{fleet.prometheus_url}/alerts"),
+            ("runbook", f"{fleet.prometheus_url}/consoles/runbook.html"),
+        ]
+    else:
+        where.append(("Prometheus", no_prometheus))
+    shown_where = "\n".join(f"  {what:<22} {url}" for what, url in where)
+    return f"""
+The fleet is up. Where to look:
+{shown_where}
+  {"logs":<22} {fleet.path}/log
+Try, in another terminal:
+  curl -i {fleet.url}/profile
+  redis-cli -p {fleet.redis_port} keys 'session:*'
+  {shown} kill replica-2 --dir {fleet.dir}      (and: start, stop, restart, pause, resume, status)
+  tail -f {fleet.path}/log/access.log
+Ctrl-C ends everything that was started."""
+
+
+def watch(fleet: Fleet) -> None:
+    """Stays until Ctrl-C; says when a part ends and when it runs again."""
+    down: set[str] = set()
+    while True:
+        time.sleep(0.5)
+        fleets.reap()
+        for name in fleet.parts:
+            alive = fleets.running(fleet, name) is not None
+            if not alive and name not in down:
+                print(f"  {name} has ended; its log: {fleet.log(name)}", flush=True)
+                down.add(name)
+            elif alive and name in down:
+                print(f"  {name} runs again", flush=True)
+                down.remove(name)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    root = fleets.ROOT
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="walk through, end, say so by the exit code")
+    parser.add_argument("--dir", type=Path, help="default: .run/demo, with --check .run/demo-check (emptied first)")
+    parser.add_argument("--binary", type=Path, help="default: target/release/authfleet")
+    parser.add_argument("--auto-ports", action="store_true", help="free ports instead of the AUTHFLEET_*_PORT ones")
+    args = parser.parse_args()
+    directory = (args.dir or root / ".run" / ("demo-check" if args.check else "demo")).absolute()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+
+    if not shutil.which("curl"):
+        raise FleetError("curl is not installed; tools/local/install.sh installs it")
+    if args.check and args.dir is None:
+        with contextlib.suppress(FleetError):
+            fleets.down(fleets.load(directory))
+        shutil.rmtree(directory, ignore_errors=True)
+
+    print(f"Starting the fleet in {directory}", flush=True)
+    prometheus, no_prometheus = prometheus_or_why_not(args.auto_ports)
+    fleet = fleets.up(
+        directory,
+        binary=args.binary,
+        auto_ports=args.auto_ports,
+        prometheus=prometheus,
+        say=lambda text: print(f"  {text}", flush=True),
+    )
+    try:
+        print("\nOne user, any replica", flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            walk(fleet, Path(scratch) / "cookies")
+        print(
+            "\nA session made by one replica was accepted by all; ended by another, it was refused by all.", flush=True
+        )
+        if args.check:
+            return 0
+        print(hints(fleet, no_prometheus), flush=True)
+        try:
+            watch(fleet)
+        except KeyboardInterrupt:
+            return 0
+    except FleetError:
+        for name in [*fleet.parts, "access"]:
+            print(f"the end of {fleet.log(name)}:\n{fleets.tail(fleet.log(name))}", file=sys.stderr)
+        raise
+    finally:
+        # A second Ctrl-C must not leave half of them running, nor a terminal that is gone.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(OSError):
+            print("\nEnding all parts", flush=True)
+        fleets.down(fleet)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except FleetError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
