@@ -4,10 +4,13 @@ use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use secrecy::ExposeSecret as _;
 use secrecy::{SecretSlice, SecretString};
 
+use crate::config::piped_value;
+
 /// More than any password or cookie needs.
 const LIMIT: usize = 4096;
 
-/// A new password: asked for twice without echo on a terminal, otherwise standard input without its line's end.
+/// A new password: asked for twice without echo on a terminal, otherwise read from standard input
+/// ([`piped_value`]).
 ///
 /// # Errors
 ///
@@ -25,7 +28,8 @@ pub(super) fn new_password() -> Result<SecretString, String> {
     }
 }
 
-/// A secret: asked for without echo on a terminal, otherwise standard input without its line's end.
+/// A secret: asked for without echo on a terminal, otherwise read from standard input
+/// ([`piped_value`]).
 ///
 /// # Errors
 ///
@@ -46,7 +50,7 @@ fn secret_from_stdin(what: &str) -> Result<SecretString, String> {
     let bytes = SecretSlice::from(bytes);
     read.map_err(|error| format!("standard input: {error}"))?;
     let text = std::str::from_utf8(bytes.expose_secret()).map_err(|_| format!("the {what} is not UTF-8"))?;
-    let line = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+    let line = piped_value(text).map_err(|message| format!("the {what} on standard input {message}"))?;
     match line {
         "" => Err(format!("no {what} on standard input")),
         _ if text.len() > LIMIT => Err(format!("the {what} on standard input is longer than {LIMIT} bytes")),

@@ -20,6 +20,7 @@ use secrecy::{ExposeSecret, SecretSlice, SecretString};
 
 pub use self::sources::Sources;
 use self::sources::Values;
+pub(crate) use self::sources::piped_value;
 pub use self::variables::{DefaultValue, VARIABLES, Variable};
 
 /// The effective configuration of one process.
@@ -324,7 +325,7 @@ impl Config {
             warnings: Vec::new(),
         };
         config.check_together(&mut values);
-        config.warnings = values.misspelt_names();
+        config.warnings = values.warnings();
         if !values.problems.is_empty() {
             return Err(ConfigErrors { problems: values.problems, hints: config.warnings });
         }

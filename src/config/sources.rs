@@ -64,6 +64,7 @@ pub(super) struct Values {
     found: BTreeMap<&'static str, Found>,
     faulty: BTreeSet<&'static str>,
     unknown: BTreeSet<String>,
+    warnings: Vec<String>,
 }
 
 struct Found {
@@ -76,8 +77,13 @@ struct Found {
 
 impl Values {
     pub(super) fn collect(sources: &Sources) -> Self {
-        let mut values =
-            Self { problems: Vec::new(), found: BTreeMap::new(), faulty: BTreeSet::new(), unknown: BTreeSet::new() };
+        let mut values = Self {
+            problems: Vec::new(),
+            found: BTreeMap::new(),
+            faulty: BTreeSet::new(),
+            unknown: BTreeSet::new(),
+            warnings: Vec::new(),
+        };
         let dotenv = sources.dotenv.as_deref().map(|path| (path, values.read_dotenv(path)));
         for variable in VARIABLES {
             if values.take(variable, &sources.environment, None) {
@@ -108,9 +114,9 @@ impl Values {
         let result = match (get(name), get(&format!("{name}_FILE"))) {
             (None, None) => return false,
             (Some(_), Some(_)) => Err((format!("{name}{origin}"), format!("set both directly and by {name}_FILE"))),
-            (Some(value), None) => match value.to_str() {
-                Some(text) => Ok(Found { text: text.to_owned(), label: format!("{name}{origin}"), file_changed: None }),
-                None => Err((format!("{name}{origin}"), "not UTF-8".to_owned())),
+            (Some(value), None) => match value.to_str().ok_or("not UTF-8").and_then(unquoted) {
+                Ok(text) => Ok(Found { text: text.to_owned(), label: format!("{name}{origin}"), file_changed: None }),
+                Err(message) => Err((format!("{name}{origin}"), message.to_owned())),
             },
             (None, Some(path)) => read_value_file(path, secret)
                 .map(|(text, file_changed)| {
@@ -137,6 +143,14 @@ impl Values {
         let text = match read_text(path) {
             Ok((text, _)) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return entries,
+            // The directory may not be searched, so nobody can say whether it has the file: most likely it has none, as
+            // when a service is started from another user's home directory.
+            Err(error)
+                if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) =>
+            {
+                self.warnings.push(format!("{} was not looked for: its directory: {error}", path.display()));
+                return entries;
+            }
             Err(error) => {
                 reject(path.display().to_string(), format!("cannot be read: {error}"));
                 return entries;
@@ -206,9 +220,9 @@ impl Values {
         T::default()
     }
 
-    /// A warning for each name that was meant for us, as far as one can tell.
-    pub(super) fn misspelt_names(&self) -> Vec<String> {
-        self.unknown.iter().filter_map(|name| misspelt(name)).collect()
+    /// A `.env` that could not be looked for, and each name that was meant for us, as far as one can tell.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.warnings.iter().cloned().chain(self.unknown.iter().filter_map(|name| misspelt(name))).collect()
     }
 }
 
@@ -226,7 +240,27 @@ fn misspelt(name: &str) -> Option<String> {
     }
 }
 
-/// The content of a `NAME_FILE`, without the newline that editors and `echo` leave, and when it was last changed.
+/// The value in a file or on standard input: without the byte order mark that some editors and shells put first
+/// (RFC 3629 §6), and without the newline that `echo` and most editors put last. Everything else is part of it.
+///
+/// # Errors
+///
+/// Quotation marks around it, as [`unquoted`].
+pub(crate) fn piped_value(text: &str) -> Result<&str, &'static str> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    unquoted(text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line)))
+}
+
+/// Refuses a value in quotation marks. A shell or `.env` would have removed them; `docker run --env-file`, Kubernetes
+/// and files don't, and they would silently become part of the secret.
+fn unquoted(text: &str) -> Result<&str, &'static str> {
+    let is_quoted = [('"', '"'), ('\'', '\''), ('\u{201c}', '\u{201d}'), ('\u{2018}', '\u{2019}')]
+        .iter()
+        .any(|(open, close)| text.strip_prefix(*open).is_some_and(|rest| rest.ends_with(*close)));
+    if is_quoted { Err("is in quotation marks, which would be part of it: remove them") } else { Ok(text) }
+}
+
+/// The content of a `NAME_FILE`, and when it was last changed.
 fn read_value_file(path: &OsStr, secret: bool) -> Result<(String, Option<SystemTime>), String> {
     let path = Path::new(path);
     // Someone may have put the secret itself where its path belongs.
@@ -236,7 +270,7 @@ fn read_value_file(path: &OsStr, secret: bool) -> Result<(String, Option<SystemT
         parse::quoted(&path.to_string_lossy())
     };
     let (text, changed) = read_text(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    let text = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+    let text = piped_value(&text).map_err(|message| format!("the value in {shown} {message}"))?;
     // Unlike an empty variable, an empty file is never meant: it is a secret that was not delivered.
     if text.is_empty() { Err(format!("{shown} is empty")) } else { Ok((text.to_owned(), changed)) }
 }

@@ -587,8 +587,10 @@ fn a_variable_may_be_given_as_a_file() {
         path.to_str().unwrap().to_owned()
     };
 
-    for (content, bytes) in [(KEY_A.to_owned(), KEY_A), (format!("{KEY_A}\n"), KEY_A), (format!("{KEY_A}\r\n"), KEY_A)]
-    {
+    let old_in_quotes = format!("{KEY_B},\"{KEY_A}\"");
+    assert_eq!(ok([("SESSION_SECRET_FILE", &file("keys", old_in_quotes.as_bytes()))]).session.secrets.len(), 2);
+    for (before, after) in [("", ""), ("", "\n"), ("", "\r\n"), ("\u{feff}", ""), ("\u{feff}", "\r\n")] {
+        let (content, bytes) = (format!("{before}{KEY_A}{after}"), KEY_A);
         let config = ok([("SESSION_SECRET_FILE", &file("key", content.as_bytes()))]);
         assert_eq!(exposed(&config), [bytes.as_bytes()]);
     }
@@ -616,9 +618,31 @@ fn a_variable_may_be_given_as_a_file() {
     refused("/dev/zero", "larger than 64 KiB");
     // The secret itself in the place of its path.
     assert!(!refused(KEY_A, "cannot be read").to_string().contains("Zq7"));
+    // UTF-16, as some shells write it.
+    refused(&file("utf16", b"\xff\xfeZ\0q\0"), "not UTF-8");
+    refused(&file("mark", "\u{feff}\r\n".as_bytes()), "is empty");
+    for (name, text) in [("quotes", format!("\"{KEY_A}\"\n")), ("mark-quotes", format!("\u{feff}'{KEY_A}'"))] {
+        let quoted = refused(&file(name, text.as_bytes()), "is in quotation marks");
+        assert!(!quoted.to_string().contains("Zq7"), "{quoted}");
+    }
     // One newline is the editor's; a second one is part of the value.
     let stray = problem([("SESSION_SECRET_FILE", &file("stray", format!("{KEY_A}\n\n").as_bytes()))]);
     assert!(stray.message.contains("white space"), "{stray}");
+}
+
+/// As `docker run --env-file` passes them on.
+#[test]
+fn a_value_in_quotation_marks_is_refused_by_name_and_not_echoed() {
+    for quoted in [format!("\"{KEY_A}\""), format!("'{KEY_A}'"), format!("\u{201c}{KEY_A}\u{201d}")] {
+        let found = problem([("SESSION_SECRET", quoted.as_str()), ("REDIS_URL", "redis://host")]);
+        assert_eq!(found.variable, "SESSION_SECRET");
+        assert!(found.message.contains("quotation marks") && !found.to_string().contains("Zq7"), "{found}");
+    }
+    assert_eq!(problem([("SESSION_IDLE_TTL", "\"10m\"")]).variable, "SESSION_IDLE_TTL");
+    // A mark at one end, or a single one, is a character like any other.
+    for key in [format!("\"{KEY_A}"), format!("{KEY_A}'"), format!("'{KEY_A}\"")] {
+        assert_eq!(exposed(&ok([("SESSION_SECRET", &key)])), [key.as_bytes()]);
+    }
 }
 
 #[test]

@@ -128,13 +128,15 @@ async fn a_password_set_by_an_operator_ends_all_sessions() {
 
     let weak = piped(&fleet, &["user", "set-password", "ada"], &[], "password1\n").expect_code(1);
     assert!(weak.stderr.contains("password must not be one of the most common") && !weak.stderr.contains("password1"));
-    for (input, why) in [("", "no password"), ("one\ntwo\n", "more than one line")] {
+    let quoted = format!("\"{NEW_PASSWORD}\"\n");
+    for (input, why) in [("", "no password"), ("one\ntwo\n", "more than one line"), (&quoted, "in quotation marks")] {
         let refused = piped(&fleet, &["user", "set-password", "ada"], &[], input).expect_code(2);
         assert!(refused.stderr.contains(why), "{}", refused.stderr);
     }
     assert_eq!(fleet[1].check(&session).await, 200, "nothing was changed");
 
-    let input = format!("{NEW_PASSWORD}\n");
+    // With the byte order mark and the line's end that a pipe on Windows adds.
+    let input = format!("\u{feff}{NEW_PASSWORD}\r\n");
     let done = piped(&fleet, &["user", "set-password", "ada"], &[], &input).expect_code(0);
     assert_audited(&done, "password_changed", &ada.id, &[NEW_PASSWORD, &session.token, "$argon2"]);
     assert_eq!(fleet[1].check(&session).await, 401);

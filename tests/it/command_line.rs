@@ -1,7 +1,7 @@
 //! The command line and the configuration.
 use std::net::TcpListener;
 
-use crate::fleet::{Finished, Fleet, Settings, authfleet};
+use crate::fleet::{Finished, Fleet, Settings, authfleet, unprivileged};
 
 /// Runs the binary in a directory of its own, with `.env` if there is any text for it.
 async fn run(arguments: &[&str], settings: &[(&str, &str)], dotenv: &str) -> Finished {
@@ -78,6 +78,34 @@ async fn values_come_from_the_environment_files_and_dotenv() {
     assert!(finished.stderr.contains(".env") && !finished.stderr.contains("hunter2"), "{}", finished.stderr);
     let finished = run(&["config"], &[("SESSION_IDEL_TTL", "1m")], "").await.expect_code(0);
     assert!(finished.stderr.contains("SESSION_IDLE_TTL"), "a misspelt name is pointed out: {}", finished.stderr);
+}
+
+/// `sudo -u authfleet authfleet …` in root's home directory: whether there is a `.env` can't be known.
+#[test]
+fn a_working_directory_that_may_not_be_searched_is_a_warning() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for mode in ["000", "600"] {
+        let closed = directory.path().join(mode);
+        std::fs::create_dir(&closed).expect("a directory");
+        let program = unprivileged(directory.path());
+        // In the directory first, closed then: nobody could go there afterwards.
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "chmod $0 . && exec \"$@\"", mode]).arg(program.get_program()).args(program.get_args());
+        let command = shell.arg("config").env_clear().env("PATH", "/usr/bin:/bin").current_dir(&closed);
+        let finished = Finished::of(command).expect_code(0);
+        std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("open again");
+        assert!(finished.stderr.starts_with("warning: .env was not looked for"), "{}", finished.stderr);
+        assert!(finished.stdout.contains("SESSION_IDLE_TTL=30m"), "{}", finished.stdout);
+    }
+    // One that is there and may not be read holds settings that somebody counts on.
+    let there = directory.path().join("there");
+    std::fs::create_dir(&there).expect("a directory");
+    std::fs::write(there.join(".env"), "SESSION_IDLE_TTL=5m").expect("a file");
+    for (path, mode) in [(there.join(".env"), 0o000), (there.clone(), 0o755)] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("an own file");
+    }
+    let refused = Finished::of(unprivileged(directory.path()).arg("config").current_dir(&there)).expect_code(2);
+    assert!(refused.stderr.contains(".env: cannot be read"), "{}", refused.stderr);
 }
 
 /// `.env.example`, `config` and each other: the same names, and the same defaults.

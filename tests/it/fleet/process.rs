@@ -1,6 +1,7 @@
 //! Processes that end with the test.
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -99,6 +100,31 @@ pub fn binary(directory: &Path, settings: &BTreeMap<String, String>) -> Command 
     command
 }
 
+/// The user `nobody` of every Linux.
+const NOBODY: u32 = 65534;
+
+/// The binary as a user who is not root: tests in containers run as root, who may do everything. Then it is `nobody`
+/// who runs a copy in `directory`, where the build's own directory need not be open to him.
+pub fn unprivileged(directory: &Path) -> Command {
+    let original = Path::new(env!("CARGO_BIN_EXE_authfleet"));
+    let mut command = if rustix::process::getuid().is_root() {
+        let copy = directory.join("authfleet");
+        if !copy.exists() {
+            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).expect("an own directory");
+            std::fs::copy(original, &copy).expect("a copy of the binary");
+        }
+        // As in a container, where no group comes with the user.
+        let mut command = Command::new("setpriv");
+        let nobody = NOBODY.to_string();
+        command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups"]).arg(copy);
+        command
+    } else {
+        Command::new(original)
+    };
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command
+}
+
 /// A command that has ended.
 #[derive(Debug)]
 pub struct Finished {
@@ -111,6 +137,13 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// Runs a command to its end, without input.
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.stdin(Stdio::null()).output().expect("the command runs");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
     /// Fails the test if the exit code is another.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Self {
