@@ -82,7 +82,8 @@ k8s-test: ## manifests: rendered, checked against schemas, our own rules and rea
 compose-test: ## docker-compose.yml as it ships, and what happens when its parts fail (needs a Docker engine)
 	@$(STEP) "The fleet in containers, and its drills" tests/compose/run
 
-docs: ## write anew what is generated: metrics table, runbook page, dashboards, Kubernetes' rules (tests compare them)
+docs: ## write anew what is generated: .env.example, README's and metrics' tables, runbook page, dashboards, Kubernetes' rules (tests compare them)
+	@$(STEP) ".env.example, README's table of variables" env UPDATE_DOCS=1 cargo test --locked --quiet --lib config::reference
 	@$(STEP) "docs/metrics.md" env UPDATE_DOCS=1 cargo test --locked --quiet --lib metrics
 	@$(STEP) "The runbook as a page" tools/venv prometheus python -B tools/generate/runbook.py
 	@$(STEP) "Dashboards" tools/venv grafana python -B tools/generate/dashboards

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::auth::admin::{Actor, Admin, AdminError};
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseUrl};
+use crate::config::{self, Config, DatabaseUrl};
 use crate::telemetry;
 
 /// Exit code for a command line or configuration that can't be used.
@@ -24,7 +24,8 @@ const USAGE: u8 = 2;
 
 /// A session-authentication server that runs as a fleet: any replica can answer any request.
 ///
-/// Configured by environment variables; `authfleet config` shows them. Exit codes: 0 done, 1 failed or not found, 2 the
+/// Configured by environment variables: `authfleet config --example` explains each, `authfleet config` shows the values in
+/// force. Exit codes: 0 done, 1 failed or not found, 2 the
 /// command line or the configuration can't be used.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
@@ -52,6 +53,9 @@ enum Command {
         /// As one JSON object.
         #[arg(long)]
         json: bool,
+        /// Print every variable with its default, its meaning and what it accepts instead, as a `.env` to begin with.
+        #[arg(long, conflicts_with = "json")]
+        example: bool,
     },
     /// Check what the server depends on: filesystem, SQLite, Redis, clock, secrets, proxies. Exit code 1 if anything
     /// fails.
@@ -73,8 +77,11 @@ enum Command {
 /// Runs the command that the process was called with.
 pub fn main() -> ExitCode {
     let command = Arguments::parse().command.unwrap_or(Command::Serve);
-    if let Command::Openapi = command {
-        return print(&crate::http::openapi().to_pretty_json().expect("the document is JSON"));
+    // Neither needs a configuration, not even a sound one.
+    match command {
+        Command::Openapi => return print(&crate::http::openapi().to_pretty_json().expect("the document is JSON")),
+        Command::Config { example: true, .. } => return print(&config::env_example()),
+        _ => {}
     }
     let config = match Config::load() {
         Ok(config) => config,
@@ -91,7 +98,7 @@ pub fn main() -> ExitCode {
         Command::Serve => runtime(config.worker_threads, serve::serve(&config)),
         Command::Migrate => runtime(1, migrate(&config)),
         Command::Healthcheck { live } => runtime(1, healthcheck::healthcheck(&config, live)),
-        Command::Config { json } => show(&config, json),
+        Command::Config { json, .. } => show(&config, json),
         Command::Doctor { json } => runtime(1, doctor::doctor(&config, json)),
         Command::User(command) => administer(config, async |admin| users::run(admin, command).await),
         Command::Session(command) => administer(config, async |admin| sessions::run(admin, command).await),

@@ -11,7 +11,7 @@ use redis::IntoConnectionInfo;
 use secrecy::{SecretSlice, SecretString};
 use tracing_subscriber::EnvFilter;
 
-use super::{DatabaseUrl, LogFormat};
+use super::{DatabaseUrl, OtlpProtocol, Sampling, TraceSampler};
 
 /// RFC 6265bis, section 5.5: user agents cut a cookie's life to 400 days.
 const LONGEST_LIFETIME: Duration = Duration::from_secs(400 * 24 * 3600);
@@ -199,14 +199,6 @@ pub(super) fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     Ok(DatabaseUrl::Sqlite(PathBuf::from(path)))
 }
 
-pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "json" => Ok(LogFormat::Json),
-        "pretty" => Ok(LogFormat::Pretty),
-        _ => Err("unknown format".to_owned()),
-    }
-}
-
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
     // A space after a comma would silently become part of a module's name.
     let directives: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
@@ -242,26 +234,26 @@ pub(super) fn collector(text: &str) -> Result<String, String> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
-pub(super) fn otlp_protocol(text: &str) -> Result<(), String> {
+pub(super) fn otlp_protocol(text: &str) -> Result<OtlpProtocol, String> {
     match text {
-        "http/protobuf" => Ok(()),
+        "http/protobuf" => Ok(OtlpProtocol::HttpProtobuf),
         "grpc" | "http/json" => Err("not supported by this build".to_owned()),
         _ => Err("unknown protocol".to_owned()),
     }
 }
 
-/// Whether a caller's decision counts, and the share of the other requests unless `OTEL_TRACES_SAMPLER_ARG` says it.
-pub(super) fn trace_sampler(text: &str) -> Result<(bool, Option<f64>), String> {
+pub(super) fn trace_sampler(text: &str) -> Result<TraceSampler, String> {
     let (parent_based, own) = match text.strip_prefix("parentbased_") {
         Some(rest) => (true, rest),
         None => (false, text),
     };
-    match own {
-        "always_on" => Ok((parent_based, Some(1.0))),
-        "always_off" => Ok((parent_based, Some(0.0))),
-        "traceidratio" => Ok((parent_based, None)),
-        _ => Err("unknown sampler".to_owned()),
-    }
+    let sampling = match own {
+        "always_on" => Sampling::All,
+        "always_off" => Sampling::None,
+        "traceidratio" => Sampling::Share,
+        _ => return Err("unknown sampler".to_owned()),
+    };
+    Ok(TraceSampler { parent_based, sampling })
 }
 
 pub(super) fn share(text: &str) -> Result<f64, String> {

@@ -7,7 +7,11 @@ use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{DefaultValue, Problem, VARIABLES, Variable, parse};
+use secrecy::SecretSlice;
+
+use super::formats::Format;
+use super::table::{VARIABLES, Variable};
+use super::{Problem, Warning, parse};
 
 /// More than any value needs; `SESSION_SECRET_FILE=/dev/urandom` must end.
 const LARGEST_FILE: u64 = 64 * 1024;
@@ -59,12 +63,13 @@ impl<K: Into<String>, V: Into<OsString>, const N: usize> From<[(K, V); N]> for S
 }
 
 /// The texts found for our variables, and every problem so far.
-pub(super) struct Values {
+pub(super) struct Values<'a> {
+    pub(super) sources: &'a Sources,
     pub(super) problems: Vec<Problem>,
     found: BTreeMap<&'static str, Found>,
     faulty: BTreeSet<&'static str>,
     unknown: BTreeSet<String>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
 }
 
 struct Found {
@@ -75,9 +80,10 @@ struct Found {
     file_changed: Option<SystemTime>,
 }
 
-impl Values {
-    pub(super) fn collect(sources: &Sources) -> Self {
+impl<'a> Values<'a> {
+    pub(super) fn collect(sources: &'a Sources) -> Self {
         let mut values = Self {
+            sources,
             problems: Vec::new(),
             found: BTreeMap::new(),
             faulty: BTreeSet::new(),
@@ -85,7 +91,7 @@ impl Values {
             warnings: Vec::new(),
         };
         let dotenv = sources.dotenv.as_deref().map(|path| (path, values.read_dotenv(path)));
-        for variable in VARIABLES {
+        for variable in VARIABLES.iter() {
             if values.take(variable, &sources.environment, None) {
                 continue;
             }
@@ -148,7 +154,7 @@ impl Values {
             Err(error)
                 if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) =>
             {
-                self.warnings.push(format!("{} was not looked for: its directory: {error}", path.display()));
+                self.warnings.push(Warning::DotenvOutOfReach { path: path.to_owned(), error: error.to_string() });
                 return entries;
             }
             Err(error) => {
@@ -169,30 +175,45 @@ impl Values {
     }
 
     /// The value of a variable whose default is a text.
-    pub(super) fn read<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> T {
-        self.read_optional(name, &parse).unwrap_or_else(|| match Variable::named(name).default {
-            DefaultValue::Text(text) => parse(text).expect("a default is valid"),
-            DefaultValue::Described(_) => unreachable!("{name} has no text as default"),
-        })
+    pub(super) fn read<T>(&mut self, name: &'static str, format: &Format<T>, default: &str) -> T {
+        self.read_optional(name, format).unwrap_or_else(|| (format.parse)(default).expect("a default is valid"))
     }
 
     /// The value, or nothing where none is set or a problem was found.
-    pub(super) fn read_optional<T>(
-        &mut self,
-        name: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<T> {
+    pub(super) fn read_optional<T>(&mut self, name: &'static str, format: &Format<T>) -> Option<T> {
         let Found { text, label, .. } = self.found.get(name)?;
-        match parse(text) {
+        match (format.parse)(text) {
             Ok(value) => Some(value),
             Err(message) => {
-                let variable = Variable::named(name);
-                let message = if variable.secret { message } else { format!("{}: {message}", parse::quoted(text)) };
-                let accepted = variable.accepted.to_owned();
-                self.problems.push(Problem { variable: label.clone(), message, accepted });
+                let message = if format.secret { message } else { format!("{}: {message}", parse::quoted(text)) };
+                let (variable, accepted) = (label.clone(), format.accepted.clone());
+                self.problems.push(Problem { variable, message, accepted });
                 self.faulty.insert(name);
                 None
             }
+        }
+    }
+
+    /// A default that is no text.
+    pub(super) fn compute<T>(&mut self, default: impl FnOnce(&mut Self) -> T) -> T {
+        default(self)
+    }
+
+    /// The default of `REPLICA_ID`.
+    pub(super) fn host_name(&mut self) -> String {
+        parse::replica_id_of_host(&self.sources.host_name)
+            .unwrap_or_else(|| self.reject("REPLICA_ID", "not set, and this host has no name to use instead"))
+    }
+
+    /// The default of `SESSION_SECRET`: 256 bits, as the token's own randomness has.
+    pub(super) fn random_secret(&mut self) -> Vec<SecretSlice<u8>> {
+        if self.is_set("REDIS_URL") {
+            return self.reject("SESSION_SECRET", "not set, but REDIS_URL is: replicas must share a secret");
+        }
+        let mut key = vec![0; 32];
+        match getrandom::fill(&mut key) {
+            Ok(()) => vec![SecretSlice::from(key)],
+            Err(error) => self.reject("SESSION_SECRET", &format!("none could be made: {error}")),
         }
     }
 
@@ -211,30 +232,33 @@ impl Values {
         names.iter().filter_map(|name| Some((*name, self.found.get(name)?.file_changed?))).collect()
     }
 
-    /// Notes a problem and gives a placeholder to go on with.
+    /// Notes a problem, unless the variable already has one, and gives a placeholder to go on with.
     pub(super) fn reject<T: Default>(&mut self, name: &'static str, message: &str) -> T {
-        self.faulty.insert(name);
+        if !self.faulty.insert(name) {
+            return T::default();
+        }
         let label = self.found.get(name).map_or(name, |found| &found.label).to_owned();
-        let accepted = Variable::named(name).accepted.to_owned();
+        let accepted = Variable::named(name).accepted.clone();
         self.problems.push(Problem { variable: label, message: message.to_owned(), accepted });
         T::default()
     }
 
     /// A `.env` that could not be looked for, and each name that was meant for us, as far as one can tell.
-    pub(super) fn warnings(&self) -> Vec<String> {
+    pub(super) fn warnings(&self) -> Vec<Warning> {
         self.warnings.iter().cloned().chain(self.unknown.iter().filter_map(|name| misspelt(name))).collect()
     }
 }
 
-fn misspelt(name: &str) -> Option<String> {
+/// A warning of a name that is none of ours, but was meant to be.
+pub(super) fn misspelt(name: &str) -> Option<Warning> {
     let upper = name.to_ascii_uppercase();
     let stem = upper.strip_suffix("_FILE").unwrap_or(&upper);
     let (distance, nearest) =
         VARIABLES.iter().map(|variable| (strsim::osa_distance(stem, variable.name), variable.name)).min()?;
     if distance <= if nearest.len() < 10 { 1 } else { 2 } {
-        Some(format!("{name} is not a variable of authfleet and is ignored; did you mean {nearest}?"))
+        Some(Warning::UnknownVariable { name: name.to_owned(), meant: Some(nearest) })
     } else if name != NOT_OURS && OUR_PREFIXES.iter().any(|prefix| upper.starts_with(prefix)) {
-        Some(format!("{name} is not a variable of authfleet and is ignored"))
+        Some(Warning::UnknownVariable { name: name.to_owned(), meant: None })
     } else {
         None
     }

@@ -1,10 +1,12 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
+use super::formats::whole;
 use super::*;
 
 const KEY_A: &str = "aaaaaaaaaaaaaaaa-Zq7-aaaaaaaaaaaaaaaa";
@@ -42,7 +44,7 @@ fn exposed(config: &Config) -> Vec<&[u8]> {
 fn nothing_set_gives_the_documented_defaults() {
     let config = ok([]);
     let effective: std::collections::BTreeMap<_, _> = config.effective().into_iter().collect();
-    for variable in VARIABLES {
+    for variable in VARIABLES.iter() {
         if let DefaultValue::Text(default) = variable.default {
             assert_eq!(effective[variable.name], default, "{}", variable.name);
         }
@@ -75,121 +77,93 @@ fn the_host_gives_replica_id_hash_threads_and_log_format() {
     assert!(errors.to_string().contains("REPLICA_ID: not set"), "{errors}");
 }
 
+/// The configuration with these settings besides what a fleet needs.
+fn fleet(settings: &[(&str, &str)]) -> Config {
+    let needed = [("REDIS_URL", REDIS), ("SESSION_SECRET", KEY_A)];
+    let environment = needed.iter().chain(settings).map(|(k, v)| ((*k).to_owned(), v.into())).collect();
+    Config::from_sources(&Sources { environment, ..Sources::from([("", ""); 0]) })
+        .unwrap_or_else(|errors| panic!("{settings:?}: {errors}"))
+}
+
 #[test]
-fn every_variable_takes_effect() {
+fn every_variable_takes_effect_alone_and_is_shown_as_it_may_be_written() {
+    let usual = fleet(&[]).effective();
+    for variable in VARIABLES.iter() {
+        let mut shown_values = Vec::new();
+        for example in &variable.examples {
+            let shown = fleet(&[(variable.name, example)]).effective();
+            for ((name, value), (_, usual)) in shown.iter().zip(&usual) {
+                // The queue's default follows the threads.
+                let follows = variable.name == "HASH_CONCURRENCY" && *name == "HASH_QUEUE";
+                assert!(*name == variable.name || value == usual || follows, "{} changes {name}", variable.name);
+            }
+            let (_, value) = shown.into_iter().find(|(name, _)| *name == variable.name).unwrap();
+            assert!(!value.is_empty() && !value.contains("Zq7"), "{}={value}", variable.name);
+            if !variable.secret {
+                let again = fleet(&[(variable.name, &value)]).effective();
+                assert!(again.contains(&(variable.name, value.clone())), "{}={value} reads back", variable.name);
+            }
+            shown_values.push(value);
+        }
+        let others =
+            usual.iter().filter(|(name, value)| *name == variable.name && shown_values.iter().all(|v| v == value));
+        let has_one_value = ["OTEL_EXPORTER_OTLP_PROTOCOL", "SESSION_SECRET"].contains(&variable.name);
+        assert!(has_one_value || others.count() == 0, "{} has no effect", variable.name);
+    }
+}
+
+#[test]
+fn values_become_what_the_code_works_with() {
     let config = ok([
-        ("LISTEN_ADDR", "[::1]:8443"),
-        ("OPS_ADDR", "127.0.0.1:0"),
-        ("REPLICA_ID", "replica_1.eu-west"),
         ("REDIS_URL", REDIS),
         ("DATABASE_URL", "sqlite:///var/lib/authfleet/users.db"),
         ("SESSION_SECRET", &format!("{KEY_A},{KEY_B}")),
         ("SESSION_IDLE_TTL", "90s"),
         ("SESSION_MAX_AGE", "1h 30m"),
-        ("SESSIONS_PER_USER", "3"),
         ("COOKIE_SECURE", "No"),
         ("TRUSTED_PROXIES", "10.1.2.3/8, 192.0.2.7,fd00::/8"),
-        ("PASSWORD_MIN_LENGTH", "12"),
-        ("PASSWORD_BLOCKLIST", "off"),
         ("ARGON2_MEMORY", "65536KiB"),
-        ("ARGON2_ITERATIONS", "3"),
-        ("ARGON2_PARALLELISM", "4"),
-        ("HASH_CONCURRENCY", "2"),
-        ("HASH_QUEUE", "5"),
-        ("LOGIN_FAILURES_PER_ACCOUNT", "4"),
-        ("LOGIN_FAILURES_PER_ADDRESS", "40"),
-        ("REGISTRATIONS_PER_ADDRESS", "400"),
-        ("LOGIN_FAILURE_WINDOW", "1h"),
-        ("DRAIN_DELAY", "0s"),
-        ("DRAIN_TIMEOUT", "1500ms"),
-        ("WORKER_THREADS", "3"),
-        ("LOG_FORMAT", "pretty"),
+        ("LOG_FORMAT", "Pretty"),
         ("RUST_LOG", "info, authfleet=debug"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.example:4318/otlp/"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=a%2Cb, x-tenant=ours"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
-        ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
-        ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
-        ("OTEL_SERVICE_NAME", "sign-in"),
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging,note=a%2Cb"),
     ]);
     assert_eq!(config.traces.headers[0].1.expose_secret(), "a,b");
     assert_eq!(exposed(&config), [KEY_A.as_bytes(), KEY_B.as_bytes()]);
     assert_eq!(config.redis_url.as_ref().unwrap().expose_secret(), REDIS);
     assert!(matches!(&config.database, DatabaseUrl::Sqlite(path) if path.is_absolute()));
-    let shown: Vec<String> = config.effective().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
-    assert_eq!(
-        shown,
-        [
-            "LISTEN_ADDR=[::1]:8443",
-            "OPS_ADDR=127.0.0.1:0",
-            "REPLICA_ID=replica_1.eu-west",
-            "WORKER_THREADS=3",
-            "LOG_FORMAT=pretty",
-            "RUST_LOG=info,authfleet=debug",
-            "OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example:4318/otlp",
-            "OTEL_EXPORTER_OTLP_HEADERS=x-api-key=***,x-tenant=***",
-            "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
-            "OTEL_TRACES_SAMPLER=parentbased_traceidratio",
-            "OTEL_TRACES_SAMPLER_ARG=0.25",
-            "OTEL_SERVICE_NAME=sign-in",
-            "OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=staging,note=a%2Cb",
-            "REDIS_URL=redis://fleet:***@redis.example:6380/3",
-            "DATABASE_URL=sqlite:///var/lib/authfleet/users.db",
-            "SESSION_SECRET=2 keys (masked)",
-            "SESSION_IDLE_TTL=90s",
-            "SESSION_MAX_AGE=90m",
-            "SESSIONS_PER_USER=3",
-            "COOKIE_SECURE=false",
-            "TRUSTED_PROXIES=10.0.0.0/8,192.0.2.7/32,fd00::/8",
-            "PASSWORD_MIN_LENGTH=12",
-            "PASSWORD_BLOCKLIST=off",
-            "ARGON2_MEMORY=64MiB",
-            "ARGON2_ITERATIONS=3",
-            "ARGON2_PARALLELISM=4",
-            "HASH_CONCURRENCY=2",
-            "HASH_QUEUE=5",
-            "LOGIN_FAILURES_PER_ACCOUNT=4",
-            "LOGIN_FAILURES_PER_ADDRESS=40",
-            "REGISTRATIONS_PER_ADDRESS=400",
-            "LOGIN_FAILURE_WINDOW=1h",
-            "DRAIN_DELAY=0s",
-            "DRAIN_TIMEOUT=1s 500ms",
-        ]
-    );
+    assert_eq!(config.session.max_age, Duration::from_secs(90 * 60));
+    assert_eq!(config.hashing.memory_kib, 65_536);
+    let effective = config.effective();
+    for shown in [
+        ("REDIS_URL", "redis://fleet:***@redis.example:6380/3"),
+        ("DATABASE_URL", "sqlite:///var/lib/authfleet/users.db"),
+        ("SESSION_SECRET", "2 keys (masked)"),
+        ("SESSION_IDLE_TTL", "90s"),
+        ("SESSION_MAX_AGE", "90m"),
+        ("COOKIE_SECURE", "false"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,192.0.2.7/32,fd00::/8"),
+        ("ARGON2_MEMORY", "64MiB"),
+        ("LOG_FORMAT", "pretty"),
+        ("RUST_LOG", "info,authfleet=debug"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.example:4318/otlp"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=***,x-tenant=***"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging,note=a%2Cb"),
+    ] {
+        assert!(effective.contains(&(shown.0, shown.1.to_owned())), "{shown:?} in {effective:?}");
+    }
 }
 
-/// Whoever adds a variable decides which of the two it is.
 #[test]
 fn the_fingerprint_is_of_what_all_replicas_share() {
-    let of_one_replica = [
-        "LISTEN_ADDR",
-        "OPS_ADDR",
-        "REPLICA_ID",
-        "WORKER_THREADS",
-        "LOG_FORMAT",
-        "RUST_LOG",
-        "REDIS_URL",
-        "DATABASE_URL",
-        "TRUSTED_PROXIES",
-        "HASH_CONCURRENCY",
-        "HASH_QUEUE",
-        "DRAIN_DELAY",
-        "DRAIN_TIMEOUT",
-    ];
-    let others = VARIABLES.iter().map(|variable| variable.name).filter(|name| !name.starts_with("OTEL_"));
-    let others: Vec<_> =
-        others.filter(|name| !fingerprint::SHARED.contains(name) && *name != "SESSION_SECRET").collect();
-    assert_eq!(others, of_one_replica);
-
-    let base = || vec![("REDIS_URL", REDIS.to_owned()), ("SESSION_SECRET", KEY_A.to_owned())];
-    let fingerprint = |changes: &[(&'static str, &str)]| {
-        let changes = changes.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let environment = base().into_iter().chain(changes).map(|(k, v)| (k.to_owned(), v.into())).collect();
-        Config::from_sources(&Sources { environment, ..Sources::from([("", ""); 0]) }).unwrap().fingerprint()
-    };
-    let usual = fingerprint(&[]);
+    let usual = fleet(&[]).fingerprint();
     assert!(usual.len() == 8 && usual.bytes().all(|b| b.is_ascii_hexdigit()), "{usual}");
+    for variable in VARIABLES.iter() {
+        let changed = variable.examples.iter().any(|value| fleet(&[(variable.name, value)]).fingerprint() != usual);
+        assert_eq!(changed, variable.scope == Scope::Fleet, "{}", variable.name);
+    }
+
     for same in [
         ("REPLICA_ID", "another"),
         ("LISTEN_ADDR", "127.0.0.1:1"),
@@ -200,7 +174,7 @@ fn the_fingerprint_is_of_what_all_replicas_share() {
         ("SESSION_IDLE_TTL", "1800s"),
         ("ARGON2_MEMORY", "19456KiB"),
     ] {
-        assert_eq!(fingerprint(&[same]), usual, "{same:?}");
+        assert_eq!(fleet(&[same]).fingerprint(), usual, "{same:?}");
     }
     let mut seen = std::collections::BTreeSet::from([usual]);
     for other in [
@@ -221,7 +195,7 @@ fn the_fingerprint_is_of_what_all_replicas_share() {
         ("SESSION_SECRET", &format!("{KEY_A},{KEY_B}")),
         ("SESSION_SECRET", &format!("{KEY_B},{KEY_A}")),
     ] {
-        assert!(seen.insert(fingerprint(&[other])), "{other:?}");
+        assert!(seen.insert(fleet(&[other]).fingerprint()), "{other:?}");
     }
     // Without Redis the secret is a random one.
     assert_eq!(ok([]).fingerprint(), ok([("SESSION_SECRET", KEY_A)]).fingerprint());
@@ -238,7 +212,7 @@ fn a_bad_value_is_named_with_what_is_accepted() {
         ("REPLICA_ID", "r\r\nSet-Cookie: x", "not allowed"),
         ("REPLICA_ID", "répliqué", "not allowed"),
         ("REPLICA_ID", &"r".repeat(65), "65 characters"),
-        ("LOG_FORMAT", "xml", "unknown format"),
+        ("LOG_FORMAT", "xml", "unknown"),
         ("RUST_LOG", "info,authfleet=loud", ""),
         ("RUST_LOG", "inof", "did you mean info?"),
         ("RUST_LOG", "info debug", "white space"),
@@ -410,7 +384,7 @@ fn what_opentelemetry_s_variables_may_hold() {
         assert!(problem.message.contains(expected), "{problem}");
         assert!(!name.ends_with("HEADERS") || !problem.to_string().contains("Zq7"), "{problem}");
     }
-    for (sampler, parent_based, ratio) in [
+    for (sampler, parent_based, share) in [
         ("always_on", false, 1.0),
         ("always_off", false, 0.0),
         ("traceidratio", false, 0.25),
@@ -419,8 +393,10 @@ fn what_opentelemetry_s_variables_may_hold() {
         ("parentbased_traceidratio", true, 0.25),
     ] {
         let config = ok([("OTEL_TRACES_SAMPLER", sampler), ("OTEL_TRACES_SAMPLER_ARG", "0.25")]);
-        assert_eq!(config.traces.sampler, TraceSampler { parent_based, ratio });
-        assert_eq!(config.traces.sampler.name(), sampler);
+        let traces = &config.traces;
+        assert_eq!(traces.sampler.parent_based, parent_based, "{sampler}");
+        assert!((traces.sampled_share() - share).abs() < f64::EPSILON, "{sampler}");
+        assert!(config.effective().contains(&("OTEL_TRACES_SAMPLER", sampler.to_owned())));
     }
 }
 
@@ -490,12 +466,28 @@ fn weak_settings_start_with_a_warning() {
         ("COOKIE_SECURE", "false"),
         ("TRUSTED_PROXIES", "0.0.0.0/0"),
     ]);
-    for name in
-        ["ARGON2_MEMORY=64KiB", "ARGON2_ITERATIONS=1", "PASSWORD_MIN_LENGTH=4", "COOKIE_SECURE", "TRUSTED_PROXIES"]
-    {
-        assert!(weak.warnings.iter().any(|w| w.starts_with(name)), "{name} in {:?}", weak.warnings);
+    let weaker =
+        |variable, value: &str, default| Warning::WeakerThanDefault { variable, value: value.to_owned(), default };
+    assert_eq!(
+        weak.warnings,
+        [
+            weaker("ARGON2_MEMORY", "64KiB", "19MiB"),
+            weaker("ARGON2_ITERATIONS", "1", "2"),
+            weaker("PASSWORD_MIN_LENGTH", "4", "8"),
+            Warning::CookieOverHttp,
+            Warning::EveryPeerTrusted,
+        ]
+    );
+    let lines: Vec<_> = weak.warnings.iter().map(ToString::to_string).collect();
+    for (line, name) in lines.iter().zip([
+        "ARGON2_MEMORY=64KiB",
+        "ARGON2_ITERATIONS=1",
+        "PASSWORD_MIN_LENGTH=4",
+        "COOKIE_SECURE",
+        "TRUSTED_PROXIES",
+    ]) {
+        assert!(line.starts_with(name), "{name} in {line}");
     }
-    assert_eq!(weak.warnings.len(), 5);
     assert!(ok([("ARGON2_MEMORY", "64MiB"), ("ARGON2_PARALLELISM", "4")]).warnings.is_empty());
 }
 
@@ -516,6 +508,7 @@ fn misspelt_names_are_warned_of() {
     ] {
         let config = ok([(name, "Zq7")]);
         let [warning] = &config.warnings[..] else { panic!("{name}: {:?}", config.warnings) };
+        let warning = warning.to_string();
         assert!(warning.starts_with(name) && warning.contains(meant) && !warning.contains("Zq7"), "{warning}");
     }
     let usual = ["HOME", "PATH", "LANG", "HOSTNAME", "SESSION_MANAGER", "LOGNAME", "RUST_BACKTRACE", "REDIS_PORT"];
@@ -677,47 +670,18 @@ fn no_secret_is_shown() {
 }
 
 #[test]
+fn whole_numbers_keep_to_their_range_at_both_ends() {
+    let format = whole::<u32>(2..=20);
+    for (text, expected) in [("1", Err("below 2")), ("2", Ok(2)), ("20", Ok(20)), ("21", Err("above 20"))] {
+        assert_eq!((format.parse)(text), expected.map_err(str::to_owned));
+    }
+    assert_eq!(format.accepted, "a whole number from 2 to 20");
+}
+
+#[test]
 fn effective_lists_the_table_in_its_order() {
     let names: Vec<_> = ok([]).effective().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, VARIABLES.iter().map(|variable| variable.name).collect::<Vec<_>>());
-}
-
-const EXAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/.env.example"));
-
-#[test]
-fn env_example_documents_exactly_the_table() {
-    let lines: Vec<&str> = EXAMPLE.lines().collect();
-    let documented: Vec<(String, String)> = lines
-        .windows(2)
-        .filter(|pair| {
-            let name = pair[1].trim_start_matches('#').split('=').next().unwrap();
-            pair[1].contains('=') && name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
-        })
-        .map(|pair| (pair[0].to_owned(), pair[1].to_owned()))
-        .collect();
-    let expected: Vec<(String, String)> = VARIABLES
-        .iter()
-        .map(|variable| match variable.default {
-            DefaultValue::Text(text) => (format!("# {}", variable.help), format!("#{}={text}", variable.name)),
-            DefaultValue::Described(words) => {
-                (format!("# {} Default: {words}.", variable.help), format!("#{}=", variable.name))
-            }
-        })
-        .collect();
-    assert_eq!(documented, expected);
-}
-
-#[test]
-fn env_example_uncommented_is_the_default() {
-    let settings = EXAMPLE
-        .lines()
-        .filter_map(|line| line.strip_prefix('#'))
-        .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
-        .collect::<Vec<_>>()
-        .join("\n");
-    assert_eq!(settings.lines().count(), VARIABLES.len());
-    assert_eq!(with_dotenv([], &settings).unwrap().effective(), ok([]).effective());
-    assert_eq!(with_dotenv([], EXAMPLE).unwrap().effective(), ok([]).effective());
 }
 
 /// Text in the neighbourhood of what the parsers expect, besides any text at all.
@@ -753,7 +717,6 @@ proptest! {
         let _ = parse::redis_url(&text);
         let _ = parse::mask_redis_url(&text);
         let _ = parse::database_url(&text);
-        let _ = parse::log_format(&text);
         let _ = parse::log_filter(&text);
         let _ = sources::dotenv_entries(&text);
     }

@@ -1,285 +1,248 @@
-//! The one table of variables; error messages, `authfleet config` and `.env.example` follow it.
-use self::DefaultValue::{Described, Text};
+//! The one table of variables. A variable is a field with its row above it; reading it, showing it, the messages about it,
+//! `.env.example`, README's table and the fingerprint follow from that.
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
-/// A variable that authfleet reads. `NAME_FILE` is read too, for every one of them.
-#[derive(Clone, Copy, Debug)]
-pub struct Variable {
-    /// Its name in the environment.
-    pub name: &'static str,
-    /// What holds when it is not set.
-    pub default: DefaultValue,
-    /// What it does, in one line.
-    pub help: &'static str,
-    /// Which values are valid, for error messages.
-    pub accepted: &'static str,
-    /// Whether its value must never be shown.
-    pub secret: bool,
+use ipnet::IpNet;
+use secrecy::{SecretSlice, SecretString};
+
+use super::formats::{self, Format, whole};
+use super::sources::Values;
+use super::table::{DefaultValue, Field, Scope, Variable, setting, settings};
+use super::{DatabaseUrl, LogFormat, OtlpProtocol, TraceSampler, Warning};
+
+settings! {
+    /// The effective configuration of one process.
+    #[derive(Clone, Debug)]
+    pub struct Config {
+        /// Address and port of the public HTTP listener, behind nginx.
+        #[setting("LISTEN_ADDR", heading: "This replica",
+            values: formats::address(), default: "0.0.0.0:3000", scope: Replica)]
+        pub listen_addr: SocketAddr,
+
+        /// Address and port of `/livez`, `/readyz` and `/metrics`. Never publish it.
+        #[setting("OPS_ADDR", values: formats::address(), default: "0.0.0.0:9464", scope: Replica)]
+        pub ops_addr: SocketAddr,
+
+        /// Name of this replica in `X-Served-By`, logs and sessions (`created_by`).
+        #[setting("REPLICA_ID", values: formats::replica_id(), default: "the host's name" => Values::host_name,
+            scope: Replica)]
+        pub replica_id: String,
+
+        /// Threads that answer requests. One is the cheapest per request; replicas are how a fleet grows.
+        #[setting("WORKER_THREADS", values: whole(1..=1024), default: "1", scope: Replica)]
+        pub worker_threads: usize,
+
+        /// What is logged, and how.
+        #[setting(group)]
+        pub log: LogConfig,
+
+        /// Where traces go and which requests are traced.
+        #[setting(group)]
+        pub traces: TracesConfig,
+
+        /// Redis that holds the sessions of the whole fleet.
+        #[setting("REDIS_URL", heading: "What the replicas share",
+            values: formats::redis_url(),
+            default: "none, sessions stay in this process's memory: one replica only" => |_| None,
+            scope: Store)]
+        pub redis_url: Option<SecretString>,
+
+        /// Where users are kept: one SQLite file that all replicas of the host share.
+        #[setting("DATABASE_URL", values: formats::database_url(), default: "sqlite://data/authfleet.db", scope: Store)]
+        pub database: DatabaseUrl,
+
+        /// Cookie and session life.
+        #[setting(group)]
+        pub session: SessionConfig,
+
+        /// Proxies whose `X-Forwarded-For` is believed.
+        #[setting("TRUSTED_PROXIES",
+            values: formats::networks(), default: "none, `X-Forwarded-For` is ignored" => |_| Vec::new(), scope: Replica)]
+        pub trusted_proxies: Vec<IpNet>,
+
+        /// Which passwords users may choose.
+        #[setting(group)]
+        pub password: PasswordConfig,
+
+        /// Password hashing: parameters and admission.
+        #[setting(group)]
+        pub hashing: HashingConfig,
+
+        /// Limits on failed logins and on registrations.
+        #[setting(group)]
+        pub throttle: ThrottleConfig,
+
+        /// After SIGTERM, how long `/readyz` fails before the listener closes, so that balancers notice.
+        #[setting("DRAIN_DELAY", heading: "Shutdown", values: formats::pause(), default: "5s", scope: Replica)]
+        pub drain_delay: Duration,
+
+        /// How long requests in flight may take to finish after that.
+        #[setting("DRAIN_TIMEOUT", values: formats::pause(), default: "30s", scope: Replica)]
+        pub drain_timeout: Duration,
+
+        /// Variables of secrets that came from a file, and when that was last changed.
+        #[setting(derived)]
+        pub secret_files: Vec<(&'static str, SystemTime)>,
+
+        /// What an operator should be told at start.
+        #[setting(derived)]
+        pub warnings: Vec<Warning>,
+    }
 }
 
-/// What holds when a variable is not set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DefaultValue {
-    /// This text, as if it had been set.
-    Text(&'static str),
-    /// Something found out at start, or nothing; described in words.
-    Described(&'static str),
+settings! {
+    /// What is logged, and how.
+    #[derive(Clone, Debug)]
+    pub struct LogConfig {
+        /// How log lines are written.
+        #[setting("LOG_FORMAT",
+            values: formats::one_of([("json", LogFormat::Json), ("pretty", LogFormat::Pretty)]),
+            default: "`json`, or `pretty` when standard output is a terminal"
+                => |given| if given.sources.terminal { LogFormat::Pretty } else { LogFormat::Json },
+            scope: Replica)]
+        pub format: LogFormat,
+
+        /// Which log lines are written, per module if wanted; `info,request=off` silences the lines of requests.
+        #[setting("RUST_LOG", values: formats::log_filter(), default: "info", scope: Replica)]
+        pub filter: String,
+    }
 }
 
-/// Every variable, in the order in which they are shown. `.env.example` is checked against this table.
-pub const VARIABLES: &[Variable] = &[
-    Variable {
-        name: "LISTEN_ADDR",
-        default: Text("0.0.0.0:3000"),
-        help: "Address and port of the public HTTP listener, behind nginx.",
-        accepted: ADDRESS,
-        secret: false,
-    },
-    Variable {
-        name: "OPS_ADDR",
-        default: Text("0.0.0.0:9464"),
-        help: "Address and port of /livez, /readyz and /metrics. Never publish it.",
-        accepted: ADDRESS,
-        secret: false,
-    },
-    Variable {
-        name: "REPLICA_ID",
-        default: Described("the host's name"),
-        help: "Name of this replica in X-Served-By, logs and sessions.",
-        accepted: "1 to 64 characters out of A-Z, a-z, 0-9, '.', '_' and '-'",
-        secret: false,
-    },
-    Variable {
-        name: "WORKER_THREADS",
-        default: Text("1"),
-        help: "Threads that answer requests. One is the cheapest per request; replicas are how a fleet grows.",
-        accepted: "a whole number from 1 to 1024",
-        secret: false,
-    },
-    Variable {
-        name: "LOG_FORMAT",
-        default: Described("json, or pretty when standard output is a terminal"),
-        help: "How log lines are written.",
-        accepted: "json or pretty",
-        secret: false,
-    },
-    Variable {
-        name: "RUST_LOG",
-        default: Text("info"),
-        help: "Which log lines are written, per module if wanted.",
-        accepted: "tracing directives such as info or info,sqlx=warn (levels: off, error, warn, info, debug, trace)",
-        secret: false,
-    },
-    Variable {
-        name: "OTEL_EXPORTER_OTLP_ENDPOINT",
-        default: Described("none, no traces are sent"),
-        help: "OpenTelemetry collector that gets traces, by OTLP over HTTP (port 4318 as a rule).",
-        accepted: "an http or https URL such as http://localhost:4318, without user, password, '?' or '#'",
-        secret: false,
-    },
-    Variable {
-        name: "OTEL_EXPORTER_OTLP_HEADERS",
-        default: Described("none"),
-        help: "Headers sent to the collector, for example a key that it asks for.",
-        accepted: "name=value pairs separated by commas, values percent-encoded where they hold a comma or a percent sign",
-        secret: true,
-    },
-    Variable {
-        name: "OTEL_EXPORTER_OTLP_PROTOCOL",
-        default: Text("http/protobuf"),
-        help: "How traces are sent. There is one way; the variable is here because others set it for all services.",
-        accepted: "http/protobuf",
-        secret: false,
-    },
-    Variable {
-        name: "OTEL_TRACES_SAMPLER",
-        default: Text("parentbased_always_on"),
-        help: "Which requests are traced. parentbased_: as the caller decided, if its traceparent header says so.",
-        accepted: "always_on, always_off, traceidratio, or one of these after parentbased_",
-        secret: false,
-    },
-    Variable {
-        name: "OTEL_TRACES_SAMPLER_ARG",
-        default: Text("1"),
-        help: "The share of requests that the sampler traceidratio traces.",
-        accepted: "a number from 0 to 1, such as 0.01",
-        secret: false,
-    },
-    Variable {
-        name: "OTEL_SERVICE_NAME",
-        default: Text("authfleet"),
-        help: "This service's name in traces.",
-        accepted: "1 to 255 characters",
-        secret: false,
-    },
-    Variable {
-        name: "OTEL_RESOURCE_ATTRIBUTES",
-        default: Described("none"),
-        help: "What traces say of this service besides, for example deployment.environment.name=production.",
-        accepted: "key=value pairs separated by commas, values percent-encoded where they hold a comma or a percent sign",
-        secret: false,
-    },
-    Variable {
-        name: "REDIS_URL",
-        default: Described("none, sessions stay in this process's memory: one replica only"),
-        help: "Redis that holds the sessions of the whole fleet.",
-        accepted: "redis://[[user]:password@]host[:port][/database] or \
-                   redis+unix:///socket[?db=number&user=name&pass=password], special characters percent-encoded",
-        secret: true,
-    },
-    Variable {
-        name: "DATABASE_URL",
-        default: Text("sqlite://data/authfleet.db"),
-        help: "Where users are kept: one SQLite file that all replicas of the host share.",
-        accepted: "sqlite://relative/path or sqlite:///absolute/path",
-        secret: true,
-    },
-    Variable {
-        name: "SESSION_SECRET",
-        default: Described("a random one, but required as soon as REDIS_URL is set"),
-        help: "Signs cookies, the same in every replica. new,old signs with the first and accepts all.",
-        accepted: "keys of at least 32 bytes, separated by commas; `openssl rand -hex 32` makes one",
-        secret: true,
-    },
-    Variable {
-        name: "SESSION_IDLE_TTL",
-        default: Text("30m"),
-        help: "A session unused for this long ends.",
-        accepted: LIFETIME,
-        secret: false,
-    },
-    Variable {
-        name: "SESSION_MAX_AGE",
-        default: Text("24h"),
-        help: "A session this old ends, used or not.",
-        accepted: LIFETIME,
-        secret: false,
-    },
-    Variable {
-        name: "SESSIONS_PER_USER",
-        default: Text("100"),
-        help: "Sessions that one user may have; one more ends the oldest.",
-        accepted: "a whole number from 1 to 10000",
-        secret: false,
-    },
-    Variable {
-        name: "COOKIE_SECURE",
-        default: Text("true"),
-        help: "true: cookie __Host-session, https only. false: cookie session, for a demo over plain http.",
-        accepted: BOOLEAN,
-        secret: false,
-    },
-    Variable {
-        name: "TRUSTED_PROXIES",
-        default: Described("none, X-Forwarded-For is ignored"),
-        help: "Proxies whose X-Forwarded-For is believed.",
-        accepted: "addresses and CIDR networks, separated by commas, such as 10.0.0.0/8,fd00::/8,192.0.2.7",
-        secret: false,
-    },
-    Variable {
-        name: "PASSWORD_MIN_LENGTH",
-        default: Text("8"),
-        help: "Shortest password, in characters (code points after NFKC).",
-        accepted: "a whole number from 1 to 128",
-        secret: false,
-    },
-    Variable {
-        name: "PASSWORD_BLOCKLIST",
-        default: Text("on"),
-        help: "Refuse common passwords.",
-        accepted: BOOLEAN,
-        secret: false,
-    },
-    Variable {
-        name: "ARGON2_MEMORY",
-        default: Text("19MiB"),
-        help: "Memory that one password hash takes.",
-        accepted: "a size in whole KiB such as 19MiB or 19456KiB, at least 8KiB per ARGON2_PARALLELISM, at most 4GiB",
-        secret: false,
-    },
-    Variable {
-        name: "ARGON2_ITERATIONS",
-        default: Text("2"),
-        help: "Passes that one password hash makes over its memory.",
-        accepted: "a whole number from 1 to 1000",
-        secret: false,
-    },
-    Variable {
-        name: "ARGON2_PARALLELISM",
-        default: Text("1"),
-        help: "Lanes of one password hash.",
-        accepted: "a whole number from 1 to 255",
-        secret: false,
-    },
-    Variable {
-        name: "HASH_CONCURRENCY",
-        default: Described("the number of cores"),
-        help: "Passwords hashed at once; each takes ARGON2_MEMORY.",
-        accepted: "a whole number from 1 to 1024",
-        secret: false,
-    },
-    Variable {
-        name: "HASH_QUEUE",
-        default: Described("16 per HASH_CONCURRENCY"),
-        help: "Passwords that may wait to be hashed; one more is answered 503.",
-        accepted: "a whole number from 1 to 65536",
-        secret: false,
-    },
-    Variable {
-        name: "LOGIN_FAILURES_PER_ACCOUNT",
-        default: Text("10"),
-        help: "Failed logins of one account within the window, then 429.",
-        accepted: "a whole number from 1 to 1000000",
-        secret: false,
-    },
-    Variable {
-        name: "LOGIN_FAILURES_PER_ADDRESS",
-        default: Text("100"),
-        help: "Failed logins from one client address (IPv6: /64) within the window, then 429.",
-        accepted: "a whole number from 1 to 1000000",
-        secret: false,
-    },
-    Variable {
-        name: "REGISTRATIONS_PER_ADDRESS",
-        default: Text("1000"),
-        help: "Registrations from one client address (IPv6: /64) within the window, then 429.",
-        accepted: "a whole number from 1 to 1000000",
-        secret: false,
-    },
-    Variable {
-        name: "LOGIN_FAILURE_WINDOW",
-        default: Text("15m"),
-        help: "How long a failed login or a registration counts.",
-        accepted: LIFETIME,
-        secret: false,
-    },
-    Variable {
-        name: "DRAIN_DELAY",
-        default: Text("5s"),
-        help: "After SIGTERM, how long /readyz fails before the listener closes, so that balancers notice.",
-        accepted: PAUSE,
-        secret: false,
-    },
-    Variable {
-        name: "DRAIN_TIMEOUT",
-        default: Text("30s"),
-        help: "How long requests in flight may take to finish after that.",
-        accepted: PAUSE,
-        secret: false,
-    },
-];
+settings! {
+    /// Where traces go and which requests are traced, in OpenTelemetry's own variables.
+    #[derive(Clone, Debug)]
+    pub struct TracesConfig {
+        /// OpenTelemetry collector that gets traces, by OTLP over HTTP (port 4318 as a rule).
+        #[setting("OTEL_EXPORTER_OTLP_ENDPOINT",
+            heading: "Traces: OpenTelemetry's own variables (OTEL_BSP_* for the exporter's queue are read too)",
+            values: formats::collector(), default: "none, no traces are sent" => |_| None, scope: Replica)]
+        pub endpoint: Option<String>,
 
-const ADDRESS: &str = "an IP address and port such as 0.0.0.0:3000 or [::]:3000";
-const BOOLEAN: &str = "true or false (also 1/0, on/off, yes/no)";
-const LIFETIME: &str = "a duration of whole seconds from 1s to 400d, such as 90s, 30m or 24h";
-const PAUSE: &str = "a duration from 0s to 1h, such as 500ms, 5s or 1m";
+        /// Headers sent to the collector, for example a key that it asks for.
+        #[setting("OTEL_EXPORTER_OTLP_HEADERS",
+            values: formats::headers(), default: "none" => |_| Vec::new(), scope: Replica)]
+        pub headers: Vec<(String, SecretString)>,
 
-impl Variable {
-    /// The entry of `name`.
-    ///
-    /// # Panics
-    ///
-    /// If the table has none.
-    pub(super) fn named(name: &str) -> &'static Self {
-        VARIABLES.iter().find(|variable| variable.name == name).expect("a name from VARIABLES")
+        /// How traces are sent. There is one way; the variable is here because others set it for all services.
+        #[setting("OTEL_EXPORTER_OTLP_PROTOCOL",
+            values: formats::otlp_protocol(), default: "http/protobuf", scope: Replica)]
+        pub protocol: OtlpProtocol,
+
+        /// Which requests are traced. With `parentbased_`, a caller that sends a `traceparent` header decides.
+        #[setting("OTEL_TRACES_SAMPLER",
+            values: formats::trace_sampler(), default: "parentbased_always_on", scope: Replica)]
+        pub sampler: TraceSampler,
+
+        /// The share of requests that the sampler `traceidratio` traces.
+        #[setting("OTEL_TRACES_SAMPLER_ARG", values: formats::share(), default: "1", scope: Replica)]
+        pub sampler_arg: f64,
+
+        /// This service's name in traces.
+        #[setting("OTEL_SERVICE_NAME", values: formats::service_name(), default: "authfleet", scope: Replica)]
+        pub service_name: String,
+
+        /// What traces say of this service besides, for example `deployment.environment.name=production`.
+        #[setting("OTEL_RESOURCE_ATTRIBUTES",
+            values: formats::pairs(), default: "none" => |_| Vec::new(), scope: Replica)]
+        pub resource_attributes: Vec<(String, String)>,
+    }
+}
+
+settings! {
+    /// Cookie and session life.
+    #[derive(Clone, Debug)]
+    pub struct SessionConfig {
+        /// Signs cookies. `new,old` signs with the first and accepts all: rotation without
+        /// logging anyone out.
+        #[setting("SESSION_SECRET",
+            values: formats::session_secrets(),
+            default: "a random one, but required as soon as `REDIS_URL` is set" => Values::random_secret,
+            scope: Fleet)]
+        pub secrets: Vec<SecretSlice<u8>>,
+
+        /// A session unused for this long ends.
+        #[setting("SESSION_IDLE_TTL", heading: "Sessions and cookie",
+            values: formats::lifetime(), default: "30m", scope: Fleet)]
+        pub idle_ttl: Duration,
+
+        /// A session this old ends, used or not.
+        #[setting("SESSION_MAX_AGE", values: formats::lifetime(), default: "24h", scope: Fleet)]
+        pub max_age: Duration,
+
+        /// Sessions that one user may have; one more ends the oldest.
+        #[setting("SESSIONS_PER_USER", values: whole(1..=10_000), default: "100", scope: Fleet)]
+        pub per_user: u32,
+
+        /// `true`: cookie `__Host-session`, https only. `false`: cookie `session`, for a demo over plain http.
+        #[setting("COOKIE_SECURE", values: formats::boolean("true", "false"), default: "true", scope: Fleet)]
+        pub cookie_secure: bool,
+    }
+}
+
+settings! {
+    /// Which passwords users may choose.
+    #[derive(Clone, Copy, Debug)]
+    pub struct PasswordConfig {
+        /// Shortest password, in characters (code points after NFKC).
+        #[setting("PASSWORD_MIN_LENGTH", heading: "Passwords and their hashing",
+            values: whole(1..=128), default: "8", scope: Fleet)]
+        pub min_length: usize,
+
+        /// Refuse common passwords, the user's own names, and sequences.
+        #[setting("PASSWORD_BLOCKLIST", values: formats::boolean("on", "off"), default: "on", scope: Fleet)]
+        pub blocklist: bool,
+    }
+}
+
+settings! {
+    /// Argon2id parameters and admission of hashing work.
+    #[derive(Clone, Copy, Debug)]
+    pub struct HashingConfig {
+        /// Memory that one password hash takes. Hashes that were made with other parameters are upgraded at login.
+        #[setting("ARGON2_MEMORY", values: formats::memory_kib(), default: "19MiB", scope: Fleet)]
+        pub memory_kib: u32,
+
+        /// Passes that one password hash makes over its memory.
+        #[setting("ARGON2_ITERATIONS", values: whole(1..=1000), default: "2", scope: Fleet)]
+        pub iterations: u32,
+
+        /// Lanes of one password hash.
+        #[setting("ARGON2_PARALLELISM", values: whole(1..=255), default: "1", scope: Fleet)]
+        pub parallelism: u32,
+
+        /// Passwords hashed at once; each takes `ARGON2_MEMORY`.
+        #[setting("HASH_CONCURRENCY",
+            values: whole(1..=1024), default: "the number of cores" => |given| given.sources.cores.clamp(1, 1024),
+            scope: Replica)]
+        pub concurrency: usize,
+
+        /// Passwords that may wait to be hashed; one more is answered 503.
+        #[setting("HASH_QUEUE",
+            values: whole(1..=65_536), default: "16 per `HASH_CONCURRENCY`" => |_| 16 * concurrency, scope: Replica)]
+        pub queue: usize,
+    }
+}
+
+settings! {
+    /// Limits on failed logins and on registrations.
+    #[derive(Clone, Copy, Debug)]
+    pub struct ThrottleConfig {
+        /// Failed logins of one account within the window, then 429.
+        #[setting("LOGIN_FAILURES_PER_ACCOUNT", heading: "Failed logins, registrations",
+            values: whole(1..=1_000_000), default: "10", scope: Fleet)]
+        pub per_account: u32,
+
+        /// Failed logins from one client address (IPv6: /64) within the window, then 429.
+        #[setting("LOGIN_FAILURES_PER_ADDRESS", values: whole(1..=1_000_000), default: "100", scope: Fleet)]
+        pub per_address: u32,
+
+        /// Registrations from one client address (IPv6: /64) within the window, then 429.
+        #[setting("REGISTRATIONS_PER_ADDRESS", values: whole(1..=1_000_000), default: "1000", scope: Fleet)]
+        pub registrations: u32,
+
+        /// How long a failed login or a registration counts.
+        #[setting("LOGIN_FAILURE_WINDOW", values: formats::lifetime(), default: "15m", scope: Fleet)]
+        pub window: Duration,
     }
 }

@@ -34,7 +34,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::config::{TraceSampler, TracesConfig};
+use crate::config::TracesConfig;
 use crate::metrics::TRACE_SPANS;
 
 /// The target of every span of ours; what else makes spans isn't exported.
@@ -107,7 +107,7 @@ pub(super) fn start(config: &TracesConfig, endpoint: &str, replica: &str) -> io:
         .with_resource(Resource::builder_empty().with_attributes(given).with_attributes(own).build())
         .build();
     let tracer = provider.tracer("authfleet");
-    TRACING.set(Tracing { provider, sampler: sampler(config.sampler) }).expect("tracing starts once");
+    TRACING.set(Tracing { provider, sampler: sampler(config) }).expect("tracing starts once");
     Ok(tracer)
 }
 
@@ -126,9 +126,9 @@ where
         .with_filter(filter_fn(|metadata| metadata.is_span() && metadata.target() == TARGET))
 }
 
-fn sampler(TraceSampler { parent_based, ratio }: TraceSampler) -> Sampler {
-    let own = Sampler::TraceIdRatioBased(ratio);
-    if parent_based { Sampler::ParentBased(Box::new(own)) } else { own }
+fn sampler(config: &TracesConfig) -> Sampler {
+    let own = Sampler::TraceIdRatioBased(config.sampled_share());
+    if config.sampler.parent_based { Sampler::ParentBased(Box::new(own)) } else { own }
 }
 
 /// Sends what is left, and nothing afterwards.

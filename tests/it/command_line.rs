@@ -112,6 +112,9 @@ fn a_working_directory_that_may_not_be_searched_is_a_warning() {
 #[tokio::test]
 async fn the_example_lists_every_variable_with_its_default() {
     let example = include_str!("../../.env.example");
+    // For whoever has the program alone; needs no configuration, not even a sound one.
+    let printed = run(&["config", "--example"], &[("LISTEN_ADDR", "nowhere")], "").await.expect_code(0).stdout;
+    assert_eq!(printed, example);
     let entries = example.lines().filter_map(|line| line.strip_prefix('#')?.split_once('='));
     let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
     let entries: Vec<_> = entries.filter(|(name, _)| is_name(name)).collect();

@@ -8,7 +8,7 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use super::answer;
-use crate::config::{Config, ConfigErrors, DatabaseUrl};
+use crate::config::{Config, ConfigErrors, DatabaseUrl, Warning};
 use crate::telemetry;
 
 /// What each check comes to.
@@ -103,10 +103,10 @@ pub(super) fn report(checks: &[Check], json: bool) -> ExitCode {
 
 fn settings(config: &Config) -> Vec<Check> {
     // Cookie and proxies have checks of their own.
-    let own = |warning: &&String| !warning.starts_with("COOKIE_SECURE") && !warning.starts_with("TRUSTED_PROXIES");
+    let own = |warning: &&Warning| !matches!(warning, Warning::CookieOverHttp | Warning::EveryPeerTrusted);
     let warnings = config.warnings.iter().filter(own);
-    let checks: Vec<_> =
-        warnings.map(|warning| warn("configuration", warning, "authfleet config shows all values")).collect();
+    let advice = "authfleet config shows all values";
+    let checks: Vec<_> = warnings.map(|warning| warn("configuration", warning.to_string(), advice)).collect();
     if checks.is_empty() { vec![ok("configuration", "valid, no weak values")] } else { checks }
 }
 
