@@ -15,6 +15,8 @@
 //! metrics    every metric name, its help and its buckets
 //! clock      the time source that tests can set
 //! ```
+#[cfg(test)]
+mod architecture;
 pub mod auth;
 pub mod cli;
 pub mod clock;
