@@ -123,7 +123,7 @@ catalogue! {
     CLOCK_SKEW = Gauge "authfleet_clock_skew_seconds";
     /// When the file that a secret was read from was last changed, in seconds since 1970. Absent for secrets that came
     /// by the environment.
-    SECRET_FILE_TIME = Gauge "authfleet_secret_file_timestamp_seconds" { variable: ["SESSION_SECRET", "REDIS_URL"] };
+    SECRET_FILE_TIME = Gauge "authfleet_secret_file_timestamp_seconds" { variable: [] };
 
     /// HTTP requests finished. Status 499: the client left before its answer.
     HTTP_REQUESTS = Counter "authfleet_http_requests_total" { method: [], route: [], status: [] };

@@ -163,7 +163,7 @@ impl Config {
             return Err(ConfigErrors { problems: values.problems, hints: config.warnings });
         }
         config.warnings.extend(config.weak_settings());
-        config.secret_files = values.secret_files(&["SESSION_SECRET", "REDIS_URL"]);
+        config.secret_files = values.secret_files();
         Ok(config)
     }
 

@@ -227,9 +227,10 @@ impl<'a> Values<'a> {
         names.iter().all(|name| !self.faulty.contains(name))
     }
 
-    /// Those of these variables that came from a file, and when that was last changed.
-    pub(super) fn secret_files(&self, names: &[&'static str]) -> Vec<(&'static str, SystemTime)> {
-        names.iter().filter_map(|name| Some((*name, self.found.get(name)?.file_changed?))).collect()
+    /// The secrets that came from a file, and when that was last changed.
+    pub(super) fn secret_files(&self) -> Vec<(&'static str, SystemTime)> {
+        let secrets = VARIABLES.iter().filter(|variable| variable.secret).map(|variable| variable.name);
+        secrets.filter_map(|name| Some((name, self.found.get(name)?.file_changed?))).collect()
     }
 
     /// Notes a problem, unless the variable already has one, and gives a placeholder to go on with.

@@ -109,6 +109,11 @@ fn a_variable_may_be_given_as_a_file() {
     let changed = fs::metadata(&key).unwrap().modified().unwrap();
     assert_eq!(ok([("SESSION_SECRET_FILE", &key)]).secret_files, [("SESSION_SECRET", changed)]);
     assert_eq!(ok([("SESSION_SECRET", KEY_A)]).secret_files, []);
+    let headers = file("headers", b"x-api-key=Zq7");
+    let dated =
+        ok([("OTEL_EXPORTER_OTLP_HEADERS_FILE", &headers), ("REPLICA_ID_FILE", &file("plain", b"r"))]).secret_files;
+    let changed = fs::metadata(&headers).unwrap().modified().unwrap();
+    assert_eq!(dated, [("OTEL_EXPORTER_OTLP_HEADERS", changed)], "every secret, and nothing else");
     let by_dotenv = with_dotenv([], &format!("REPLICA_ID_FILE={}\n", file("id", b"pod-2\n"))).unwrap();
     assert_eq!(by_dotenv.replica_id, "pod-2");
 
