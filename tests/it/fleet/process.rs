@@ -111,7 +111,10 @@ pub fn unprivileged(directory: &Path) -> Command {
         let copy = directory.join("authfleet");
         if !copy.exists() {
             std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).expect("an own directory");
-            std::fs::copy(original, &copy).expect("a copy of the binary");
+            // By a process of its own: a child that another test starts meanwhile would inherit the file, still open for
+            // writing, and nobody can run it then.
+            let copied = Command::new("cp").arg(original).arg(&copy).status().expect("cp runs");
+            assert!(copied.success(), "the binary can't be copied");
         }
         // As in a container, where no group comes with the user.
         let mut command = Command::new("setpriv");
