@@ -1,51 +1,51 @@
 //! E-mail addresses and usernames as users type them.
-use unicode_normalization::UnicodeNormalization as _;
+use crate::store::users::names::{RefusedName, canonical, written};
 
 /// RFC 5321 §4.5.3.1.3, less the angle brackets.
 const EMAIL_LIMIT: usize = 254;
 /// Characters of a username.
 const USERNAME_LIMIT: usize = 64;
 
-/// Reads an e-mail address: NFKC, one `@`, a domain, no more than 254 bytes (RFC 5321).
+/// Reads an e-mail address: trimmed, NFKC, one `@`, a domain by UTS 46, no more than 254 bytes (RFC 5321), no characters
+/// that nobody sees.
 ///
 /// # Errors
 ///
 /// What is wrong, for the client to read.
 pub fn email(text: &str) -> Result<String, &'static str> {
-    let email: String = text.trim().nfkc().collect();
+    let email = written(text);
     if email.len() > EMAIL_LIMIT {
         return Err("must be at most 254 bytes long");
     }
     let options = email_address::Options::default().without_display_text().without_domain_literal();
-    match email_address::EmailAddress::parse_with_options(&email, options) {
-        Ok(_) if email.chars().any(char::is_control) => Err("must be an e-mail address such as ada@example.org"),
+    let is_address = email_address::EmailAddress::parse_with_options(&email, options).is_ok()
+        && !email.chars().any(char::is_control);
+    match canonical(&email) {
+        // Said first: whoever typed the address doesn't see what is wrong with it.
+        Err(refused @ (RefusedName::Invisible | RefusedName::Unassigned)) => Err(refused.message()),
+        _ if !is_address => Err("must be an e-mail address such as ada@example.org"),
+        Err(refused @ RefusedName::Domain) => Err(refused.message()),
         Ok(_) => Ok(email),
-        Err(_) => Err("must be an e-mail address such as ada@example.org"),
     }
 }
 
-/// Reads a username: NFKC, 1 to 64 characters, no `@` (so it can't be taken for an e-mail address), no white space, no
-/// control characters.
+/// Reads a username: trimmed, NFKC, 1 to 64 characters, no `@` (so it can't be taken for an e-mail address), no white
+/// space, no control characters, none that nobody sees.
 ///
 /// # Errors
 ///
 /// What is wrong, for the client to read.
 pub fn username(text: &str) -> Result<String, &'static str> {
-    let name: String = text.trim().nfkc().collect();
+    let name = written(text);
     match name.chars().count() {
         0 => Err("must not be empty"),
         n if n > USERNAME_LIMIT => Err("must be at most 64 characters long"),
         _ if name.contains('@') => Err("must not contain @: that would be an e-mail address"),
-        _ if name.chars().any(|c| c.is_whitespace() || c.is_control() || is_invisible(c)) => {
-            Err("must not contain white space or invisible characters")
+        _ if name.chars().any(|c| c.is_whitespace() || c.is_control()) => {
+            Err("must not contain white space or control characters")
         }
-        _ => Ok(name),
+        _ => canonical(&name).map(|_| name).map_err(RefusedName::message),
     }
-}
-
-/// Characters that make two names look alike without being seen.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -171,7 +171,16 @@ async fn migrate(config: &Config) -> ExitCode {
     match crate::store::users::migrate(path).await {
         Ok(report) => {
             tracing::info!(created = report.created, applied = ?report.applied, version = report.version,
-                database = %path.display(), "database is up to date");
+                names = report.named, database = %path.display(), "database is up to date");
+            let unusual = &report.unusual;
+            if unusual.shared + unusual.refused > 0 {
+                tracing::warn!(
+                    shared = unusual.shared,
+                    refused = unusual.refused,
+                    "some names of older releases are other spellings of each other, or are refused today; these \
+                     accounts sign in as before, and `authfleet doctor` lists them"
+                );
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -20,13 +20,13 @@ use crate::telemetry::traces::continued;
 /// A registration.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct RegisterRequest {
-    /// E-mail address, unique regardless of case.
+    /// E-mail address, unique in all its spellings: case, Unicode forms, `xn--` and Unicode domains.
     #[schema(required, nullable = false, example = "ada@example.org", max_length = 254)]
     email: Option<String>,
     /// 8 to 128 characters. Any characters; only common passwords are refused.
     #[schema(required, nullable = false, value_type = String, format = Password, example = "correct horse battery")]
     password: Option<SecretString>,
-    /// Username, unique regardless of case, without `@`. Made from the e-mail address if absent.
+    /// Username, unique in all its spellings, without `@`. Made from the e-mail address if absent.
     #[schema(example = "ada", max_length = 64)]
     username: Option<String>,
 }

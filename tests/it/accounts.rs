@@ -1,4 +1,4 @@
-//! Accounts over a fleet: unique regardless of case, whoever asks where.
+//! Accounts over a fleet: unique in all spellings of their names, whoever asks where.
 use std::collections::BTreeMap;
 
 use futures::future::join_all;
@@ -71,6 +71,97 @@ async fn names_are_the_same_in_any_case() {
         let body = json!({ field: identifier, "password": PASSWORD });
         fleet[1].post("/auth/login").json(&body).send().await.expect(200);
     }
+}
+
+/// What phones and other keyboards add, what a domain looks like in a mail program, how Greek and German fold: one name,
+/// for every flow that takes one.
+#[tokio::test]
+async fn a_name_is_the_same_in_every_spelling() {
+    let fleet = Fleet::builder().replicas(2).env("LOGIN_FAILURES_PER_ACCOUNT", "4").start().await;
+    let register = |email: &str, username: &str| {
+        let body = json!({ "email": email, "username": username, "password": PASSWORD });
+        fleet[0].post("/auth/register").json(&body).send()
+    };
+    for (email, username, spellings) in [
+        (
+            "ada@example.org ",
+            " ada",
+            &["ada@example.org", "ada@example.org ", "\u{a0}ADA@example.ORG\n", "ada ", "Ａｄａ"][..],
+        ),
+        ("u@bücher.example", "Straße", &["u@xn--bcher-kva.example", "U@BÜCHER.example", "STRASSE", "strasse"]),
+        ("ΣΊΣΥΦΟΣ@example.org", "k2", &["σίσυφοσ@example.org", "σίσυφος@example.org", "K2"]),
+    ] {
+        register(email, username).await.expect(201);
+        for spelling in spellings.iter().chain([&email, &username]) {
+            fleet[1].try_login(spelling, PASSWORD).send().await.expect(200);
+            if spelling.contains('@') {
+                register(spelling, "other").await.expect_problem(409, "email_taken");
+            } else {
+                register("other@example.org", spelling).await.expect_problem(409, "username_taken");
+            }
+            fleet.command(&["user", "show", spelling], &[]).await.expect_code(0);
+        }
+    }
+    for hidden in ['\u{fe0f}', '\u{34f}', '\u{1160}', '\u{e0061}'] {
+        for (email, username) in [
+            ("new@example.org".to_owned(), format!("ada{hidden}")),
+            (format!("ada{hidden}@example.org"), "new".to_owned()),
+            (format!("new@exam{hidden}ple.org"), "new".to_owned()),
+        ] {
+            let refused = register(&email, &username).await.expect_problem(422, "validation_failed").text();
+            assert!(refused.contains("must not contain invisible characters"), "{refused}");
+        }
+        fleet[1].try_login(&format!("ada{hidden}"), PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+    }
+    let bad_domain = register("u@xn--a.example", "new").await.expect_problem(422, "validation_failed").text();
+    assert!(bad_domain.contains("must have a valid domain"), "{bad_domain}");
+
+    // A name without account has one limit too, in all its spellings.
+    for spelling in ["eve@bücher.example", "EVE@xn--bcher-kva.example", " eve@BÜCHER.example", "eve@bücher.example\t"]
+    {
+        fleet[0].try_login(spelling, "wrong").send().await.expect_problem(401, "invalid_credentials");
+    }
+    fleet[1].try_login("Eve@Bücher.Example", "wrong").send().await.expect_problem(429, "throttled");
+}
+
+/// From a release that told more names apart: nobody loses an account, and the operator is told.
+#[tokio::test]
+async fn accounts_that_have_become_one_name_stay_two() {
+    let fleet = Fleet::start(1).await;
+    let mut sql = fleet.sql().await;
+    fleet[0].register("model").await;
+    let hash = fleet.query("SELECT password_hash FROM users").await.remove(0);
+    for (n, email, username) in [(1, "σίσυφος@example.org", "sisyphos"), (2, "σίσυφοσ@example.org", "tantalos")]
+    {
+        sqlx::query(
+            "INSERT INTO users (id, email, email_key, username, username_key, password_hash, created_at, updated_at) \
+             VALUES (?1, ?2, ?2, ?3, ?3, ?4, 0, 0)",
+        )
+        .bind(format!("018bcfe5-6800-7000-8000-00000000000{n}"))
+        .bind(email)
+        .bind(username)
+        .bind(&hash)
+        .execute(&mut sql)
+        .await
+        .expect("an account of an older release");
+    }
+    let doctor = async || fleet.command(&["doctor"], &[]).await.stdout;
+    let before = doctor().await;
+    assert!(before.contains("4 names of an older release have no canonical form yet"), "{before}");
+    let migrated = fleet.command(&["migrate"], &[]).await.expect_code(0).stdout;
+    assert!(migrated.contains("\"shared\":1") && migrated.contains("doctor"), "{migrated}");
+    let after = doctor().await;
+    let said = "email of 018bcfe5-6800-7000-8000-000000000001 is another spelling of that of \
+                018bcfe5-6800-7000-8000-000000000002";
+    assert!(after.contains(said), "{after}");
+    for (email, username) in
+        [("σίσυφος@example.org", "sisyphos"), ("σίσυφοσ@example.org", "tantalos"), ("ΣΊΣΥΦΟΣ@example.org", "sisyphos")]
+    {
+        let signed_in = fleet[0].try_login(email, PASSWORD).send().await.expect(200);
+        assert_eq!(signed_in.text_at("username"), username, "{email}");
+    }
+    let body = json!({ "email": "Σίσυφοσ@example.org", "username": "new", "password": PASSWORD });
+    fleet[0].post("/auth/register").json(&body).send().await.expect_problem(409, "email_taken");
 }
 
 /// ASVS 5.0 6.3.8.

@@ -384,6 +384,7 @@ async fn the_doctor_finds_what_is_wrong() {
         "database.sqlite",
         "database.journal",
         "database.schema",
+        "database.names",
         "database.write",
         "database.file",
         "redis.ping",

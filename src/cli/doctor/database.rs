@@ -3,7 +3,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Check, fail, ok, warn};
-use crate::store::users::{OpenError, Survey, survey};
+use crate::store::users::{OpenError, Survey, Unusual, Why, survey};
 
 const MIB: u64 = 1 << 20;
 /// A commit that takes longer holds up registrations.
@@ -18,6 +18,7 @@ pub(super) async fn examine(path: &Path) -> Vec<Check> {
             version(&survey),
             journal(&survey),
             schema(&survey),
+            names(&survey),
             writable(&survey),
         ],
         Err(error) => vec![fail("database", error.to_string(), advice(&error))],
@@ -93,6 +94,42 @@ fn schema(survey: &Survey) -> Check {
     match &survey.schema {
         Ok(version) => ok(NAME, format!("migration {version}")),
         Err(error) => fail(NAME, error.to_string(), "the server would not start like this"),
+    }
+}
+
+/// Names that older releases told apart or let through.
+fn names(survey: &Survey) -> Check {
+    const NAME: &str = "database.names";
+    let unusual = &survey.unusual;
+    let mut found: Vec<_> = unusual.first.iter().map(describe).collect();
+    let unsaid = unusual.shared + unusual.refused - found.len() as u64;
+    if unsaid > 0 {
+        found.push(format!("and {unsaid} more"));
+    }
+    if unusual.pending > 0 {
+        found.insert(0, format!("{} names of an older release have no canonical form yet", unusual.pending));
+        return warn(
+            NAME,
+            found.join("; "),
+            "run `authfleet migrate`; until then they are found in their own spelling",
+        );
+    }
+    if found.is_empty() {
+        return ok(NAME, "every name belongs to one account, in all its spellings");
+    }
+    warn(
+        NAME,
+        found.join("; "),
+        "nobody is locked out: such an account is found by its name as it was registered. Where two accounts are one \
+         person's, delete one: authfleet user delete ID",
+    )
+}
+
+fn describe(unusual: &Unusual) -> String {
+    let Unusual { user_id, field, why } = unusual;
+    match why {
+        Why::SharedWith(other) => format!("{field} of {user_id} is another spelling of that of {other}"),
+        Why::Refused(refused) => format!("{field} of {user_id} {}", refused.message()),
     }
 }
 

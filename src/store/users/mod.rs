@@ -1,8 +1,10 @@
 //! Users in SQL: every statement about them is in this file.
 //!
 //! SQLite, one file shared by the replicas of a host. [`migrate`] makes it, [`UserStore`] works on it.
+mod canonical;
 mod connections;
 mod files;
+pub mod names;
 mod schema;
 mod survey;
 #[cfg(test)]
@@ -19,9 +21,11 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{FromRow, Row};
-use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
 
+pub use self::canonical::{Unusual, UnusualNames, Why};
+pub use self::names::login_key;
+use self::names::{Keys, written};
 pub use self::schema::{MigrationReport, migrate};
 pub use self::survey::{Survey, survey};
 pub use self::usage::{Connections, Usage};
@@ -35,9 +39,9 @@ pub const USERNAME_MAX: usize = 64;
 pub struct User {
     /// UUIDv7 (RFC 9562 §5.7). Its timestamp is `created_at`, so a session needs no copy of that.
     pub id: Uuid,
-    /// As the user typed it, NFKC; unique regardless of case.
+    /// As the user typed it, NFKC; unique in whatever spelling ([`names`]).
     pub email: String,
-    /// As the user typed it, NFKC; unique regardless of case; never contains `@`.
+    /// As the user typed it, NFKC; unique in whatever spelling; never contains `@`.
     pub username: String,
     /// PHC string (Argon2) or `$2b$…` (bcrypt).
     pub password_hash: SecretString,
@@ -88,10 +92,10 @@ impl Imported {
 /// Why an operation on users failed.
 #[derive(Debug, thiserror::Error)]
 pub enum UserStoreError {
-    /// Another user has this e-mail address, in some case. Reported rather than [`Self::UsernameTaken`] if both are.
+    /// Another user has this e-mail address, in some spelling. Reported rather than [`Self::UsernameTaken`] if both are.
     #[error("the e-mail address is taken")]
     EmailTaken,
-    /// Another user has this username, in some case.
+    /// Another user has this username, in some spelling.
     #[error("the username is taken")]
     UsernameTaken,
     /// The database is locked, gone, full or broken, or took too long. A write may or may not have happened.
@@ -251,33 +255,44 @@ impl UserStore {
     ///
     /// As [`UserStore::create`].
     pub async fn ensure_free(&self, email: &str, username: Option<&str>) -> Result<(), UserStoreError> {
-        let (email_key, username_key) = (login_key(email), username.map(login_key));
+        let (email, username) = (Keys::of(email), username.map(Keys::of));
         self.database
             .read("ensure_free", |readers| async move {
                 let mut db = readers.acquire().await?;
-                if email_exists(&mut db, &email_key).await? {
+                if email_exists(&mut db, &email).await? {
                     return Err(UserStoreError::EmailTaken);
                 }
-                match username_key {
-                    Some(key) if username_exists(&mut db, &key).await? => Err(UserStoreError::UsernameTaken),
+                match username {
+                    Some(username) if username_exists(&mut db, &username).await? => Err(UserStoreError::UsernameTaken),
                     _ => Ok(()),
                 }
             })
             .await
     }
 
-    /// The user with this e-mail address (if it contains `@`) or username, in whatever case; disabled ones too.
+    /// The user with this e-mail address (if it contains `@`) or username, in whatever spelling ([`names`]); disabled
+    /// ones too. An account that is found by the exact name goes before one that has it in another spelling: only
+    /// accounts of older releases can be two of these.
     ///
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
     pub async fn by_login(&self, identifier: &str) -> Result<Option<User>, UserStoreError> {
-        let key = login_key(identifier);
-        let statement =
-            if key.contains('@') { select!("WHERE email_key = ?1") } else { select!("WHERE username_key = ?1") };
+        let keys = Keys::of(identifier);
+        let statement = if keys.is_email() {
+            select!(
+                "WHERE email_key IN (?1, ?2) OR email_canonical = ?2 \
+                 ORDER BY email_key = ?1 DESC, email_canonical = ?2 DESC LIMIT 1"
+            )
+        } else {
+            select!(
+                "WHERE username_key IN (?1, ?2) OR username_canonical = ?2 \
+                 ORDER BY username_key = ?1 DESC, username_canonical = ?2 DESC LIMIT 1"
+            )
+        };
         self.database
             .read("by_login", |readers| async move {
-                Ok(sqlx::query_as(statement).bind(key).fetch_optional(&readers).await?)
+                Ok(sqlx::query_as(statement).bind(keys.exact).bind(keys.canonical).fetch_optional(&readers).await?)
             })
             .await
     }
@@ -507,13 +522,6 @@ impl UserStore {
     }
 }
 
-/// What two e-mail addresses or usernames have in common if they differ in case or compatibility forms alone.
-#[must_use]
-pub fn login_key(text: &str) -> String {
-    // Lower-casing can leave the normal form: U+0130 becomes two code points.
-    text.nfkc().collect::<String>().to_lowercase().nfkc().collect()
-}
-
 /// A UUIDv7 (RFC 9562 §5.7) of this time, which must not be before 1970.
 fn id_at(time: Timestamp) -> Result<Uuid, UserStoreError> {
     let mut random = [0; 10];
@@ -530,29 +538,31 @@ async fn insert(
     created_at: Timestamp,
     now: Timestamp,
 ) -> Result<User, UserStoreError> {
-    let email: String = new.email.nfkc().collect();
-    let email_key = login_key(&email);
-    if email_exists(db, &email_key).await? {
+    let email = written(&new.email);
+    let email_keys = Keys::of(&email);
+    if email_exists(db, &email_keys).await? {
         return Err(UserStoreError::EmailTaken);
     }
-    let username: String = match new.username {
-        Some(username) => username.nfkc().collect(),
+    let username = match new.username {
+        Some(username) => written(&username),
         None => free_username(db, &email).await?,
     };
-    let username_key = login_key(&username);
-    if username_exists(db, &username_key).await? {
+    let username_keys = Keys::of(&username);
+    if username_exists(db, &username_keys).await? {
         return Err(UserStoreError::UsernameTaken);
     }
     let inserted: SqliteRow = sqlx::query(
-        "INSERT INTO users (id, email, email_key, username, username_key, password_hash, created_at, updated_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+        "INSERT INTO users (id, email, email_key, email_canonical, username, username_key, username_canonical, \
+         password_hash, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
          RETURNING id, email, username, password_hash, epoch, disabled_at, created_at",
     )
     .bind(id.to_string())
     .bind(email)
-    .bind(email_key)
+    .bind(email_keys.exact)
+    .bind(email_keys.canonical)
     .bind(username)
-    .bind(username_key)
+    .bind(username_keys.exact)
+    .bind(username_keys.canonical)
     .bind(new.password_hash.expose_secret().to_owned())
     .bind(created_at.as_millisecond())
     .bind(now.as_millisecond())
@@ -565,12 +575,18 @@ async fn id_exists(db: &mut SqliteConnection, id: Uuid) -> sqlx::Result<bool> {
     sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE id = ?1)").bind(id.to_string()).fetch_one(db).await
 }
 
-async fn email_exists(db: &mut SqliteConnection, key: &str) -> sqlx::Result<bool> {
-    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE email_key = ?1)").bind(key).fetch_one(db).await
+/// Whether anybody has this e-mail address, in whatever spelling.
+async fn email_exists(db: &mut SqliteConnection, keys: &Keys) -> sqlx::Result<bool> {
+    exists(db, "SELECT EXISTS (SELECT 1 FROM users WHERE email_key IN (?1, ?2) OR email_canonical = ?2)", keys).await
 }
 
-async fn username_exists(db: &mut SqliteConnection, key: &str) -> sqlx::Result<bool> {
-    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE username_key = ?1)").bind(key).fetch_one(db).await
+async fn username_exists(db: &mut SqliteConnection, keys: &Keys) -> sqlx::Result<bool> {
+    exists(db, "SELECT EXISTS (SELECT 1 FROM users WHERE username_key IN (?1, ?2) OR username_canonical = ?2)", keys)
+        .await
+}
+
+async fn exists(db: &mut SqliteConnection, statement: &'static str, keys: &Keys) -> sqlx::Result<bool> {
+    sqlx::query_scalar(statement).bind(&keys.exact).bind(&keys.canonical).fetch_one(db).await
 }
 
 /// The local part of `email`, or that with a number: 2 to 9, then random ones that grow longer, because a popular name
@@ -581,7 +597,7 @@ async fn free_username(db: &mut SqliteConnection, email: &str) -> Result<String,
     for suffix in std::iter::once(String::new()).chain(numbers.map(|number| number.to_string())) {
         let kept: String = base.chars().take(USERNAME_MAX - suffix.len()).collect();
         let candidate = kept + &suffix;
-        if !username_exists(db, &login_key(&candidate)).await? {
+        if !username_exists(db, &Keys::of(&candidate)).await? {
             return Ok(candidate);
         }
     }

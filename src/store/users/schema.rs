@@ -8,7 +8,7 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnection, SqliteJournalMode};
 use sqlx::{ConnectOptions, Connection};
 
-use super::{OpenError, connections, files};
+use super::{OpenError, UnusualNames, canonical, connections, files};
 
 /// How long `migrate` waits for another one, and for writers of a running fleet.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,7 +22,14 @@ pub struct MigrationReport {
     pub applied: Vec<i64>,
     /// The newest migration in the database now. Higher than this binary knows if a newer release migrated.
     pub version: i64,
+    /// Canonical names that this run gave to accounts without.
+    pub named: u64,
+    /// The names that still have none.
+    pub unusual: UnusualNames,
 }
+
+/// The migration that brought canonical names.
+const CANONICAL_NAMES: i64 = 2;
 
 /// The migrations in this binary.
 pub(super) fn embedded() -> Migrator {
@@ -34,7 +41,8 @@ pub(super) fn embedded() -> Migrator {
 ///
 /// # Errors
 ///
-/// [`OpenError`]; nothing is half applied, each migration is one transaction.
+/// [`OpenError`]; nothing is half applied, each migration is one transaction. Names that were not filled in yet are
+/// by the next run.
 pub async fn migrate(path: &Path) -> Result<MigrationReport, OpenError> {
     migrate_with(path, embedded()).await
 }
@@ -62,8 +70,15 @@ pub(super) async fn migrate_with(path: &Path, mut migrations: Migrator) -> Resul
     migrations.set_ignore_missing(true);
     migrations.run(&mut db).await.map_err(|source| OpenError::Migration { path: path.into(), source })?;
     let after = applied(&mut db).await.map_err(failed)?;
+    let (mut named, mut unusual) = (0, UnusualNames::default());
+    if after.contains(&CANONICAL_NAMES) {
+        named = canonical::fill(&mut db).await.map_err(failed)?;
+        unusual = canonical::unusual(&mut db).await.map_err(failed)?;
+    }
     db.close().await.map_err(failed)?;
     Ok(MigrationReport {
+        named,
+        unusual,
         created,
         version: after.last().copied().unwrap_or_default(),
         applied: after.into_iter().filter(|version| !before.contains(version)).collect(),

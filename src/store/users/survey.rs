@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{ConnectOptions as _, Connection as _};
 
-use super::{OpenError, connections, files, schema};
+use super::{OpenError, UnusualNames, canonical, connections, files, schema};
 
 /// A database that could be opened.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct Survey {
     pub journal_mode: String,
     /// Whether a server could work with the schema: its newest migration, or what is wrong.
     pub schema: Result<i64, OpenError>,
+    /// Accounts without canonical names; empty if the schema is not as it should be.
+    pub unusual: UnusualNames,
     /// Whether it can be written: how long a commit took, to the disk and back.
     pub commit: Result<Duration, OpenError>,
 }
@@ -51,7 +53,12 @@ pub async fn survey(path: &Path) -> Result<Survey, OpenError> {
         Ok(()) => schema::version(&mut db).await.map_err(sqlite),
         Err(error) => Err(error),
     };
+    let unusual = match &schema {
+        Ok(_) => canonical::unusual(&mut db).await.map_err(sqlite)?,
+        Err(_) => UnusualNames::default(),
+    };
     let survey = Survey {
+        unusual,
         bytes: metadata.len(),
         mode: metadata.mode() & 0o777,
         filesystem: filesystem(path),

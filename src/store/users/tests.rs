@@ -125,6 +125,70 @@ async fn emails_and_usernames_are_unique_regardless_of_case_and_width() {
 }
 
 #[tokio::test]
+async fn a_name_is_found_and_taken_in_all_its_spellings() {
+    let bench = Bench::new().await;
+    for (email, username, spellings) in [
+        ("ada@example.org", "ada", &["ada@example.org ", "\u{a0}ADA@example.org\n", " Ada", "ａｄａ\t"][..]),
+        ("u@bücher.example", "ux", &["u@xn--bcher-kva.example", "U@BÜCHER.example", "u@XN--BCHER-kva.EXAMPLE"]),
+        ("ΣΊΣΥΦΟΣ@example.org", "Straße", &["σίσυφοσ@example.org", "σίσυφος@example.org", "STRASSE", "strasse"]),
+    ] {
+        let user = bench.store.create(new(email, Some(username))).await.unwrap();
+        for spelling in spellings.iter().chain([&email, &username]) {
+            let found = bench.store.by_login(spelling).await.unwrap().unwrap_or_else(|| panic!("{spelling:?}"));
+            assert_eq!(found.id, user.id, "{spelling:?}");
+            let (other, taken) = if spelling.contains('@') {
+                (new(spelling, Some("other")), "the e-mail address is taken")
+            } else {
+                (new("other@example.org", Some(spelling)), "the username is taken")
+            };
+            assert_eq!(bench.store.create(other).await.unwrap_err().to_string(), taken, "{spelling:?}");
+        }
+        let (email, username) = (spellings[0], spellings[spellings.len() - 1]);
+        if email.contains('@') && !username.contains('@') {
+            assert!(matches!(bench.store.ensure_free(email, None).await, Err(UserStoreError::EmailTaken)));
+            let username = bench.store.ensure_free("other@example.org", Some(username)).await;
+            assert!(matches!(username, Err(UserStoreError::UsernameTaken)));
+        }
+    }
+    // What nobody sees makes it no name at all, rather than the same or another one.
+    for invisible in ['\u{fe0f}', '\u{34f}', '\u{1160}', '\u{e0061}'] {
+        assert!(bench.store.by_login(&format!("ada{invisible}")).await.unwrap().is_none());
+    }
+}
+
+/// Whatever `identity` lets through, in whatever case and form it is typed later.
+#[test]
+fn what_registration_stored_is_found_by_lookup() {
+    use crate::auth::identity;
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config, TestRunner};
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let bench = runtime.block_on(Bench::new());
+    let names = ("\\PC{1,12}", "\\PC{1,12}", "[a-zà-ÿα-ώа-я]{1,8}");
+    let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
+    let registered = std::cell::Cell::new(0);
+    let run = runner.run(&names, |(username, local, domain)| {
+        let (Ok(username), Ok(email)) =
+            (identity::username(&username), identity::email(&format!("{local}@{domain}.org")))
+        else {
+            return Ok(());
+        };
+        let Ok(user) = runtime.block_on(bench.store.create(new(&email, Some(&username)))) else { return Ok(()) };
+        registered.set(registered.get() + 1);
+        for name in [username, email] {
+            for typed in [name.clone(), format!(" {name} "), name.to_lowercase(), login_key(&name)] {
+                let found = runtime.block_on(bench.store.by_login(&typed)).unwrap();
+                prop_assert_eq!(found.map(|found| found.id), Some(user.id), "{} for {}", typed, name);
+            }
+        }
+        Ok(())
+    });
+    run.unwrap();
+    assert!(registered.get() > 20, "{} names are too few to tell", registered.get());
+}
+
+#[tokio::test]
 async fn ensure_free_tells_what_create_would() {
     let bench = Bench::new().await;
     bench.store.create(new("ada@example.org", Some("ada"))).await.unwrap();
@@ -535,6 +599,154 @@ async fn a_symbolic_link_to_the_database_works_like_the_database() {
     assert_eq!(names_in(&bench.file("links")), ["users.db"]);
 }
 
+/// As the release before canonical names made them, or one that still runs does: by its rule, which was NFKC in lower
+/// case without trimming.
+async fn insert_as_before(db: &mut SqliteConnection, age: u32, email: &str, username: &str) -> Uuid {
+    use unicode_normalization::UnicodeNormalization as _;
+    let key = |name: &str| name.nfkc().collect::<String>().to_lowercase().nfkc().collect::<String>();
+    let id = id_at(Timestamp::from_second(1_700_000_000 - i64::from(age)).unwrap()).unwrap();
+    sqlx::query(
+        "INSERT INTO users (id, email, email_key, username, username_key, password_hash, created_at, updated_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, 'x', 0, 0)",
+    )
+    .bind(id.to_string())
+    .bind(email)
+    .bind(key(email))
+    .bind(username)
+    .bind(key(username))
+    .execute(db)
+    .await
+    .unwrap();
+    id
+}
+
+#[tokio::test]
+async fn accounts_of_the_release_before_keep_their_names_and_share_none() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("users.db");
+    let before = Migrator::with_migrations(schema::embedded().migrations[..1].to_vec());
+    schema::migrate_with(&path, before).await.unwrap();
+    let mut db = foreign(&path).await;
+    let mut insert = async |age, email, username| insert_as_before(&mut db, age, email, username).await;
+    // The younger one is spelt in the canonical way; the oldest of three that aren't; one with invisible characters.
+    let older = insert(9, "σίσυφος@example.org", "Straße").await;
+    let younger = insert(8, "σίσυφοσ@example.org", "strasse").await;
+    let unicode = insert(7, "u@bücher.example", "u1").await;
+    let punycode = insert(6, "u@xn--bcher-kva.example", "u2").await;
+    let [sharp, capital] = [insert(5, "ß@example.org", "groß").await, insert(4, "ẞß@example.org", "groẞ\u{df}").await];
+    let hidden = insert(3, "ada@example.org", "ada\u{fe0f}").await;
+    let plain = insert(2, "ada@example.net", "ada").await;
+
+    let report = migrate(&path).await.unwrap();
+    assert_eq!(report.applied, [2]);
+    let unusual = |field, user_id, why| Unusual { user_id, field, why };
+    assert_eq!(
+        report.unusual.first,
+        [
+            unusual("email", older, Why::SharedWith(younger)),
+            unusual("username", older, Why::SharedWith(younger)),
+            unusual("email", unicode, Why::SharedWith(punycode)),
+            unusual("username", hidden, Why::Refused(names::RefusedName::Invisible)),
+        ]
+    );
+    assert_eq!((report.unusual.shared, report.unusual.refused, report.unusual.pending), (3, 1, 0));
+    assert_eq!(report.named, 16 - 4);
+
+    let store = open(&path).await;
+    let found = async |name: &str| store.by_login(name).await.unwrap().map(|user| user.id);
+    // By every spelling that found an account before, that account; by any other, the one that has the name.
+    for (name, id) in [
+        ("σίσυφος@example.org", older),
+        ("Σίσυφος@EXAMPLE.org", older),
+        ("Straße", older),
+        ("σίσυφοσ@example.org", younger),
+        ("STRASSE", younger),
+        ("u@BÜCHER.example", unicode),
+        ("U@xn--bcher-kva.example", punycode),
+        ("ß@example.org", sharp),
+        ("SS@example.org", sharp),
+        ("grosS", sharp),
+        ("ssss@example.org", capital),
+        ("ADA\u{fe0f}", hidden),
+        (" ada", plain),
+    ] {
+        assert_eq!(found(name).await, Some(id), "{name}");
+    }
+    // Nobody new gets any of these names.
+    for email in ["ΣΊΣΥΦΟΣ@example.org", "u@bücher.example", "SS@example.org"] {
+        let refused = store.create(new(email, Some("new"))).await;
+        assert!(matches!(refused, Err(UserStoreError::EmailTaken)), "{email}: {refused:?}");
+    }
+
+    let again = migrate(&path).await.unwrap();
+    assert_eq!((again.named, again.unusual), (0, report.unusual));
+    // The name passes on when whoever has it goes.
+    assert!(store.delete(younger, 1).await.unwrap());
+    assert_eq!(migrate(&path).await.unwrap().named, 2);
+    assert_eq!(found("strasse").await, Some(older));
+    assert_sound(&path).await;
+}
+
+/// It doesn't know canonical names, and its accounts get them at the next `migrate`.
+#[tokio::test]
+async fn a_replica_of_the_release_before_goes_on_registering() {
+    let bench = Bench::new().await;
+    let mut old = foreign(&bench.path()).await;
+    let id = insert_as_before(&mut old, 1, "bücher@example.org", "strasse").await;
+    let found = async |name: &str| bench.store.by_login(name).await.unwrap().map(|user| user.id);
+    for name in ["BÜCHER@example.org", "strasse", "Straße"] {
+        assert_eq!(found(name).await, Some(id), "{name}");
+    }
+    for username in ["STRASSE", "straße"] {
+        let refused = bench.store.create(new("new@example.org", Some(username))).await;
+        assert!(matches!(refused, Err(UserStoreError::UsernameTaken)), "{username}: {refused:?}");
+    }
+    let found_by_survey = survey(&bench.path()).await.unwrap().unusual;
+    assert_eq!((found_by_survey.pending, found_by_survey.shared), (2, 0));
+    assert_eq!(migrate(&bench.path()).await.unwrap().named, 2);
+    assert_eq!(survey(&bench.path()).await.unwrap().unusual, UnusualNames::default());
+
+    // And finds those that were made by today's rule, by its own statement.
+    bench.create("Ämter@example.org").await.unwrap();
+    let by_key = sqlx::query_scalar::<_, String>("SELECT email FROM users WHERE email_key = 'ämter@example.org'");
+    assert_eq!(by_key.fetch_one(&mut old).await.unwrap(), "Ämter@example.org");
+}
+
+#[tokio::test]
+async fn names_of_thousands_of_accounts_are_filled_in_beside_a_running_server() {
+    let bench = Bench::new().await;
+    let mut db = foreign(&bench.path()).await;
+    let many = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 2345) \
+                INSERT INTO users (id, email, email_key, username, username_key, password_hash, created_at, updated_at) \
+                SELECT printf('01900000-0000-7000-8000-%012x', n), n || '@x.org', n || '@x.org', n, n, 'x', 0, 0 FROM n";
+    execute(&mut db, many).await;
+    let path = bench.path();
+    let (migrated, created) = tokio::join!(migrate(&path), async {
+        let mut created = 0;
+        for n in 0..20 {
+            bench.create(&format!("new{n}@example.org")).await.unwrap();
+            created += 1;
+        }
+        created
+    });
+    assert_eq!((migrated.unwrap().named, created), (2 * 2345, 20));
+}
+
+#[tokio::test]
+async fn names_are_looked_up_by_index() {
+    let bench = Bench::new().await;
+    let mut db = foreign(&bench.path()).await;
+    for field in ["email", "username"] {
+        let statement = format!(
+            "EXPLAIN QUERY PLAN SELECT id FROM users WHERE {field}_key IN (?1, ?2) OR {field}_canonical = ?2 \
+             ORDER BY {field}_key = ?1 DESC, {field}_canonical = ?2 DESC LIMIT 1"
+        );
+        let plan: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(sqlx::AssertSqlSafe(statement)).bind("a").bind("b").fetch_all(&mut db).await.unwrap();
+        assert!(plan.iter().all(|step| !step.3.starts_with("SCAN")), "{plan:?}");
+    }
+}
+
 // Migrations.
 
 fn with_migration(version: i64, statements: &'static str) -> Migrator {
@@ -553,7 +765,14 @@ async fn migrate_makes_the_directory_reports_and_is_repeatable() {
     assert!(first.created);
     assert_eq!((first.applied.last(), first.version), (Some(&newest), newest));
     let second = migrate(&path).await.unwrap();
-    assert_eq!(second, MigrationReport { created: false, applied: Vec::new(), version: newest });
+    let unchanged = MigrationReport {
+        created: false,
+        applied: Vec::new(),
+        version: newest,
+        named: 0,
+        unusual: UnusualNames::default(),
+    };
+    assert_eq!(second, unchanged);
 }
 
 #[test]
