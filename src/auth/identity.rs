@@ -57,6 +57,10 @@ mod tests {
         for good in ["ada@example.org", " ada+tag@example.org ", "o'hara@exämple.org", "x@localhost"] {
             assert!(email(good).is_ok(), "{good}");
         }
+        for hidden in ["ada\u{fe0f}@example.org", "a\u{34f}da@example.org", "ada@exam\u{e0061}ple.org"] {
+            assert_eq!(email(hidden), Err("must not contain invisible characters"));
+        }
+        assert_eq!(email("u@xn--a.example"), Err("must have a valid domain after the @"));
         let long = format!("a@{}.org", "b".repeat(250));
         for bad in ["", "ada", "ada@", "@example.org", "a b@example.org", "Ada <ada@example.org>", "a@b@c.org", &long] {
             assert!(email(bad).is_err(), "{bad}");
@@ -68,7 +72,10 @@ mod tests {
         assert_eq!(username(" ada ").as_deref(), Ok("ada"));
         assert_eq!(username("Ａｄａ").as_deref(), Ok("Ada"), "full width");
         let long = "x".repeat(65);
-        for bad in ["", "  ", "a@b", "a b", "a\u{200b}b", "a\nb", &long] {
+        for hidden in ['\u{200b}', '\u{fe0f}', '\u{34f}', '\u{1160}', '\u{e0061}'] {
+            assert_eq!(username(&format!("ada{hidden}")), Err("must not contain invisible characters"));
+        }
+        for bad in ["", "  ", "a@b", "a b", "a\nb", "\u{a8}a", &long] {
             assert!(username(bad).is_err(), "{bad:?}");
         }
     }

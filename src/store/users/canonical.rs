@@ -127,13 +127,13 @@ pub(super) async fn unusual(db: &mut SqliteConnection) -> sqlx::Result<UnusualNa
             for field in fields.into_iter().filter(|field| !field.is_filled) {
                 let why = match field.canonical {
                     Err(refused) => Why::Refused(refused),
-                    Ok(canonical) => match holder(db, field.name, &canonical).await? {
-                        Some(holder) => Why::SharedWith(holder),
-                        None => {
+                    Ok(canonical) => {
+                        let Some(holder) = holder(db, field.name, &canonical).await? else {
                             found.pending += 1;
                             continue;
-                        }
-                    },
+                        };
+                        Why::SharedWith(holder)
+                    }
                 };
                 *(if let Why::Refused(_) = why { &mut found.refused } else { &mut found.shared }) += 1;
                 if found.first.len() < NAMED {

@@ -3,7 +3,7 @@
 //! One function, [`canonical`], decides it for registration, sign-in, import, the command line and the throttle: white
 //! space around is dropped, then NFKC (UAX #15) and full case folding (Unicode 3.13, D146: compatibility caseless
 //! matching), and the domain of an e-mail address by UTS 46. What looks like another name because of characters that
-//! nobody sees (Default_Ignorable_Code_Point) is refused, and so are code points that Unicode hasn't assigned yet: how
+//! nobody sees (`Default_Ignorable_Code_Point`) is refused, and so are code points that Unicode hasn't assigned yet: how
 //! they fold may still change.
 use std::borrow::Cow;
 
@@ -20,7 +20,7 @@ const DOMAIN_LIMIT: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.message())]
 pub enum RefusedName {
-    /// A code point with Default_Ignorable_Code_Point: a zero-width joiner, a variation selector, a soft hyphen.
+    /// A code point with `Default_Ignorable_Code_Point`: a zero-width joiner, a variation selector, a soft hyphen.
     Invisible,
     /// A code point that this release's Unicode data doesn't know.
     Unassigned,
