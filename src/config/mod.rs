@@ -30,11 +30,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use self::formats::{duration_text, size_text};
-pub use self::reference::{env_example, markdown_table};
+pub(crate) use self::reference::env_example;
 pub use self::sources::Sources;
 use self::sources::Values;
 pub(crate) use self::sources::piped_value;
-pub use self::table::{DefaultValue, Scope, VARIABLES, Variable};
 pub use self::variables::{
     Config, HashingConfig, LogConfig, PasswordConfig, SessionConfig, ThrottleConfig, TracesConfig,
 };
@@ -196,7 +195,7 @@ impl Config {
         }
     }
 
-    /// The values in force, in the order of [`VARIABLES`], secrets masked. An absent value is empty.
+    /// The values in force, in the order of the table, secrets masked. An absent value is empty.
     #[must_use]
     pub fn effective(&self) -> Vec<(&'static str, String)> {
         let mut shown = Vec::new();

@@ -1,4 +1,4 @@
-//! The table of variables as documents: `.env.example` (also `authfleet config --example`), and README's.
+//! The table of variables as a document: `.env.example`, which `authfleet config --example` prints too.
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +15,7 @@ const INTRODUCTION: &str = "\
 ";
 
 /// `.env.example`: every variable, commented out, with its default.
-pub fn env_example() -> String {
+pub(crate) fn env_example() -> String {
     let mut text = INTRODUCTION.to_owned();
     for variable in VARIABLES.iter() {
         if let Some(heading) = variable.heading {
@@ -38,24 +38,6 @@ pub fn env_example() -> String {
             writeln!(text, "# Secret: {name}_FILE keeps it out of the environment.").expect("writing to memory");
         }
         writeln!(text, "#{name}={value}").expect("writing to memory");
-    }
-    text
-}
-
-/// README's table.
-pub fn markdown_table() -> String {
-    let mut text = "| variable | default | what it does | in every replica |\n| --- | --- | --- | --- |\n".to_owned();
-    for Variable { name, default, help, scope, .. } in VARIABLES.iter() {
-        let default = match default {
-            DefaultValue::Text(text) => format!("`{text}`"),
-            DefaultValue::Described(words) => (*words).to_owned(),
-        };
-        let replicas = match scope {
-            Scope::Replica => "",
-            Scope::Fleet => "the same",
-            Scope::Store => "the same store",
-        };
-        writeln!(text, "| `{name}` | {default} | {help} | {replicas} |").expect("writing to memory");
     }
     text
 }

@@ -6,21 +6,21 @@ use super::Config;
 
 /// A variable that authfleet reads. `NAME_FILE` is read too, for every one of them.
 #[derive(Clone, Debug)]
-pub struct Variable {
+pub(super) struct Variable {
     /// Its name in the environment.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// The heading under which it and those after it are listed, where one begins here.
-    pub heading: Option<&'static str>,
+    pub(super) heading: Option<&'static str>,
     /// What holds when it is not set.
-    pub default: DefaultValue,
+    pub(super) default: DefaultValue,
     /// What it does, in a sentence or two of Markdown.
-    pub help: &'static str,
+    pub(super) help: &'static str,
     /// Which values are valid.
-    pub accepted: String,
+    pub(super) accepted: String,
     /// Whether replicas may differ in it.
-    pub scope: Scope,
+    pub(super) scope: Scope,
     /// Whether its value must never be shown.
-    pub secret: bool,
+    pub(super) secret: bool,
     /// Two valid values.
     #[cfg_attr(not(test), expect(dead_code, reason = "tests set every variable to each of these"))]
     pub(super) examples: [String; 2],
@@ -28,7 +28,7 @@ pub struct Variable {
 
 /// What holds when a variable is not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DefaultValue {
+pub(super) enum DefaultValue {
     /// This text, as if it had been set.
     Text(&'static str),
     /// Something found out at start, or nothing; described in words.
@@ -37,7 +37,7 @@ pub enum DefaultValue {
 
 /// Whether the replicas of one fleet may differ in a variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub(super) enum Scope {
     /// Each replica may have its own value: names, addresses, sizes of pools and queues, logging.
     Replica,
     /// All replicas must have the same value, or they answer differently: a session that one accepts ends earlier at
@@ -48,7 +48,7 @@ pub enum Scope {
 }
 
 /// Every variable, in the order in which they are shown.
-pub static VARIABLES: LazyLock<Vec<Variable>> = LazyLock::new(|| {
+pub(super) static VARIABLES: LazyLock<Vec<Variable>> = LazyLock::new(|| {
     let mut table = Vec::new();
     Config::describe(&mut table);
     table

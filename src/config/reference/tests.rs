@@ -1,10 +1,12 @@
 //! Every place that repeats the table, compared with it.
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{env_example, markdown_table};
-use crate::config::{Config, DefaultValue, Sources, VARIABLES, Variable};
+use super::env_example;
+use crate::config::table::{DefaultValue, Scope, VARIABLES, Variable};
+use crate::config::{Config, Sources};
 
 const BEGIN: &str = "<!-- From src/config/variables.rs; `make docs` writes it anew. -->\n";
 const END: &str = "<!-- End of what is from src/config/variables.rs. -->\n";
@@ -37,6 +39,24 @@ fn the_table_of_the_readme_is_current() {
     let (before, rest) = text.split_once(BEGIN).expect("the place where the table begins");
     let (_, after) = rest.split_once(END).expect("the place where it ends");
     assert_current("README.md", &format!("{before}{BEGIN}\n{}\n{END}{after}", markdown_table()));
+}
+
+/// README's table.
+fn markdown_table() -> String {
+    let mut text = "| variable | default | what it does | in every replica |\n| --- | --- | --- | --- |\n".to_owned();
+    for Variable { name, default, help, scope, .. } in VARIABLES.iter() {
+        let default = match default {
+            DefaultValue::Text(text) => format!("`{text}`"),
+            DefaultValue::Described(words) => (*words).to_owned(),
+        };
+        let replicas = match scope {
+            Scope::Replica => "",
+            Scope::Fleet => "the same",
+            Scope::Store => "the same store",
+        };
+        writeln!(text, "| `{name}` | {default} | {help} | {replicas} |").expect("writing to memory");
+    }
+    text
 }
 
 #[test]

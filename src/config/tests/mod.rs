@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
+use super::table::{DefaultValue, Scope, VARIABLES};
 use super::*;
 
 const KEY_A: &str = "aaaaaaaaaaaaaaaa-Zq7-aaaaaaaaaaaaaaaa";

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
 use super::super::formats::{duration_text, size_text, whole};
-use super::super::{DatabaseUrl, Variable, parse, sources};
+use super::super::table::Variable;
+use super::super::{DatabaseUrl, parse, sources};
 use super::{KEY_A, KEY_B, exposed, ok, problem};
 
 #[test]
