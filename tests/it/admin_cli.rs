@@ -387,6 +387,7 @@ async fn the_doctor_finds_what_is_wrong() {
         "database.names",
         "database.write",
         "database.file",
+        "database.owner",
         "redis.ping",
         "redis.version",
         "redis.role",

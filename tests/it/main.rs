@@ -9,6 +9,7 @@ mod cost;
 mod cross_site;
 mod durability;
 mod edge;
+mod file_owners;
 mod hashing;
 mod hostile_clients;
 mod http_contract;

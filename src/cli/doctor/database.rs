@@ -13,6 +13,7 @@ pub(super) async fn examine(path: &Path) -> Vec<Check> {
     match survey(path).await {
         Ok(survey) => vec![
             file(path, &survey),
+            owner(&survey),
             filesystem(&survey),
             space(&survey),
             version(&survey),
@@ -30,7 +31,9 @@ fn advice(error: &OpenError) -> &'static str {
     match error {
         OpenError::Missing { .. } => "DATABASE_URL must name the file that all replicas share",
         OpenError::NetworkFilesystem { .. } => "see DATABASE_URL; one host, one local volume",
-        OpenError::NotWritable { .. } => "give the file and its directory to the user that the server runs as",
+        OpenError::NotWritable { .. } | OpenError::SideFile { .. } => {
+            "the directory and all files in it must belong to the user that the server runs as"
+        }
         _ => "the server would not start like this",
     }
 }
@@ -47,6 +50,22 @@ fn file(path: &Path, survey: &Survey) -> Check {
             "it holds password hashes: chmod o= FILE",
         )
     }
+}
+
+fn owner(survey: &Survey) -> Check {
+    const NAME: &str = "database.owner";
+    let foreign = &survey.out_of_owners_reach;
+    if foreign.is_empty() {
+        return ok(NAME, "the files beside it are accessible to the database's owner");
+    }
+    let found: Vec<_> =
+        foreign.iter().map(|(path, uid)| format!("{} belongs to user id {uid}", path.display())).collect();
+    fail(
+        NAME,
+        found.join(", "),
+        "the database's owner may not use it, so that a server would not start: as root \
+         `chown --reference=DATABASE FILE`",
+    )
 }
 
 fn filesystem(survey: &Survey) -> Check {

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Access, FlockOperation};
+use rustix::fs::{Access, FlockOperation, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::OpenError;
@@ -110,9 +110,16 @@ impl Files {
 /// Held by whoever creates, migrates or removes files of the database at `path`, until dropped; the kernel drops it when
 /// the process dies. The lock's file stays: after its removal two could hold "the" lock.
 pub(super) async fn lock(path: &Path, patience: Duration) -> Result<File, OpenError> {
-    let path = with_suffix(&path.canonicalize().unwrap_or_else(|_| path.into()), ".lock");
+    let real = path.canonicalize().unwrap_or_else(|_| path.into());
+    let path = with_suffix(&real, ".lock");
     let failed = |source| OpenError::Io { path: path.clone(), source };
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
+    let file = match open_lock(&real, &path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            check_side_file(&real, &path)?;
+            return Err(failed(error));
+        }
+        opened => opened.map_err(failed)?,
+    };
     let wait = async {
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -128,6 +135,93 @@ pub(super) async fn lock(path: &Path, patience: Duration) -> Result<File, OpenEr
     }
 }
 
+/// Opens the lock's file, and makes it if there is none: accessible to whoever the database is, whoever comes first.
+fn open_lock(database: &Path, path: &Path) -> io::Result<File> {
+    // Never through a symbolic link: root must not be led to another file by whoever owns the directory.
+    let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+    let existing = || OpenOptions::new().write(true).custom_flags(no_link).open(path);
+    match existing() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Ok(file) => {
+            // Left behind by root and an older release. Nothing but an empty file that nobody else has a name for.
+            let metadata = file.metadata()?;
+            if metadata.uid() == 0 && metadata.is_file() && metadata.nlink() == 1 && metadata.len() == 0 {
+                Owner::beside(database).give(&file);
+            }
+            return Ok(file);
+        }
+        error => return error,
+    }
+    match OpenOptions::new().create_new(true).write(true).mode(0o600).open(path) {
+        Ok(file) => {
+            Owner::beside(database).give(&file);
+            Ok(file)
+        }
+        // Somebody else was quicker.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => existing(),
+        error => error,
+    }
+}
+
+/// Who a file belongs to, and who else may use it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+}
+
+impl Owner {
+    /// As the database has it. One that is yet to be made belongs to whoever its directory belongs to, and nobody else
+    /// may read it (password hashes).
+    pub(super) fn beside(database: &Path) -> Self {
+        match (std::fs::metadata(database), std::fs::metadata(directory_of(database))) {
+            (Ok(database), _) => Self { uid: database.uid(), gid: database.gid(), mode: database.mode() & 0o666 },
+            (Err(_), Ok(directory)) => Self { uid: directory.uid(), gid: directory.gid(), mode: 0o600 },
+            (Err(_), Err(_)) => {
+                Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), mode: 0o600 }
+            }
+        }
+    }
+
+    /// Makes a file such as this, as SQLite does with `-wal` and `-shm`. Only root may give files away; where that
+    /// fails, the file stays as it is, and `doctor` finds it.
+    pub(super) fn give(self, file: &File) {
+        if rustix::process::geteuid().is_root() {
+            let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+            rustix::fs::fchown(file, Some(uid), Some(gid)).ok();
+        }
+        rustix::fs::fchmod(file, Mode::from_raw_mode(self.mode)).ok();
+    }
+}
+
+/// The files beside a database: what SQLite and the lock put there.
+pub(super) fn side_files(real: &Path) -> impl Iterator<Item = PathBuf> {
+    ["-wal", "-shm", ".lock"].into_iter().map(|suffix| with_suffix(real, suffix))
+}
+
+/// Those of them that the database's owner can't use, with their owner's number.
+pub(super) fn out_of_owners_reach(real: &Path) -> io::Result<Vec<(PathBuf, u32)>> {
+    let database = std::fs::metadata(real)?;
+    let side_files = side_files(real).filter_map(|path| Some((std::fs::metadata(&path).ok()?, path)));
+    let is_usable = |file: &std::fs::Metadata| {
+        let by_group = file.gid() == database.gid() && file.mode() & 0o060 == 0o060;
+        file.uid() == database.uid() || by_group || file.mode() & 0o006 == 0o006
+    };
+    Ok(side_files.filter(|(file, _)| !is_usable(file)).map(|(file, path)| (path, file.uid())).collect())
+}
+
+/// Refuses a file beside the database that this user may not use. SQLite would say no more than "unable to open".
+fn check_side_file(real: &Path, path: &Path) -> Result<(), OpenError> {
+    let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
+    rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK).map_err(|_| OpenError::SideFile {
+        database: real.into(),
+        path: path.into(),
+        owner: metadata.uid(),
+        uid: rustix::process::getuid().as_raw(),
+    })
+}
+
 /// Refuses a directory on which a WAL database can't be shared, or that this user can't write.
 pub(super) fn check_directory(path: &Path) -> Result<(), OpenError> {
     let directory = directory_of(path);
@@ -135,12 +229,14 @@ pub(super) fn check_directory(path: &Path) -> Result<(), OpenError> {
     check_access(directory, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)
 }
 
-/// [`check_directory`] for an existing database, and the file itself: it may be a symbolic link or a mount of its own.
+/// [`check_directory`] for an existing database, and the file itself, which may be a symbolic link or a mount of its own,
+/// and those beside it.
 pub(super) fn check_place(path: &Path) -> Result<(), OpenError> {
     let real = path.canonicalize().map_err(|source| OpenError::Io { path: path.into(), source })?;
     check_directory(&real)?;
     check_filesystem(&real)?;
-    check_access(&real, Access::READ_OK | Access::WRITE_OK)
+    check_access(&real, Access::READ_OK | Access::WRITE_OK)?;
+    side_files(&real).try_for_each(|path| check_side_file(&real, &path))
 }
 
 /// The directory of `path`, the working directory for a bare name.

@@ -141,8 +141,16 @@ pub enum OpenError {
         path.display()
     )]
     NetworkFilesystem { path: PathBuf, kind: &'static str },
-    #[error("user id {uid} may not read and write {}: {source}", path.display())]
+    #[error(
+        "user id {uid} may not read and write {} ({source}): run as the user to whom it belongs, or as root \
+         `chown {uid} {}`", path.display(), path.display()
+    )]
     NotWritable { path: PathBuf, uid: u32, source: io::Error },
+    #[error(
+        "{} belongs to user id {owner}, and user id {uid} may not read and write it: as root \
+         `chown --reference={} {}`", path.display(), database.display(), path.display()
+    )]
+    SideFile { database: PathBuf, path: PathBuf, owner: u32, uid: u32 },
     #[error(
         "{} is left over from a database that is no longer at {}: stop the replicas and remove it, or put the database \
          back", leftover.display(), path.display()

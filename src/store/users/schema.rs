@@ -131,7 +131,8 @@ async fn applied(db: &mut SqliteConnection) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version").fetch_all(db).await
 }
 
-/// Makes an empty file that only its owner can read (password hashes); SQLite gives `-wal` and `-shm` the same mode.
+/// Makes an empty file that only its owner can read (password hashes); SQLite gives `-wal` and `-shm` the same mode and
+/// owner. Root makes it for whoever owns the directory.
 fn create_if_missing(path: &Path) -> Result<bool, OpenError> {
     let failed = |source| OpenError::Io { path: path.into(), source };
     if files::FileId::at(path).map_err(failed)?.is_some() {
@@ -143,6 +144,7 @@ fn create_if_missing(path: &Path) -> Result<bool, OpenError> {
             return Err(OpenError::Leftover { path: path.into(), leftover });
         }
     }
-    OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).map_err(failed)?;
+    let owner = files::Owner::beside(path);
+    owner.give(&OpenOptions::new().create_new(true).write(true).mode(0o600).open(path).map_err(failed)?);
     Ok(true)
 }

@@ -1,6 +1,6 @@
 //! What an operator should know of a database: `authfleet doctor` judges it.
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sqlx::sqlite::SqliteConnection;
@@ -15,6 +15,8 @@ pub struct Survey {
     pub bytes: u64,
     /// Its permission bits.
     pub mode: u32,
+    /// Files beside it that its owner may not use, with the number of their own owner.
+    pub out_of_owners_reach: Vec<(PathBuf, u32)>,
     /// The kind of filesystem, such as `ext4`; `None` if it isn't known.
     pub filesystem: Option<&'static str>,
     /// What this user may still write to it, in bytes.
@@ -61,6 +63,7 @@ pub async fn survey(path: &Path) -> Result<Survey, OpenError> {
         unusual,
         bytes: metadata.len(),
         mode: metadata.mode() & 0o777,
+        out_of_owners_reach: files::out_of_owners_reach(&path.canonicalize().map_err(io)?).map_err(io)?,
         filesystem: filesystem(path),
         free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
         is_recent: connections::is_recent(&version),

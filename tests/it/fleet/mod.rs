@@ -33,7 +33,7 @@ use sqlx::{ConnectOptions as _, Row as _};
 pub use self::client::{Answer, Call, PASSWORD, Session};
 pub use self::collector::{Collector, Span};
 pub use self::demo::Demo;
-pub use self::process::{Finished, authfleet, unprivileged};
+pub use self::process::{Finished, NOBODY, authfleet, unprivileged};
 pub use self::redis::Redis;
 pub use self::replica::Replica;
 

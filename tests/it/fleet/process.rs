@@ -101,7 +101,7 @@ pub fn binary(directory: &Path, settings: &BTreeMap<String, String>) -> Command 
 }
 
 /// The user `nobody` of every Linux.
-const NOBODY: u32 = 65534;
+pub const NOBODY: u32 = 65534;
 
 /// The binary as a user who is not root: tests in containers run as root, who may do everything. Then it is `nobody`
 /// who runs a copy in `directory`, where the build's own directory need not be open to him.
