@@ -1,20 +1,27 @@
 # `make` lists the targets. Every step says what it does and how long it took.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test check lint deny audit docs hostile monitoring-test loadtest loadtest-test bench k8s-test compose-test fmt clean
 
 STEP := tools/ci/step
 LINT := tools/venv lint
-SCRIPTS := $(shell git grep -lE '^\#!.*[/ ](ba)?sh$$')
-PYTHON := $(shell git ls-files '*.py'; git grep -lE '^\#!.*python3$$' -- ':!*.py')
+# Not by git: the tree may be a copy, or somebody else's.
+FILES := grep -rlIE --exclude-dir=.git --exclude-dir=.tools --exclude-dir=.run --exclude-dir=target
+SCRIPTS = $(shell $(FILES) '^\#!.*[/ ](ba)?sh$$' .)
+PYTHON = $(shell $(FILES) '' --include='*.py' .; $(FILES) '^\#!.*python3$$' --exclude='*.py' .)
 
 # Options of tools/local/demo.py, for example --auto-ports.
 DEMO_FLAGS ?=
 # Options of loadtest/run: scenarios and --target.
 LOADTEST ?=
+# How many steps of `make test` run side by side.
+JOBS ?= 2
 
+.PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- Running it -------------------------------------------------------------------------------------------------------
+.PHONY: demo demo-check loadtest bench
 
 demo: ## three replicas, Redis and nginx on http://localhost:8080, until Ctrl-C (installs what is missing)
 	@$(STEP) "Install Redis and nginx if they are missing" tools/local/install.sh
@@ -26,61 +33,111 @@ demo-check: ## the same without staying; the exit code is the result
 	@$(STEP) "Build the server (release; some minutes the first time)" cargo build --release --locked
 	@$(STEP) "One user through the whole fleet" tools/local/demo.py --check $(DEMO_FLAGS)
 
-test: ## everything that must hold before a change is merged; installs what it needs
-	@$(STEP) "Install Redis, nginx and Python's venv if they are missing" tools/local/install.sh --dev
-	@$(STEP) "Install the checkers into .tools" tools/ci/tools.sh
-	@$(STEP) "Format" cargo fmt --all --check
-	@$(MAKE) --no-print-directory lint deny
-	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --all-targets -- -D warnings
-	@$(STEP) "Unit and store tests" cargo test --locked --lib --bins
-	@$(STEP) "Examples in the documentation" cargo test --locked --doc
-	@$(STEP) "Documentation of every public item" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
-	@$(STEP) "Integration tests: the real server on a real Redis" cargo test --locked --test it
-	@$(MAKE) --no-print-directory demo-check DEMO_FLAGS=--auto-ports
-	@$(MAKE) --no-print-directory hostile monitoring-test loadtest-test k8s-test compose-test
+loadtest: ## the load-test suite, e.g. LOADTEST="sharing --target local"; without options it lists its scenarios
+	@loadtest/run $(LOADTEST)
 
-check: ## the quick inner loop: format, lints, unit and store tests
+bench: ## CPU per session check, beside a bare handler and redis-benchmark
+	@loadtest/bench
+
+# --- make test: everything that needs a Rust toolchain and apt or Homebrew, nothing else ------------------------------
+.PHONY: test test-steps test-parts build format lint environments clippy rustdoc test-unit test-it test-local \
+	test-schemathesis test-loadtest check
+
+test: ## the server, the local fleet, the contract, races, hostile input, load-test proofs; installs what it needs
+	@tools/ci/table $(MAKE) --no-print-directory test-steps
+
+test-steps:
+	@$(STEP) "Install Redis, nginx and Python's venv if they are missing" tools/local/install.sh --dev
+	@$(MAKE) --no-print-directory --keep-going -j$(JOBS) SIDE_BY_SIDE=1 test-parts
+
+# In the order of starting. One build, of one profile, serves all.
+test-parts: build format lint environments test-it test-unit test-schemathesis test-local test-loadtest clippy rustdoc
+export SIDE_BY_SIDE
+
+build:
+	@$(STEP) "Build the server and its tests" cargo test --locked --no-run --lib --bins --test it
+
+format:
 	@$(STEP) "Format" cargo fmt --all --check
-	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --all-targets -- -D warnings
-	@$(STEP) "Unit and store tests" cargo test --locked --lib
 
 lint: ## scripts and configuration: shellcheck, ruff, hadolint, nginx -t
 	@$(STEP) "Shell scripts" $(LINT) shellcheck $(SCRIPTS)
 	@$(STEP) "Python scripts: lints" $(LINT) ruff check $(PYTHON)
 	@$(STEP) "Python scripts: format" $(LINT) ruff format --check $(PYTHON)
 	@$(STEP) "Dockerfile" $(LINT) hadolint Dockerfile
-	@$(STEP) "nginx configuration, with each upstream list" tests/nginx/run
+	@$(STEP) "nginx configuration, with each list of replicas" tests/nginx/run
 
-deny: .tools/bin/cargo-deny ## licenses, banned crates and sources of the dependencies
-	@$(STEP) "Dependencies: licenses, bans, sources" .tools/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
+# While the compiler is at work.
+environments:
+	@$(STEP) "Python environments" sh -c 'tools/venv schemathesis && tools/venv loadtest'
 
-audit: .tools/bin/cargo-deny ## known vulnerabilities (fetches RustSec's database from GitHub, or fails)
-	@$(STEP) "Dependencies: advisories" .tools/bin/cargo-deny --locked check advisories
+test-it: build ## the real server on a real Redis; races, outages, hostile clients
+	@$(STEP) "Integration tests: the real server on a real Redis" cargo test --locked --test it
 
-.tools/bin/cargo-deny:
-	@$(STEP) "Install the checkers into .tools" tools/ci/tools.sh
+test-unit: build
+	@$(STEP) "Unit and store tests" cargo test --locked --lib --bins
 
-hostile: ## schemathesis: generated requests against the OpenAPI document
+test-schemathesis: build ## generated requests against the OpenAPI document
 	@$(STEP) "Generated requests against the OpenAPI document" tests/schemathesis/run
 
-monitoring-test: ## rules, alerts, objectives, runbook, dashboards: as files, and on a real fleet with a real Prometheus
-	@$(STEP) "Prometheus: rules, alerts and runbook" tests/prometheus/run
-	@$(STEP) "Dashboards, and every query of theirs" tests/grafana/run
+test-local: build
+	@$(STEP) "One user through the local fleet" tools/local/demo.py --check --auto-ports --binary target/debug/authfleet
 
-loadtest: ## the load-test suite, e.g. LOADTEST="sharing --target local"; without options it lists its scenarios
-	@loadtest/run $(LOADTEST)
+test-loadtest: build ## the load-test suite itself, in short: proofs, broken fleets, restarts
+	@$(STEP) "Load-test suite in short, and on fleets broken on purpose" tests/loadtest/run --binary target/debug/authfleet
 
-loadtest-test: ## the load-test suite itself, in short: proofs, broken fleets, restarts
-	@$(STEP) "Load-test suite in short, and on fleets broken on purpose" tests/loadtest/run
+# After the build and not beside it: cargo does one thing at a time.
+clippy: build
+	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --all-targets -- -D warnings
 
-bench: ## CPU per session check, beside a bare handler and redis-benchmark
-	@loadtest/bench
+rustdoc: clippy
+	@$(STEP) "Documentation of every public item" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	@$(STEP) "Examples in the documentation" cargo test --locked --doc
 
-k8s-test: ## manifests: rendered, checked against schemas, our own rules and real parts
+check: ## the quick inner loop: format, lints, unit and store tests
+	@$(STEP) "Format" cargo fmt --all --check
+	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --all-targets -- -D warnings
+	@$(STEP) "Unit and store tests" cargo test --locked --lib
+
+# --- make test-bundle: what needs a Docker engine, or minutes of compiling --------------------------------------------
+.PHONY: test-bundle bundle-steps test-k8s test-prometheus test-grafana test-compose deny audit
+
+test-bundle: ## containers, Kubernetes manifests, Prometheus, Grafana, licenses of dependencies (needs a Docker engine)
+	@tests/compose/needs
+	@tools/ci/table $(MAKE) --no-print-directory bundle-steps
+
+# One after the other: they judge what alerts and dashboards say of a quiet fleet. But all of them, whatever fails.
+bundle-steps:
+	@$(STEP) "Install Prometheus, Redis, nginx and Python's venv if they are missing" tools/local/install.sh --bundle
+	@$(MAKE) --no-print-directory --keep-going -j1 deny test-k8s test-prometheus test-grafana test-compose
+
+deny: ## licenses, banned crates and sources of the dependencies (compiles cargo-deny the first time)
+	@$(STEP) "Install cargo-deny into .tools" tools/ci/cargo-deny
+	@$(STEP) "Dependencies: licenses, bans, sources" .tools/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
+
+audit: ## known vulnerabilities (fetches RustSec's database from GitHub, or fails)
+	@$(STEP) "Install cargo-deny into .tools" tools/ci/cargo-deny
+	@$(STEP) "Dependencies: advisories" .tools/bin/cargo-deny --locked check advisories
+
+test-k8s: ## manifests: rendered, checked against schemas, our own rules and real parts
 	@$(STEP) "Kubernetes manifests" tests/k8s/run
 
-compose-test: ## docker-compose.yml as it ships, and what happens when its parts fail (needs a Docker engine)
+target/release/authfleet: FORCE
+	@$(STEP) "Build the server (release)" cargo build --release --locked
+.PHONY: FORCE
+FORCE:
+
+test-prometheus: target/release/authfleet ## rules, alerts, objectives, runbook: as files, and on a real fleet
+	@$(STEP) "Prometheus: rules, alerts and runbook" tests/prometheus/run
+
+test-grafana: target/release/authfleet ## dashboards: as files, and every query of theirs on a real fleet
+	@$(STEP) "Dashboards, and every query of theirs" tests/grafana/run
+
+test-compose: ## docker-compose.yml as it ships, and what happens when its parts fail (needs a Docker engine)
 	@$(STEP) "The fleet in containers, and its drills" tests/compose/run
+
+# --- Housekeeping -----------------------------------------------------------------------------------------------------
+.PHONY: docs fmt clean
 
 docs: ## write anew what is generated: .env.example, README's and metrics' tables, runbook page, dashboards, Kubernetes' rules (tests compare them)
 	@$(STEP) ".env.example, README's table of variables" env UPDATE_DOCS=1 cargo test --locked --quiet --lib config::reference

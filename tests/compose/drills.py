@@ -752,7 +752,7 @@ def main() -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("compose-test: another run is under way", file=sys.stderr)
+        print("tests/compose: another run is under way", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     atexit.register(down)
@@ -797,6 +797,6 @@ if __name__ == "__main__":
         code = main()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("\ncompose-test: interrupted, taking everything down", file=sys.stderr)
+        print("\ntests/compose: interrupted, taking everything down", file=sys.stderr)
         code = 130
     sys.exit(code)

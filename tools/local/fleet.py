@@ -270,7 +270,7 @@ def tool(name: str) -> str:
     """A program's path; Debian keeps nginx where only root's PATH looks."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/opt/homebrew/bin:/usr/local/bin")
     if not found:
-        option = " --dev" if name == "prometheus" else ""
+        option = " --bundle" if name == "prometheus" else ""
         raise FleetError(f"{name} is not installed; tools/local/install.sh{option} installs it")
     return found
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing: what the local fleet needs, and with --dev what the tests need besides. Says what it does.
+# Installs what is missing: what the local fleet needs; with --dev what `make test` needs besides, with --bundle what
+# `make test-bundle` needs on top of that. Says what it does.
 # Debian/Ubuntu (apt, with sudo when not root) and macOS (Homebrew). Runs with macOS's own bash 3.2.
 set -euo pipefail
 
@@ -10,10 +11,12 @@ have() { PATH="$PATH:/usr/sbin:/sbin:/opt/homebrew/bin:/usr/local/bin" command -
 python_fits() { have python3 && python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'; }
 
 dev=false
+bundle=false
 case "${1:-}" in
     --dev) dev=true ;;
+    --bundle) dev=true bundle=true ;;
     '') ;;
-    *) fail "unknown argument $1 (only --dev is known)" ;;
+    *) fail "unknown argument $1 (--dev and --bundle are known)" ;;
 esac
 
 apt_packages=()
@@ -23,8 +26,8 @@ need() { apt_packages+=("$1"); [ -z "$2" ] || brew_packages+=("$2"); }
 
 if ! have redis-server; then need redis-server redis; services+=(redis-server); fi
 if ! have nginx; then need nginx nginx; services+=(nginx); fi
-# The demo shows it if it is there; the tests need it.
-if $dev && ! have prometheus; then need prometheus prometheus; services+=(prometheus); fi
+# The demo shows it if it is there; the tests of rules and dashboards need it.
+if $bundle && ! have prometheus; then need prometheus prometheus; services+=(prometheus); fi
 have curl || need curl curl
 have cc || need build-essential ''
 python_fits || need python3 python3
@@ -32,7 +35,7 @@ if $dev && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then need pyth
 have cargo || fail "no Rust toolchain: install one from https://rustup.rs and try again"
 
 if [ ${#apt_packages[@]} -eq 0 ]; then
-    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', prometheus') are there"
+    say "nothing to install: redis-server, nginx, curl, cc, python3$($bundle && echo ', prometheus') are there"
     exit 0
 fi
 
@@ -67,7 +70,7 @@ else
     fail "neither apt-get nor brew found; install these yourself: ${apt_packages[*]}"
 fi
 
-for name in redis-server nginx curl $($dev && echo prometheus promtool); do
+for name in redis-server nginx curl $($bundle && echo prometheus promtool); do
     have "$name" || fail "$name is still missing after the installation"
 done
 python_fits || fail "python3 is older than 3.9"
