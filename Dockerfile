@@ -1,6 +1,10 @@
 # The server's image: one binary on distroless; no shell, not root. Builds with Docker Engine 20.10's own BuildKit: no
 # `# syntax` line, which would have to be pulled, and no named contexts.
-FROM rust:1.95-trixie AS build
+# Arguments, so that they can be pinned by digest: tools/images.
+ARG BUILD_IMAGE=rust:1.95-trixie
+ARG RUN_IMAGE=gcr.io/distroless/cc-debian13:nonroot
+
+FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 ENV CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
 
@@ -19,7 +23,7 @@ RUN --mount=type=cache,id=authfleet-cargo,target=/usr/local/cargo/registry,shari
     && install -D -m 0755 target/release/authfleet /out/usr/local/bin/authfleet \
     && install -d -m 0700 /out/data
 
-FROM gcr.io/distroless/cc-debian13:nonroot
+FROM ${RUN_IMAGE}
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z

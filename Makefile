@@ -65,6 +65,7 @@ lint: ## scripts and configuration: shellcheck, ruff, hadolint, nginx -t
 	@$(STEP) "Python scripts: lints" $(LINT) ruff check $(PYTHON)
 	@$(STEP) "Python scripts: format" $(LINT) ruff format --check $(PYTHON)
 	@$(STEP) "Dockerfile" $(LINT) hadolint Dockerfile
+	@$(STEP) "One version of each image" tools/images check
 	@$(STEP) "nginx configuration, with each list of replicas" tests/nginx/run
 
 # While the compiler is at work.
@@ -139,7 +140,8 @@ test-compose: ## docker-compose.yml as it ships, and what happens when its parts
 # --- Housekeeping -----------------------------------------------------------------------------------------------------
 .PHONY: docs fmt clean
 
-docs: ## write anew what is generated: .env.example, README's and metrics' tables, runbook page, dashboards, Kubernetes' rules (tests compare them)
+docs: ## write anew what is generated: image versions, .env.example, README's and metrics' tables, runbook page, dashboards, Kubernetes' rules (tests compare them)
+	@$(STEP) "Image versions of deploy/images.txt" tools/images write
 	@$(STEP) ".env.example, README's table of variables" env UPDATE_DOCS=1 cargo test --locked --quiet --lib config::reference
 	@$(STEP) "docs/metrics.md" env UPDATE_DOCS=1 cargo test --locked --quiet --lib metrics
 	@$(STEP) "The runbook as a page" tools/venv prometheus python -B tools/generate/runbook.py
