@@ -93,7 +93,7 @@ impl Auth {
             ip = %client.ip, request_id = %client.request_id);
         ended += self.sessions.end_all(user.id, None, Some(epoch)).await?;
         Self::ended_many(user.id, ended, "password_changed", Some(asked), client);
-        let opened = self.open(User { epoch, password_hash: new_hash, ..user }, None, client).await?;
+        let opened = self.open(User { epoch, password_hash: new_hash, ..user }, Vec::new(), client).await?;
         tracing::info!(target: "audit", event = "session_created", reason = "password_changed",
             user_id = %opened.user.id, session_id = %opened.claims.session_id, ip = %client.ip,
             request_id = %client.request_id);

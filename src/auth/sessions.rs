@@ -12,8 +12,34 @@ use crate::metrics::{SESSION_CHECKS, SESSIONS_ACCEPTED, SESSIONS_ENDED};
 use crate::store::StoreError;
 use crate::store::sessions::{SessionEntry, SessionKey};
 
-/// Cookies of our name that are looked at in one request; more than a few is an attack.
-const COOKIES_READ: usize = 4;
+/// Genuine cookies of our name that are taken from one request, each of which may cost a question to the store. A browser
+/// sends several if a sibling domain or another path planted one. Forged ones don't count, so they can't hide a real one;
+/// the limit on request heads bounds them.
+const COOKIES_TRIED: usize = 4;
+
+/// The genuine cookies of one request, the one with the latest end first.
+pub(super) struct Signed([Option<Claims>; COOKIES_TRIED]);
+
+impl Signed {
+    pub(super) fn iter(&self) -> impl Iterator<Item = Claims> {
+        self.0.iter().copied().flatten()
+    }
+
+    /// Keeps the latest ends.
+    fn add(&mut self, mut claims: Claims) {
+        for place in &mut self.0 {
+            match place {
+                Some(known) if known.session_id == claims.session_id => return,
+                Some(known) if known.expires_at_ms >= claims.expires_at_ms => {}
+                Some(known) => std::mem::swap(known, &mut claims),
+                None => {
+                    *place = Some(claims);
+                    return;
+                }
+            }
+        }
+    }
+}
 
 /// The counters of session checks, by result: looked up once, not per request.
 struct Checks(LazyLock<[(&'static str, Counter); 6]>);
@@ -35,43 +61,94 @@ impl Checks {
 static ACCEPTED: LazyLock<[Counter; 2]> =
     LazyLock::new(|| ["self", "other"].map(|made_by| counter!(SESSIONS_ACCEPTED, "made_by" => made_by)));
 
+/// Why a genuine cookie was refused.
+enum Refused {
+    /// Its session is older than it may be.
+    Expired,
+    /// The store has no such session.
+    Unknown,
+    /// The store didn't answer.
+    Unavailable(StoreError),
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
 impl Auth {
-    /// Checks the session that a cookie names and renews its idle limit.
+    /// Checks the session that a cookie names and renews its idle limit. Of several genuine cookies the first one whose
+    /// session lives counts.
     ///
     /// # Errors
     ///
     /// No session, or no store.
     pub async fn check<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<SignedIn, AuthError> {
-        let claims = match self.read(cookies) {
-            Ok(claims) => claims,
+        let signed = match self.read(cookies) {
+            Ok(signed) => signed,
             Err(result) => {
                 CHECKS.count(result);
                 return Err(AuthError::SessionInvalid);
             }
         };
-        let now_ms = self.clock.now_ms();
-        let left_ms = u64::try_from(claims.expires_at_ms - now_ms).unwrap_or(0);
-        if left_ms == 0 {
-            CHECKS.count("expired");
-            return Err(AuthError::SessionInvalid);
+        let mut result = "expired";
+        for claims in signed.iter() {
+            match self.check_one(claims).await {
+                Ok(signed_in) => {
+                    CHECKS.count("valid");
+                    let [by_self, by_other] = &*ACCEPTED;
+                    if signed_in.session.created_by == self.replica { by_self } else { by_other }.increment(1);
+                    return Ok(signed_in);
+                }
+                Err(Refused::Expired) => {}
+                Err(Refused::Unknown) => result = "unknown",
+                Err(Refused::Unavailable(error)) => {
+                    CHECKS.count("error");
+                    return Err(error.into());
+                }
+            }
         }
-        let idle_for = self.limits.idle.min(Duration::from_millis(left_ms));
-        let found = self.sessions.check(key_of(&claims), idle_for).await;
-        let result = match &found {
-            Ok(Some(_)) => "valid",
-            Ok(None) => "unknown",
-            Err(_) => "error",
-        };
         CHECKS.count(result);
-        let session = found?.ok_or(AuthError::SessionInvalid)?;
-        let [by_self, by_other] = &*ACCEPTED;
-        if session.created_by == self.replica { by_self } else { by_other }.increment(1);
+        Err(AuthError::SessionInvalid)
+    }
+
+    async fn check_one(&self, mut claims: Claims) -> Result<SignedIn, Refused> {
+        let now_ms = self.clock.now_ms();
+        let mut idle_for = self.idle_for(now_ms, claims.expires_at_ms).ok_or(Refused::Expired)?;
+        let key = key_of(&claims);
+        let session = self.sessions.check(key, idle_for).await?.ok_or(Refused::Unknown)?;
+        let Ok(created_at) = session.created_at.parse::<Timestamp>() else {
+            tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its time ignored");
+            return Err(Refused::Unknown);
+        };
+        let ends = Timestamp::from_millisecond(claims.expires_at_ms).unwrap_or(Timestamp::MAX);
+        let ends_ms = self.limits.end_of(created_at, ends).as_millisecond();
+        if ends_ms < claims.expires_at_ms {
+            // `SESSION_MAX_AGE` was lowered after the session was made. Only then, and only within the last idle period,
+            // does a check take a second trip: the first one renewed the session for too long.
+            claims.expires_at_ms = ends_ms;
+            let Some(less) = self.idle_for(now_ms, ends_ms) else {
+                self.sessions.end(key).await?;
+                return Err(Refused::Expired);
+            };
+            if less < idle_for {
+                idle_for = less;
+                self.sessions.check(key, less).await?.ok_or(Refused::Unknown)?;
+            }
+        }
         let idle_ms = i64::try_from(idle_for.as_millis()).unwrap_or(i64::MAX);
         let idle_expires_at = Timestamp::from_millisecond(now_ms.saturating_add(idle_ms)).unwrap_or(Timestamp::MAX);
         Ok(SignedIn { claims, session, idle_expires_at })
     }
 
-    /// Ends the session that a cookie names.
+    /// For how long a session that ends at `ends_ms` is renewed; `None` if it has ended.
+    fn idle_for(&self, now_ms: i64, ends_ms: i64) -> Option<Duration> {
+        let left_ms = u64::try_from(ends_ms.saturating_sub(now_ms)).unwrap_or(0);
+        (left_ms > 0).then(|| self.limits.idle.min(Duration::from_millis(left_ms)))
+    }
+
+    /// Ends the sessions that the cookies name.
     ///
     /// # Errors
     ///
@@ -81,8 +158,12 @@ impl Auth {
         cookies: impl Iterator<Item = &'a [u8]>,
         client: &Client,
     ) -> Result<(), AuthError> {
-        let claims = self.read(cookies).map_err(|_| AuthError::SessionInvalid)?;
-        if self.end(key_of(&claims), "logout", None, client).await? { Ok(()) } else { Err(AuthError::SessionInvalid) }
+        let signed = self.read(cookies).map_err(|_| AuthError::SessionInvalid)?;
+        let mut any_was_alive = false;
+        for claims in signed.iter() {
+            any_was_alive |= self.end(key_of(&claims), "logout", None, client).await?;
+        }
+        if any_was_alive { Ok(()) } else { Err(AuthError::SessionInvalid) }
     }
 
     /// Ends a session; `by` is the one that asked for it, if another.
@@ -108,16 +189,17 @@ impl Auth {
             request_id = %client.request_id);
     }
 
-    /// The first cookie that is ours, or why there is none.
-    pub(super) fn read<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<Claims, &'static str> {
-        let mut result = Err("no_cookie");
-        for cookie in cookies.take(COOKIES_READ) {
+    /// The cookies that are ours, or why there is none.
+    pub(super) fn read<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<Signed, &'static str> {
+        let mut signed = Signed([None; COOKIES_TRIED]);
+        let mut reason = "no_cookie";
+        for cookie in cookies {
             match self.keys.read(cookie) {
-                Ok(claims) => return Ok(claims),
-                Err(_) => result = Err("bad_signature"),
+                Ok(claims) => signed.add(claims),
+                Err(_) => reason = "bad_signature",
             }
         }
-        result
+        if signed.0[0].is_some() { Ok(signed) } else { Err(reason) }
     }
 
     /// The user's living sessions, newest first.

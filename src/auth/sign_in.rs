@@ -12,7 +12,7 @@ use crate::store::sessions::{Created, NewSession, SessionKey};
 use crate::store::users::{User, login_key};
 
 impl Auth {
-    /// Verifies a password and makes a session. A living session that the client brought along ends with it.
+    /// Verifies a password and makes a session. Living sessions that the client brought along end with it.
     ///
     /// # Errors
     ///
@@ -24,7 +24,7 @@ impl Auth {
         cookies: impl Iterator<Item = &'a [u8]>,
         client: &Client,
     ) -> Result<Opened, AuthError> {
-        let brought = self.read(cookies).ok();
+        let brought = self.read(cookies).map_or_else(|_| Vec::new(), |signed| signed.iter().collect());
         let mut tried = None;
         let result = self.try_sign_in(identifier, password, brought, client, &mut tried).await;
         let label = result.as_ref().map_or_else(AuthError::label, |_| "success");
@@ -47,7 +47,7 @@ impl Auth {
         &self,
         identifier: &str,
         password: SecretString,
-        brought: Option<Claims>,
+        brought: Vec<Claims>,
         client: &Client,
         tried: &mut Option<Uuid>,
     ) -> Result<Opened, AuthError> {
@@ -79,7 +79,7 @@ impl Auth {
     pub(super) async fn open(
         &self,
         mut user: User,
-        brought: Option<Claims>,
+        brought: Vec<Claims>,
         client: &Client,
     ) -> Result<Opened, AuthError> {
         let created_at = self.clock.now();
@@ -87,11 +87,13 @@ impl Auth {
         let (token, claims) = self.keys.issue(user.id, expires_at.as_millisecond());
         let key = key_of(&claims);
         let mut predecessor = None;
-        match brought {
-            Some(old) if old.user_id == user.id => predecessor = Some(old.session_id),
-            // Another user's session lives in another slot, so it can't end in the same step; it ends first.
-            Some(old) => self.end(key_of(&old), "replaced", None, client).await.map(drop)?,
-            None => {}
+        for old in brought {
+            if old.user_id == user.id && predecessor.is_none() {
+                predecessor = Some(old.session_id);
+            } else {
+                // Another user's session lives in another slot, so it can't end in the same step; it ends first.
+                self.end(key_of(&old), "replaced", None, client).await?;
+            }
         }
         let mut new = NewSession {
             key,

@@ -53,10 +53,10 @@ fn session_id(text: &str) -> Result<SessionId, &'static str> {
 #[derive(Debug, Serialize)]
 struct Entry<'a> {
     session_id: SessionId,
-    created_at: &'a str,
+    created_at: String,
     last_seen_at: String,
     idle_expires_at: String,
-    expires_at: &'a str,
+    expires_at: String,
     created_by: &'a str,
     ip: &'a str,
     user_agent: &'a str,
@@ -66,10 +66,10 @@ impl<'a> Entry<'a> {
     fn of(entry: &'a SessionEntry) -> Self {
         Self {
             session_id: entry.session_id,
-            created_at: &entry.created_at,
+            created_at: entry.created_at.to_string(),
             last_seen_at: entry.last_seen_at.to_string(),
             idle_expires_at: entry.idle_expires_at.to_string(),
-            expires_at: &entry.expires_at,
+            expires_at: entry.expires_at.to_string(),
             created_by: &entry.created_by,
             ip: &entry.ip,
             user_agent: &entry.user_agent,
@@ -234,7 +234,7 @@ impl<'a> View<'a> {
             rows.push(("last seen", session.last_seen_at.clone()));
             let ttl = self.ttl_seconds.unwrap_or_default();
             rows.push(("idle limit", format!("{}, in {ttl} s", session.idle_expires_at)));
-            rows.push(("ends at the latest", session.expires_at.to_owned()));
+            rows.push(("ends at the latest", session.expires_at.clone()));
         }
         table(&rows.into_iter().map(|(name, value)| vec![name.to_owned(), printable(&value)]).collect::<Vec<_>>())
     }

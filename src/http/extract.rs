@@ -20,7 +20,7 @@ use crate::auth::{Client, SignedIn};
 pub const BODY_LIMIT: usize = 16 * 1024;
 /// How long a whole body may take: a client that sends a byte now and then is cut off too.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longer user agents are cut here: they are kept with each session.
+/// Bytes of a user agent that are kept with each session; `hash-max-listpack-value` in deploy/redis/redis.conf is the same.
 const USER_AGENT_LIMIT: usize = 256;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -110,10 +110,7 @@ impl FromRequestParts<Arc<App>> for Client {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Self::Rejection> {
         let peer = parts.extensions.get::<Peer>().expect("every connection has a peer").0.ip();
-        let user_agent = parts.headers.get(USER_AGENT).map(|value| {
-            let text = String::from_utf8_lossy(value.as_bytes());
-            text.chars().filter(|c| !c.is_control()).take(USER_AGENT_LIMIT).collect()
-        });
+        let user_agent = parts.headers.get(USER_AGENT).map(|value| user_agent(value.as_bytes()));
         let request_id = parts.extensions.get::<super::access::RequestId>().and_then(|id| id.0.to_str().ok());
         Ok(Self {
             ip: client_address(peer, &parts.headers, &app.trusted_proxies),
@@ -121,6 +118,18 @@ impl FromRequestParts<Arc<App>> for Client {
             request_id: request_id.unwrap_or_default().to_owned(),
         })
     }
+}
+
+/// Text of at most [`USER_AGENT_LIMIT`] bytes, without control characters; a replacement character for what isn't UTF-8.
+fn user_agent(value: &[u8]) -> String {
+    let mut kept = String::with_capacity(value.len().min(USER_AGENT_LIMIT));
+    for c in String::from_utf8_lossy(value).chars().filter(|c| !c.is_control()) {
+        if kept.len() + c.len_utf8() > USER_AGENT_LIMIT {
+            break;
+        }
+        kept.push(c);
+    }
+    kept
 }
 
 /// The other end of the connection.
@@ -181,6 +190,15 @@ mod tests {
         assert_eq!(from("10.0.0.1", &[], proxies), "10.0.0.1");
         assert_eq!(from("::ffff:10.0.0.1", &["[2001:db8::1]:4711"], proxies), "2001:db8::1");
         assert_eq!(from("10.0.0.1", &["203.0.113.7:80"], &[]), "10.0.0.1");
+    }
+
+    #[test]
+    fn a_user_agent_is_bounded_in_bytes() {
+        assert_eq!(user_agent(b"a browser/1"), "a browser/1");
+        assert_eq!(user_agent("é".repeat(200).as_bytes()).len(), 256);
+        assert_eq!(user_agent("🦀".repeat(300).as_bytes()), "🦀".repeat(64));
+        assert_eq!(user_agent(format!("x{}", "🦀".repeat(300)).as_bytes()).len(), 253, "no half characters");
+        assert_eq!(user_agent(b"caf\xe9\x07/1"), "caf\u{fffd}/1");
     }
 
     #[test]

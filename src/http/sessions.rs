@@ -262,10 +262,10 @@ pub async fn list(State(app): State<Arc<App>>, signed_in: SignedIn) -> Result<ax
     let sessions = entries.into_iter().map(|entry| ListedSession {
         session_id: entry.session_id,
         current: entry.session_id == current,
-        created_at: entry.created_at,
+        created_at: entry.created_at.to_string(),
         last_seen_at: entry.last_seen_at.to_string(),
         idle_expires_at: entry.idle_expires_at.to_string(),
-        expires_at: entry.expires_at,
+        expires_at: entry.expires_at.to_string(),
         created_by: entry.created_by,
         ip: entry.ip,
         user_agent: entry.user_agent,

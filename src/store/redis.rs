@@ -13,7 +13,7 @@ use deadpool_redis::{Manager, Pool, PoolConfig, Runtime};
 use metrics::{Counter, Histogram};
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, RedisError, Value};
+use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, Value};
 use secrecy::{ExposeSecret as _, SecretString};
 use tracing::field;
 
@@ -30,6 +30,10 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(900);
 /// While Redis is away, connecting is tried this often at most, by one request at a time; the others fail at once
 /// instead of queueing up behind it.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// A connection to a Redis that refuses to serve is given up this long after it was made, and no sooner: the next one may
+/// lead to the same Redis, and then each refusal would cost a connection.
+const REFUSED_AFTER: Duration = Duration::from_secs(1);
 
 /// A kind of round trip, with its metrics: looked up once, not per request.
 pub struct Operation {
@@ -76,6 +80,7 @@ pub struct RedisHandle {
 struct Lease {
     connection: deadpool_redis::Connection,
     generation: u64,
+    since: Instant,
 }
 
 impl std::fmt::Debug for RedisHandle {
@@ -190,7 +195,7 @@ impl RedisHandle {
         let begin = Instant::now();
         let result = match self.connection().await {
             Ok((mut connection, generation)) => run(&mut connection).await.map_err(|error| {
-                self.judge(generation, &error);
+                self.give_up_if_useless(generation, &error);
                 StoreError::from(error)
             }),
             Err(error) => Err(error),
@@ -241,7 +246,7 @@ impl RedisHandle {
                 let lent = (*connection).clone();
                 {
                     let mut lease = self.lease.write();
-                    *lease = Some(Lease { connection, generation });
+                    *lease = Some(Lease { connection, generation, since: Instant::now() });
                     metrics::gauge!(REDIS_CONNECTED).set(1);
                 }
                 metrics::counter!(REDIS_CONNECTS).increment(1);
@@ -260,22 +265,36 @@ impl RedisHandle {
         }
     }
 
-    /// Ends the lease if its connection is of no more use. A command that Redis refused is no reason; silence is.
-    fn judge(&self, generation: u64, error: &RedisError) {
-        if !(error.is_io_error()
+    /// Ends the lease if its connection is of no more use: Redis is silent on it, or answers but doesn't serve. A command
+    /// that was refused for what it is, is no reason.
+    fn give_up_if_useless(&self, generation: u64, error: &RedisError) {
+        let is_broken = error.is_io_error()
             || error.is_timeout()
             || error.is_connection_dropped()
-            || error.is_unrecoverable_error())
-        {
+            || error.is_unrecoverable_error();
+        if !(is_broken || refuses_service(error)) {
             return;
         }
         let mut lease = self.lease.write();
-        if lease.as_ref().is_some_and(|lease| lease.generation == generation) {
+        let is_due =
+            |lease: &Lease| lease.generation == generation && (is_broken || lease.since.elapsed() >= REFUSED_AFTER);
+        if lease.as_ref().is_some_and(is_due) {
             tracing::warn!(%error, "redis connection given up");
             let failed = lease.take().expect("just seen");
             metrics::gauge!(REDIS_CONNECTED).set(0);
             // Taken out of the pool: it must not be handed out again.
             drop(deadpool_redis::Connection::take(failed.connection));
         }
+    }
+}
+
+/// Whether the server at the other end is not the one to ask: it became a replica, lost its primary or its replicas, or is
+/// still reading its data. Another one may be at its address by now, so what helps is a new connection, not a wait.
+fn refuses_service(error: &RedisError) -> bool {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
+    match error.kind() {
+        ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly) => true,
+        // As the client library has no name for it.
+        _ => error.code() == Some("NOREPLICAS"),
     }
 }

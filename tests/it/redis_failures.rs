@@ -94,6 +94,72 @@ async fn redis_absent_at_start() {
     assert_eq!(fleet[1].check(&session).await, 200);
 }
 
+/// A primary that was demoted, and whose address leads to its successor by now, keeps its connections: they answer, and
+/// refuse every write.
+#[tokio::test]
+async fn redis_demoted() {
+    for serves_stale_data in ["yes", "no"] {
+        let mut fleet = Fleet::builder().replicas(2).start().await;
+        let ada = fleet[0].register("ada").await;
+        let session = fleet[0].login(&ada).await;
+        fleet.redis.run::<String>(&["CONFIG", "SET", "replica-serve-stale-data", serves_stale_data]);
+        fleet.redis.demote();
+        expect_unavailable(&fleet, &session).await;
+        let connects = async || fleet[0].count("authfleet_redis_connects_total", &[]).await;
+        let (before, begin) = (connects().await, std::time::Instant::now());
+        for _ in 0..10 {
+            expect_unavailable(&fleet, &session).await;
+        }
+        let (made, seconds) = (connects().await - before, begin.elapsed().as_secs());
+        assert!(made <= seconds + 2, "{made} connections in {seconds} s: each refusal made one");
+
+        let _demoted = fleet.redis.hand_over().await;
+        expect_recovery(&fleet, &session).await;
+    }
+}
+
+/// A primary that is cut off from its replicas may have a successor already, which knows of revocations that it doesn't.
+#[tokio::test]
+async fn redis_cut_off_from_its_replicas() {
+    let fleet = Fleet::builder().replicas(2).start().await;
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    fleet.redis.run::<String>(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    expect_unavailable(&fleet, &session).await;
+    fleet.redis.run::<String>(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    expect_recovery(&fleet, &session).await;
+}
+
+/// What only takes away must work when there is no room: that is how room is made.
+#[tokio::test]
+async fn redis_full_ends_sessions_in_every_way() {
+    let fleet = Fleet::start(1).await;
+    let full = |is_full: bool| {
+        let limit = if is_full { "1" } else { "0" };
+        fleet.redis.run::<String>(&["CONFIG", "SET", "maxmemory", limit]);
+    };
+    for (round, way) in ["revoke", "revoke all", "disable", "delete"].into_iter().enumerate() {
+        let name = format!("ada-{round}");
+        let ada = fleet[0].register(&name).await;
+        let (session, other) = (fleet[0].login(&ada).await, fleet[0].login(&ada).await);
+        full(true);
+        match way {
+            "revoke" => {
+                for id in [&other.id, &session.id] {
+                    let path = format!("/auth/sessions/{id}");
+                    fleet[0].call("DELETE", &path).session(&session).send().await.expect(204);
+                }
+            }
+            "revoke all" => drop(fleet[0].call("DELETE", "/auth/sessions").session(&session).send().await.expect(204)),
+            "delete" => drop(fleet.command(&["user", "delete", &name, "--yes"], &[]).await.expect_code(0)),
+            _ => drop(fleet.command(&["user", "disable", &name], &[]).await.expect_code(0)),
+        }
+        for ended in [&session, &other] {
+            assert_eq!(fleet[0].check(ended).await, 401, "{way}");
+        }
+        full(false);
+    }
+}
+
 /// With `noeviction` a full Redis may refuse logins, but logs nobody out and lets them sign out.
 #[tokio::test]
 async fn redis_full() {

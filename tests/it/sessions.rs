@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use redis::Value;
+use serde_json::json;
 
 use crate::fleet::{Fleet, PASSWORD, SECRET, Session};
 
@@ -104,6 +105,141 @@ async fn tokens_and_passwords_are_kept_nowhere() {
             assert!(!found, "{secret} is in {place}");
         }
     }
+}
+
+/// Sessions live by the limits under which they were made. A revocation must find them whatever the limits are by then.
+#[tokio::test]
+async fn a_revocation_finds_sessions_that_were_made_under_other_limits() {
+    const SHORT: [(&str, &str); 2] = [("SESSION_MAX_AGE", "3s"), ("SESSION_IDLE_TTL", "3s")];
+    let mut fleet = Fleet::start(2).await;
+    let ways = ["password", "revoke all", "account", "disable", "delete"];
+    let mut users = Vec::new();
+    for (round, _) in ways.iter().enumerate() {
+        let user = fleet[0].register(&format!("ada-{round}")).await;
+        users.push((fleet[0].login(&user).await, user));
+    }
+    // A rolling restart has reached one of two replicas.
+    fleet[1].restart(&SHORT).await;
+    let mut late = Vec::new();
+    for (_, user) in &users {
+        late.push(fleet[1].login(user).await);
+    }
+    // Longer than whatever the second replica knows of. The first one keeps all in use.
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for (session, _) in &users {
+            assert_eq!(fleet[0].check(session).await, 200);
+        }
+    }
+    for ((way, (session, user)), _) in ways.into_iter().zip(&users).zip(&late) {
+        let asking = fleet[1].login(user).await;
+        let name = user.email.split('@').next().expect("a name");
+        let change = json!({ "current_password": PASSWORD, "new_password": "staple a battery horse" });
+        match way {
+            "password" => {
+                fleet[1].post("/auth/password").session(&asking).json(&change).send().await.expect(200);
+            }
+            "revoke all" => drop(fleet[1].call("DELETE", "/auth/sessions").session(&asking).send().await.expect(204)),
+            "account" => {
+                let body = json!({ "password": PASSWORD });
+                fleet[1].call("DELETE", "/auth/account").session(&asking).json(&body).send().await.expect(204);
+            }
+            "disable" => drop(fleet.command(&["user", "disable", name], &SHORT).await.expect_code(0)),
+            _ => drop(fleet.command(&["user", "delete", name, "--yes"], &SHORT).await.expect_code(0)),
+        }
+        assert_eq!(fleet[0].check(session).await, 401, "{way}");
+    }
+}
+
+/// A lowered limit is for sessions that exist, too: nobody lowers it to have them go on.
+#[tokio::test]
+async fn a_lowered_limit_ends_older_sessions() {
+    let mut fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    let old = fleet[0].login(&ada).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let young = fleet[0].login(&ada).await;
+    fleet[0].restart(&[("SESSION_MAX_AGE", "3s"), ("SESSION_IDLE_TTL", "3s")]).await;
+    let profile = fleet[0].get("/profile").session(&young).send().await.expect(200).json();
+    let created: jiff::Timestamp = young.body["created_at"].as_str().expect("a time").parse().expect("a time");
+    let ends: jiff::Timestamp = profile["session"]["expires_at"].as_str().expect("a time").parse().expect("a time");
+    assert_eq!(ends.as_millisecond(), created.as_millisecond() + 3000, "{profile}");
+    assert_eq!(profile["session"]["idle_expires_at"], profile["session"]["expires_at"], "{profile}");
+    assert!(fleet.redis.run::<i64>(&["PTTL", &young.key()]) <= 3000, "renewed for no longer than that");
+    tokio::time::sleep(Duration::from_millis(1700)).await;
+    assert_eq!(fleet[0].check(&old).await, 401, "3.2 s old");
+    assert_eq!(fleet[0].check(&young).await, 200, "1.7 s old");
+    let listed = fleet[0].get("/auth/sessions").session(&young).send().await.expect(200).json();
+    let ids: Vec<_> = listed["sessions"].as_array().expect("a list").iter().map(|entry| &entry["session_id"]).collect();
+    assert_eq!(ids, [young.id.as_str()], "{listed}");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(fleet[0].check(&young).await, 401);
+}
+
+/// Until 0.1 the index was scored by creation and lived by the limit of the replica that touched it last.
+#[tokio::test]
+async fn an_index_of_the_previous_version_is_taken_over() {
+    let fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    let index = format!("user:{{{}}}:sessions", ada.id);
+    let old = fleet[0].login(&ada).await;
+    let time = |session: &Session, field: &str| -> i64 {
+        let time: jiff::Timestamp = session.body[field].as_str().expect("a time").parse().expect("a time");
+        time.as_millisecond()
+    };
+    fleet.redis.run::<i64>(&["ZADD", &index, &(time(&old, "created_at") - 1000).to_string(), &old.id]);
+    fleet.redis.run::<i64>(&["ZADD", &index, "1", "AAAAAAAAAAAAAAAAAAAAAA"]);
+    fleet.redis.run::<i64>(&["PEXPIRE", &index, "60000"]);
+    let new = fleet[0].login(&ada).await;
+    let entries: Vec<(String, i64)> = fleet.redis.run(&["ZRANGE", &index, "0", "-1", "WITHSCORES"]);
+    let expected = [&old, &new].map(|session| (session.id.clone(), time(session, "expires_at")));
+    assert_eq!(entries, expected, "scored by their ends, and what has ended is forgotten");
+    assert!(fleet.redis.run::<i64>(&["PTTL", &index]) > 24 * 3600 * 1000, "it outlives them");
+}
+
+/// "The oldest goes" is about age, also where sessions have lives of different lengths.
+#[tokio::test]
+async fn the_oldest_session_goes_whatever_its_limits_were() {
+    let mut fleet = Fleet::builder().env("SESSIONS_PER_USER", "2").start().await;
+    let ada = fleet[0].register("ada").await;
+    let oldest = fleet[0].login(&ada).await;
+    fleet[0].restart(&[("SESSION_MAX_AGE", "1h")]).await;
+    let second = fleet[0].login(&ada).await;
+    let third = fleet[0].login(&ada).await;
+    let checks = [fleet[0].check(&oldest).await, fleet[0].check(&second).await, fleet[0].check(&third).await];
+    assert_eq!(checks, [401, 200, 200]);
+}
+
+/// A browser sends several cookies of one name when a sibling domain or another path planted some.
+#[tokio::test]
+async fn of_several_cookies_the_living_session_counts() {
+    let fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    let ended = [fleet[0].login(&ada).await, fleet[0].login(&ada).await];
+    for session in &ended {
+        fleet[0].post("/auth/logout").session(session).send().await.expect(200);
+    }
+    let alive = fleet[0].login(&ada).await;
+    let forged: Vec<_> = (0..5).map(|n| format!("session={}", "ABCDE"[n..=n].repeat(116))).collect();
+    let jars = [
+        format!("{}; {}", ended[0].cookie, alive.cookie),
+        format!("{}; {}", alive.cookie, ended[0].cookie),
+        format!("{}; {}; {}", ended[0].cookie, ended[1].cookie, alive.cookie),
+        format!("{}; {}; {}", forged.join("; "), alive.forged(), alive.cookie),
+    ];
+    for jar in &jars {
+        let profile = fleet[0].get("/profile").cookie(jar).send().await.expect(200).json();
+        assert_eq!(profile["session"]["session_id"], alive.id.as_str(), "{jar}");
+    }
+    // A login ends what was brought along; the new session is another one.
+    let next = Session::opened_by(&fleet[0].try_login("ada", PASSWORD).cookie(&jars[0]).send().await);
+    assert_eq!((fleet[0].check(&alive).await, fleet[0].check(&next).await), (401, 200));
+    // A logout ends all that the browser holds.
+    let other = fleet[0].login(&ada).await;
+    let jar = format!("{}; {}; {}; {}", forged.join("; "), ended[0].cookie, next.cookie, other.cookie);
+    fleet[0].post("/auth/logout").cookie(&jar).send().await.expect(200);
+    assert_eq!((fleet[0].check(&next).await, fleet[0].check(&other).await), (401, 401));
+    fleet[0].get("/profile").cookie(&jar).send().await.expect_problem(401, "session_invalid");
 }
 
 #[tokio::test]

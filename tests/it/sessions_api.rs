@@ -107,6 +107,9 @@ async fn last_seen_follows_from_the_time_to_live() {
     let (asking, idle) = (fleet[0].login(&ada).await, fleet[0].login(&ada).await);
     let unused_for = SignedDuration::from_mins(10);
     let left = IDLE.saturating_sub(unused_for.unsigned_abs()).as_millis().to_string();
+    // As of a session that was made an hour ago: none is seen before it was made.
+    let made = (time(&idle.body["created_at"]) - SignedDuration::from_hours(1)).to_string();
+    fleet.redis.run::<i64>(&["HSET", &idle.key(), "created_at", &made]);
     fleet.redis.run::<i64>(&["PEXPIRE", &idle.key(), &left]);
     // Asked once more, so that the one who asks was seen later than the login that is compared with.
     assert_eq!(fleet[1].check(&asking).await, 200);

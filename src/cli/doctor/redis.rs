@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::store::{Operation, RedisHandle, StoreError};
 
 /// `ZRANGE … REV`, which lists sessions, is younger than the rest of what is used.
-const OLDEST: (u32, u32) = (6, 2);
+const OLDEST: (u32, u32) = (7, 0);
 /// Every session check waits that long, at least.
 const SLOW_PING: Duration = Duration::from_millis(5);
 /// Nobody reads this process's metrics.
@@ -95,7 +95,7 @@ fn version(info: &Info) -> Check {
     const NAME: &str = "redis.version";
     // Valkey and others say which Redis they're compatible with.
     let Some(version) = info.get("redis_version") else {
-        return warn(NAME, "unknown: INFO is forbidden", "see that it is 6.2 or newer, or let this user run INFO");
+        return warn(NAME, "unknown: INFO is forbidden", "see that it is 7.0 or newer, or let this user run INFO");
     };
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let parsed = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -106,7 +106,7 @@ fn version(info: &Info) -> Check {
     if parsed >= OLDEST {
         ok(NAME, found)
     } else {
-        fail(NAME, found, "6.2 or newer is needed: listing a user's sessions uses ZRANGE with REV")
+        fail(NAME, found, "7.0 or newer is needed: a full Redis must let sessions be ended (scripts with allow-oom)")
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::{Created, Limits, NewSession, Session, SessionEntry, SessionKey};
+use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionKey};
 use crate::auth::token::SessionId;
 use crate::clock::Clock;
 use crate::store::ServerState;
@@ -116,7 +116,7 @@ impl MemorySessions {
         let state = self.state.lock();
         let sessions = state.users.get(&user_id).map_or(&[][..], |user| &user.sessions);
         let alive = sessions.iter().rev().filter(|entry| entry.is_alive(now));
-        alive.map(|entry| entry.shown(now, self.limits.idle)).collect()
+        alive.filter_map(|entry| entry.shown(now, &self.limits)).collect()
     }
 
     pub(super) fn inspect(&self, key: SessionKey) -> Option<(Session, SessionEntry)> {
@@ -124,7 +124,7 @@ impl MemorySessions {
         let state = self.state.lock();
         let mut sessions = state.users.get(&key.user_id)?.sessions.iter();
         let entry = sessions.find(|entry| entry.id == key.session_id && entry.is_alive(now))?;
-        Some((entry.session.clone(), entry.shown(now, self.limits.idle)))
+        Some((entry.session.clone(), entry.shown(now, &self.limits)?))
     }
 
     pub(super) fn owner(&self, session_id: SessionId) -> Option<Uuid> {
@@ -182,18 +182,9 @@ impl Entry {
         now < self.idle_expires_at_ms
     }
 
-    fn shown(&self, now: i64, idle: Duration) -> SessionEntry {
-        let (idle_expires_at, last_seen_at) = super::seen(now, self.idle_expires_at_ms - now, idle);
-        SessionEntry {
-            session_id: self.id,
-            created_at: self.session.created_at.clone(),
-            expires_at: self.expires_at.clone(),
-            idle_expires_at,
-            last_seen_at,
-            created_by: self.session.created_by.clone(),
-            ip: self.ip.clone(),
-            user_agent: self.user_agent.clone(),
-        }
+    fn shown(&self, now: i64, limits: &Limits) -> Option<SessionEntry> {
+        let client = ClientOf { ip: &self.ip, user_agent: &self.user_agent };
+        limits.entry(self.id, &self.session, &self.expires_at, client, now, self.idle_expires_at_ms - now)
     }
 }
 

@@ -36,19 +36,19 @@ pub struct Session {
     pub created_by: String,
 }
 
-/// A living session, as its user sees it in a list. Times as stored or derived, RFC 3339.
+/// A living session, as its user sees it in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionEntry {
     /// Its public name.
     pub session_id: SessionId,
     /// When it was made.
-    pub created_at: String,
-    /// The absolute limit.
-    pub expires_at: String,
+    pub created_at: Timestamp,
+    /// The absolute limit: its own, or that of the limits in force if it comes first.
+    pub expires_at: Timestamp,
     /// When it ends unless it's used before.
     pub idle_expires_at: Timestamp,
-    /// When it was last used, from the time it has left to live. Near its absolute limit that no longer grows with use,
-    /// and this is the earliest time that it can have been.
+    /// When it was last used, from the time it has left to live and the idle limit in force. Near its absolute limit that
+    /// no longer grows with use, and this is the earliest time that it can have been.
     pub last_seen_at: Timestamp,
     /// The replica that made it.
     pub created_by: String,
@@ -109,6 +109,55 @@ pub struct Limits {
     pub max_age: Duration,
     /// A user's sessions; one more ends the oldest.
     pub per_user: u32,
+}
+
+/// Where the client of a session came from.
+#[derive(Clone, Copy, Debug)]
+struct ClientOf<'a> {
+    ip: &'a str,
+    user_agent: &'a str,
+}
+
+impl Limits {
+    /// When a session ends at the latest: by its own limit, or by the one in force if that comes first, so that a lowered
+    /// `SESSION_MAX_AGE` ends older sessions too.
+    pub fn end_of(&self, created_at: Timestamp, expires_at: Timestamp) -> Timestamp {
+        created_at.checked_add(self.max_age).unwrap_or(Timestamp::MAX).min(expires_at)
+    }
+
+    /// A session that has `left_ms` to live, as its user sees it; `None` if it has outlived a lowered limit, or its times
+    /// can't be read.
+    fn entry(
+        &self,
+        session_id: SessionId,
+        session: &Session,
+        expires_at: &str,
+        client: ClientOf<'_>,
+        now_ms: i64,
+        left_ms: i64,
+    ) -> Option<SessionEntry> {
+        let created_at: Timestamp = session.created_at.parse().ok()?;
+        let expires_at = self.end_of(created_at, expires_at.parse().ok()?);
+        let at = |ms| Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX);
+        let now = at(now_ms);
+        if expires_at <= now {
+            return None;
+        }
+        let idle_ends = now_ms.saturating_add(left_ms);
+        let idle_ms = i64::try_from(self.idle.as_millis()).unwrap_or(i64::MAX);
+        // Whoever renewed it last may have had another idle limit: it was not used before it was made, nor in the future.
+        let last_seen_at = at(idle_ends.saturating_sub(idle_ms)).max(created_at).min(now);
+        Some(SessionEntry {
+            session_id,
+            created_at,
+            expires_at,
+            idle_expires_at: at(idle_ends).min(expires_at),
+            last_seen_at,
+            created_by: session.created_by.clone(),
+            ip: client.ip.to_owned(),
+            user_agent: client.user_agent.to_owned(),
+        })
+    }
 }
 
 /// The session store: Redis for a fleet, memory for one replica.
@@ -240,20 +289,12 @@ impl SessionStore {
         either!(self.server_state())
     }
 
-    /// Asks the store whether it's there.
+    /// Asks the store whether a check would work now: whether it's there and takes writes.
     ///
     /// # Errors
     ///
-    /// When it isn't.
+    /// When it isn't, or doesn't.
     pub async fn ping(&self) -> Result<(), StoreError> {
         either!(self.ping())
     }
-}
-
-/// When a session ends unless used, and when it was last used, from the time it has left.
-fn seen(now_ms: i64, left_ms: i64, idle: Duration) -> (Timestamp, Timestamp) {
-    let at = |ms| Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX);
-    let idle_ms = i64::try_from(idle.as_millis()).unwrap_or(i64::MAX);
-    let ends = now_ms.saturating_add(left_ms);
-    (at(ends), at(ends.saturating_sub(idle_ms).min(now_ms)))
 }

@@ -3,11 +3,19 @@
 //! | key | type | what | time to live |
 //! | --- | --- | --- | --- |
 //! | `session:{USER_ID}:SESSION_ID` | hash | one session, readable | the idle limit, never past the absolute one |
-//! | `user:{USER_ID}:sessions` | sorted set | the user's session ids, scored by creation in ms | the absolute limit |
+//! | `user:{USER_ID}:sessions` | sorted set | the index: the user's session ids, scored by the session's absolute limit, in ms since the epoch | to the last of these, and [`CLOCK_MARGIN`] |
 //! | `user:{USER_ID}:fence` | string | the lowest epoch that a new session may have | an hour |
 //!
 //! The braces put all keys of one user into one Redis Cluster slot. `DEL` of a session's key is a logout; the entry
-//! that it leaves in the sorted set is dropped when it's next seen.
+//! that it leaves in the index is dropped when it's next seen.
+//!
+//! A revocation finds sessions by the index alone. So an entry stays for as long as its session's key is there, and the
+//! index's own life is only ever lengthened: neither depends on the limits that are in force when somebody looks, which
+//! may be others than those under which a session was made.
+//!
+//! Until version 0.1 entries were scored by creation. Such an entry has a score in the past while its session lives; the
+//! next session of the same user gives it its proper score. The other way round, a replica of that version takes a score
+//! in the future for a very young session, and keeps it.
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -15,7 +23,7 @@ use std::time::Duration;
 use redis::{Script, Value, cmd};
 use uuid::Uuid;
 
-use super::{Created, Limits, NewSession, Session, SessionEntry, SessionKey};
+use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionKey};
 use crate::auth::token::SessionId;
 use crate::clock::Clock;
 use crate::store::redis::{Operation, RedisHandle, operation};
@@ -24,57 +32,99 @@ use crate::store::{ServerState, StoreError};
 /// How long a fence stands. It must outlive every login that read the epoch before it; after that, logins read the
 /// epoch that is in SQL.
 const FENCE_TTL: Duration = Duration::from_secs(3600);
+/// How much longer than its sessions an index lives. Replicas whose clocks are behind renew a session for longer; an index
+/// must not be gone before.
+const CLOCK_MARGIN: Duration = Duration::from_secs(24 * 3600);
 /// Keys that Redis looks at in one step of a search: about a third of a millisecond.
 const SCAN_STEP: u32 = 1000;
 /// What the names of sessions begin with.
 const SESSIONS: &str = "session:";
+/// A key that no session has.
+const PROBED_KEY: &str = "session:{probe}:probe";
 /// With more keys than this, sessions are no longer counted one by one.
 const COUNTED_KEYS: u64 = 10_000;
 /// Keys that are looked at instead, in so many round trips of so many. Where half of all keys are sessions, as with one
 /// session per user, the estimate is off by 3 % (one standard deviation).
 const SAMPLE: (usize, usize) = (10, 100);
 
-/// KEYS: session, index, fence. ARGV: epoch, created ms, idle ms, max age ms, limit, key prefix, id, replaced id or '',
-/// then the hash's fields and values. Returns {1, evicted, replaced} or {0, fence}.
+/// Lua that several scripts begin with: the time that a session's hash has in `field` (RFC 3339, UTC), in ms since the
+/// epoch, or nil. Days are counted as in <https://howardhinnant.github.io/date_algorithms.html#days_from_civil>.
+const TIME_OF: &str = r"
+local function time_of(key, field)
+  local text = redis.call('HGET', key, field) or ''
+  local y, m, d, h, min, sec, rest = string.match(text, '^(%d%d%d%d)%-(%d%d)%-(%d%d)T(%d%d):(%d%d):(%d%d)(.*)Z$')
+  if not y then return nil end
+  y, m, d = tonumber(y), tonumber(m), tonumber(d)
+  if m <= 2 then y = y - 1 end
+  local era = math.floor(y / 400)
+  local year = y - era * 400
+  local day = math.floor((153 * ((m + 9) % 12) + 2) / 5) + d - 1
+  local days = era * 146097 + year * 365 + math.floor(year / 4) - math.floor(year / 100) + day - 719468
+  local seconds = ((days * 24 + tonumber(h)) * 60 + tonumber(min)) * 60 + tonumber(sec)
+  return seconds * 1000 + math.floor((tonumber('0' .. rest) or 0) * 1000)
+end
+";
+
+/// KEYS: session, index, fence. ARGV: epoch, created ms, idle ms, expires ms, limit, key prefix, id, replaced id or '',
+/// margin ms, then the hash's fields and values. Returns {1, evicted, replaced} or {0, fence}.
 static CREATE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
+    Script::new(&format!(
+        "{TIME_OF}{}",
         r"
 local fence = tonumber(redis.call('GET', KEYS[3]) or '0')
 if fence > tonumber(ARGV[1]) then return {0, fence, 0} end
-local created, max_age, limit, prefix = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local created, expires, limit, prefix = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local replaced = 0
 if ARGV[8] ~= '' then
   replaced = redis.call('DEL', prefix .. ARGV[8])
   redis.call('ZREM', KEYS[2], ARGV[8])
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. (created - max_age))
+-- What should have ended by its score is forgotten only if it has: a clock may be wrong, and an entry of an older version
+-- has the time of its session's creation.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', created)) do
+  local key = prefix .. id
+  if redis.call('EXISTS', key) == 0 then
+    redis.call('ZREM', KEYS[2], id)
+  else
+    redis.call('ZADD', KEYS[2], time_of(key, 'expires_at') or expires, id)
+  end
+end
 local evicted = 0
 if redis.call('ZCARD', KEYS[2]) >= limit then
   -- Idle or deleted sessions don't count: forget them before a live one has to go.
+  local alive = {}
   for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-    if redis.call('EXISTS', prefix .. id) == 0 then redis.call('ZREM', KEYS[2], id) end
-  end
-  local excess = redis.call('ZCARD', KEYS[2]) - limit + 1
-  if excess > 0 then
-    for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, excess - 1)) do
-      evicted = evicted + redis.call('DEL', prefix .. id)
+    local key = prefix .. id
+    if redis.call('EXISTS', key) == 0 then
       redis.call('ZREM', KEYS[2], id)
+    else
+      alive[#alive + 1] = {id, time_of(key, 'created_at') or 0}
+    end
+  end
+  local excess = #alive - limit + 1
+  if excess > 0 then
+    table.sort(alive, function(a, b) return a[2] < b[2] or (a[2] == b[2] and a[1] < b[1]) end)
+    for n = 1, excess do
+      evicted = evicted + redis.call('DEL', prefix .. alive[n][1])
+      redis.call('ZREM', KEYS[2], alive[n][1])
     end
   end
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 9))
+redis.call('HSET', KEYS[1], unpack(ARGV, 10))
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('ZADD', KEYS[2], created, ARGV[7])
-redis.call('PEXPIRE', KEYS[2], max_age)
+redis.call('ZADD', KEYS[2], expires, ARGV[7])
+local last = tonumber(redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2])
+redis.call('PEXPIRE', KEYS[2], math.max(redis.call('PTTL', KEYS[2]), last - created + tonumber(ARGV[9])))
 return {1, evicted, replaced}
-",
-    )
+"
+    ))
 });
 
-/// KEYS: session, index. ARGV: id. Returns whether the session was alive.
+/// KEYS: session, index. ARGV: id. Returns whether the session was alive. Only takes away, so a Redis that is full must
+/// let it.
 static END: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        r"
+        r"#!lua flags=allow-oom
 redis.call('ZREM', KEYS[2], ARGV[1])
 return redis.call('DEL', KEYS[1])
 ",
@@ -82,13 +132,14 @@ return redis.call('DEL', KEYS[1])
 });
 
 /// KEYS: index, fence. ARGV: key prefix, id to keep or '', epoch or '', fence's life in ms, '1' to end nothing if the
-/// fence stands at this epoch or above. Returns how many were alive.
+/// fence stands at this epoch or above. Returns how many were alive. Takes away more than the fence adds, so a Redis that
+/// is full must let it.
 static END_ALL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        r"
+        r"#!lua flags=allow-oom
 if ARGV[3] ~= '' then
   local fence, epoch = tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[3])
-  redis.call('SET', KEYS[2], math.max(fence, epoch), 'PX', ARGV[4])
+  redis.call('SET', KEYS[2], math.max(fence, epoch), 'PX', math.max(redis.call('PTTL', KEYS[2]), tonumber(ARGV[4])))
   if ARGV[5] == '1' and fence >= epoch then return 0 end
 end
 local ended = 0
@@ -194,11 +245,12 @@ impl RedisSessions {
             .arg(session.epoch)
             .arg(session.created_at.as_millisecond())
             .arg(millis(idle))
-            .arg(millis(self.limits.max_age))
+            .arg(session.expires_at.as_millisecond())
             .arg(self.limits.per_user)
             .arg(prefix(user_id))
             .arg(session_id.as_str())
-            .arg(session.replaces.as_ref().map_or("", SessionId::as_str));
+            .arg(session.replaces.as_ref().map_or("", SessionId::as_str))
+            .arg(millis(CLOCK_MARGIN));
         for (field, value) in [
             ("user_id", user.as_str()),
             ("username", &session.username),
@@ -255,11 +307,12 @@ impl RedisSessions {
     }
 
     pub(super) async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
-        let mut newest_first = cmd("ZRANGE");
-        newest_first.arg(index_key(user_id)).arg(0).arg(-1).arg("REV");
-        let ids: Vec<String> = self.redis.command(&LIST_TRIP, &newest_first).await?;
+        let mut index = cmd("ZRANGE");
+        index.arg(index_key(user_id)).arg(0).arg(-1);
+        let ids: Vec<String> = self.redis.command(&LIST_TRIP, &index).await?;
         let ids: Vec<_> = ids.iter().filter_map(|id| SessionId::parse(id)).collect();
-        let found = self.read(&LIST_TRIP, user_id, &ids).await?;
+        let mut found = self.read(&LIST_TRIP, user_id, &ids).await?;
+        found.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.created_at));
         Ok(found.into_iter().map(|(_, entry)| entry).collect())
     }
 
@@ -313,22 +366,16 @@ impl RedisSessions {
                 continue;
             }
             let mut take = |field| hash.remove(field).unwrap_or_default();
-            let (idle_expires_at, last_seen_at) = super::seen(now_ms, left_ms, self.limits.idle);
             let session = Session {
                 username: take("username"),
                 email: take("email"),
                 created_at: take("created_at"),
                 created_by: take("created_by"),
             };
-            let entry = SessionEntry {
-                session_id,
-                created_at: session.created_at.clone(),
-                expires_at: take("expires_at"),
-                idle_expires_at,
-                last_seen_at,
-                created_by: session.created_by.clone(),
-                ip: take("ip"),
-                user_agent: take("user_agent"),
+            let (expires_at, ip, user_agent) = (take("expires_at"), take("ip"), take("user_agent"));
+            let client = ClientOf { ip: &ip, user_agent: &user_agent };
+            let Some(entry) = self.limits.entry(session_id, &session, &expires_at, client, now_ms, left_ms) else {
+                continue;
             };
             found.push((session, entry));
         }
@@ -384,8 +431,12 @@ impl RedisSessions {
         self.redis.server_state().await.map(Some)
     }
 
+    /// A check renews the session that it reads. So Redis is ready if it takes this write, which changes nothing: a replica,
+    /// a primary cut off from its replicas or one whose disk refuses answers PING as well, and refuses this.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.redis.command::<Value>(&PING_TRIP, &cmd("PING")).await.map(drop)
+        let mut renewal = cmd("PEXPIRE");
+        renewal.arg(PROBED_KEY).arg(1);
+        self.redis.command::<Value>(&PING_TRIP, &renewal).await.map(drop)
     }
 }
 

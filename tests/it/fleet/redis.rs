@@ -79,6 +79,25 @@ impl Redis {
         self.running().signal(Signal::CONT);
     }
 
+    /// It becomes a replica of a primary that is not there: it keeps its connections and its data, and refuses writes.
+    pub fn demote(&self) {
+        self.run::<String>(&["REPLICAOF", "127.0.0.1", "1"]);
+    }
+
+    /// Another Redis with the data of this one takes over its address. Connections that are open stay where they are; the
+    /// old server is returned, so that it lives for as long.
+    pub async fn hand_over(&mut self) -> Self {
+        // What was written by now is in its append-only file within a second.
+        self.run::<String>(&["CONFIG", "SET", "appendfsync", "always"]);
+        let directory = self.directory.with_file_name("redis-successor");
+        copy(&self.directory, &directory);
+        let mut successor = Self { process: None, directory, port: None };
+        successor.start().await;
+        std::fs::rename(successor.socket(), self.socket()).expect("one file system");
+        std::mem::swap(&mut self.process, &mut successor.process);
+        successor
+    }
+
     fn connect(&self) -> Option<Connection> {
         let connection = redis::Client::open(self.url()).expect("an address").get_connection().ok()?;
         connection.set_read_timeout(Some(PATIENTLY)).expect("a time-out");
@@ -181,6 +200,19 @@ impl Meter {
         }
         self.before = now;
         used
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a readable directory") {
+        let entry = entry.expect("a readable directory");
+        let kind = entry.file_type().expect("a file's type");
+        if kind.is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).expect("a readable file");
+        }
     }
 }
 
