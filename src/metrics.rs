@@ -209,5 +209,8 @@ catalogue! {
     USERS_VOLUME_FREE_BYTES = Gauge "authfleet_users_volume_free_bytes";
 
     /// Spans handed to the trace exporter, by what became of them. Absent while tracing is off.
-    TRACE_SPANS = Counter "authfleet_trace_spans_total" { result: ["exported", "failed"] };
+    TRACE_SPANS = Counter "authfleet_trace_spans_total" { result: ["exported", "failed", "dropped"] };
+
+    /// Log lines that were lost because nobody read the log in time, or it was closed.
+    LOG_LINES_LOST = Counter "authfleet_log_lines_lost_total" { kind: ["audit", "other", "request"] };
 }

@@ -1,16 +1,14 @@
 //! What the process says of itself: log lines, traces, and the metrics recorder.
-//!
-//! Lines are written by a thread of their own, a few milliseconds after they were said and many at a time: a system
-//! call per line would cost more than a session check. Errors and audit events don't wait.
+mod output;
 mod recorder;
 pub mod traces;
 
-use std::io::{self, IsTerminal as _, Write};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal, Write};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
-use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use tracing::Subscriber;
 use tracing_subscriber::fmt::MakeWriter;
@@ -19,14 +17,17 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use self::output::{Kind, LINE_LIMIT, Output};
 pub use self::recorder::install_metrics;
 use crate::clock::Clock;
 use crate::config::{LogConfig, LogFormat, TracesConfig};
 
-/// Lines wait at most this long.
-const FLUSH_EVERY: Duration = Duration::from_millis(20);
-/// More than this is written without waiting.
-const FLUSH_ABOVE: usize = 64 * 1024;
+/// Bytes of a path in a request's line; longer ones are cut. JSON takes two for some of them.
+const PATH_LIMIT: usize = 2048;
+/// Bytes of a method there: HTTP lets clients make them up.
+const METHOD_LIMIT: usize = 32;
+/// Stands where something was cut off.
+const CUT: &str = "…";
 
 static SINK: OnceLock<Sink> = OnceLock::new();
 
@@ -36,42 +37,7 @@ struct Sink {
     /// What each JSON line begins with: `{"replica":"…",`.
     prefix: String,
     has_request_lines: bool,
-    pending: Mutex<Vec<u8>>,
-    /// What is being written, and afterwards the room for what comes next. Held meanwhile, so that lines keep their order.
-    output: Mutex<Vec<u8>>,
-    filled: Condvar,
-}
-
-impl Sink {
-    fn append(&self, line: impl FnOnce(&mut Vec<u8>)) {
-        let mut pending = self.pending.lock();
-        let was_empty = pending.is_empty();
-        line(&mut pending);
-        let is_full = pending.len() > FLUSH_ABOVE;
-        drop(pending);
-        if is_full {
-            self.flush();
-        } else if was_empty {
-            self.filled.notify_one();
-        }
-    }
-
-    fn flush(&self) {
-        let mut lines = self.output.lock();
-        std::mem::swap(&mut *lines, &mut *self.pending.lock());
-        // Nobody to tell if standard output is gone.
-        drop(io::stdout().write_all(&lines));
-        lines.clear();
-        lines.shrink_to(FLUSH_ABOVE * 2);
-    }
-
-    fn run(&self) {
-        loop {
-            self.filled.wait_while(&mut self.pending.lock(), |pending| pending.is_empty());
-            std::thread::sleep(FLUSH_EVERY);
-            self.flush();
-        }
-    }
+    output: Output,
 }
 
 /// Logging and tracing have started. Sends what is left when dropped.
@@ -86,10 +52,18 @@ impl Drop for Telemetry {
     }
 }
 
-/// Writes out whatever waits.
+/// Waits until all lines are written; a second at most, for nobody may be reading them.
 pub fn flush() {
     if let Some(sink) = SINK.get() {
-        sink.flush();
+        sink.output.flush();
+    }
+}
+
+/// Writes a text for people in between the log's lines.
+pub fn print(text: &str) {
+    if let Some(sink) = SINK.get() {
+        sink.output.append(Kind::Other, |out| out.extend_from_slice(cut(text, LINE_LIMIT).0.as_bytes()));
+        sink.output.send(Kind::Other);
     }
 }
 
@@ -100,26 +74,13 @@ pub fn flush() {
 /// When called twice in one process.
 pub fn start(log: &LogConfig, replica: &str, collector: Option<&TracesConfig>) -> Telemetry {
     let name = serde_json::to_string(replica).expect("a string is JSON");
-    SINK.set(Sink {
-        format: log.format,
-        prefix: format!("{{\"replica\":{name},"),
-        has_request_lines: wants_request_lines(&log.filter),
-        pending: Mutex::default(),
-        output: Mutex::default(),
-        filled: Condvar::new(),
-    })
-    .expect("logging starts once");
-    std::thread::Builder::new()
-        .name("log".to_owned())
-        .spawn(|| SINK.get().expect("set above").run())
-        .expect("a thread for log lines");
-
+    start_writing(log, format!("{{\"replica\":{name},"), io::stdout());
     let mut failure = None;
     let tracer = collector.and_then(|config| {
         let endpoint = config.endpoint.as_deref()?;
         traces::start(config, endpoint, replica).map_err(|error| failure = Some(error)).ok()
     });
-    let lines = lines(log, Lines, io::stdout().is_terminal());
+    let lines = lines(log, io::stdout().is_terminal());
     match tracer {
         // Without a layer that isn't there, each line is filtered once.
         None => tracing_subscriber::registry().with(lines).with(EnvFilter::new(&log.filter)).init(),
@@ -131,35 +92,44 @@ pub fn start(log: &LogConfig, replica: &str, collector: Option<&TracesConfig>) -
     if let Some(error) = failure {
         tracing::warn!(%error, "OTEL_EXPORTER_OTLP_ENDPOINT: no traces will be sent");
     }
-
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        tracing::error!(panic = %panic, "a bug: the process panicked");
-        flush();
-        if SINK.get().is_some_and(|sink| sink.format == LogFormat::Pretty) {
-            report(panic);
-        }
+    // Not the standard library's own report: it goes to standard error, and waits for whoever reads that.
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        tracing::error!(panic = %panic, backtrace, "a bug: the process panicked");
     }));
     Telemetry(())
 }
 
-/// Sends log lines to standard error, one by one: for commands, whose results go to standard output.
+/// Sends log lines to standard error: for commands, whose results go to standard output. What a command does, it does
+/// to the end, even if nobody reads its log.
 ///
 /// # Panics
 ///
 /// When logging has started already.
-pub fn log_to_stderr(config: &LogConfig) {
-    let lines = lines(config, io::stderr, io::stderr().is_terminal());
+pub fn log_to_stderr(config: &LogConfig) -> Telemetry {
+    start_writing(config, "{".to_owned(), io::stderr());
+    let lines = lines(config, io::stderr().is_terminal());
     tracing_subscriber::registry().with(lines).with(EnvFilter::new(&config.filter)).init();
+    Telemetry(())
+}
+
+fn start_writing(log: &LogConfig, prefix: String, stream: impl AsFd + Send + Sync + 'static) {
+    let has_request_lines = wants_request_lines(&log.filter);
+    let sink = Sink { format: log.format, prefix, has_request_lines, output: Output::new(stream) };
+    SINK.set(sink).expect("logging starts once");
+    std::thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(|| SINK.get().expect("set above").output.run())
+        .expect("a thread for log lines");
 }
 
 /// Formats each event as one line.
-fn lines<S, W>(config: &LogConfig, writer: W, is_terminal: bool) -> Box<dyn Layer<S> + Send + Sync>
+fn lines<S>(config: &LogConfig, is_terminal: bool) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
-    W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let layer = tracing_subscriber::fmt::layer().with_writer(Lines);
     match config.format {
         LogFormat::Json => {
             layer.json().flatten_event(true).with_current_span(false).with_span_list(false).with_ansi(false).boxed()
@@ -176,34 +146,48 @@ impl<'a> MakeWriter<'a> for Lines {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line { at_once: false }
+        Line { kind: Kind::Other, is_urgent: false }
     }
 
     fn make_writer_for(&'a self, metadata: &tracing::Metadata<'_>) -> Line {
-        Line { at_once: *metadata.level() == tracing::Level::ERROR || metadata.target() == "audit" }
+        let kind = if metadata.target() == "audit" { Kind::Audit } else { Kind::Other };
+        Line { kind, is_urgent: kind == Kind::Audit || *metadata.level() == tracing::Level::ERROR }
     }
 }
 
 /// Writes one whole line per call, as the formatter does.
 struct Line {
-    at_once: bool,
+    kind: Kind,
+    is_urgent: bool,
 }
 
 impl Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let sink = SINK.get().expect("set before the subscriber");
-        sink.append(|pending| match (sink.format, line.strip_prefix(b"{")) {
+        sink.output.append(self.kind, |out| match (sink.format, line.strip_prefix(b"{")) {
             (LogFormat::Json, Some(rest)) => {
-                pending.extend_from_slice(sink.prefix.as_bytes());
+                let begin = out.len();
+                out.extend_from_slice(sink.prefix.as_bytes());
                 if let Some(id) = traces::current_id() {
-                    write!(pending, "\"trace_id\":\"{id}\",").expect("writing to memory");
+                    write!(out, "\"trace_id\":\"{id}\",").expect("writing to memory");
                 }
-                pending.extend_from_slice(rest);
+                let room = LINE_LIMIT.saturating_sub(out.len() - begin);
+                if rest.len() <= room {
+                    out.extend_from_slice(rest);
+                } else {
+                    out.extend_from_slice(&shortened(line, room)[1..]);
+                }
             }
-            _ => pending.extend_from_slice(line),
+            _ if line.len() <= LINE_LIMIT => out.extend_from_slice(line),
+            _ => {
+                let line = String::from_utf8_lossy(line);
+                out.extend_from_slice(cut(&line, LINE_LIMIT - CUT.len() - 1).0.as_bytes());
+                out.extend_from_slice(CUT.as_bytes());
+                out.push(b'\n');
+            }
         });
-        if self.at_once {
-            sink.flush();
+        if self.is_urgent {
+            sink.output.send(self.kind);
         }
         Ok(line.len())
     }
@@ -213,12 +197,48 @@ impl Write for Line {
     }
 }
 
+/// The beginning of a text, `limit` bytes at most, and what stands for the rest if there is any.
+fn cut(text: &str, limit: usize) -> (&str, &'static str) {
+    if text.len() <= limit {
+        return (text, "");
+    }
+    let end = (0..=limit).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    (&text[..end], CUT)
+}
+
+/// A JSON line that is too long, with its longest texts cut until it fits into `limit` bytes.
+fn shortened(line: &[u8], limit: usize) -> Vec<u8> {
+    type Fields = serde_json::Map<String, serde_json::Value>;
+    let mut fields: Fields = serde_json::from_slice(line).unwrap_or_default();
+    let mut longest = limit / 2;
+    loop {
+        let mut short = serde_json::to_vec(&fields).expect("values that were JSON");
+        if short.len() < limit {
+            short.push(b'\n');
+            return short;
+        }
+        longest /= 2;
+        if longest < 16 {
+            // Thousands of fields, or names of that length: none of ours.
+            fields.retain(|name, _| matches!(name.as_str(), "timestamp" | "level" | "target" | "event" | "message"));
+        }
+        for value in fields.values_mut() {
+            let text = if let serde_json::Value::String(text) = value { text.clone() } else { value.to_string() };
+            if let (begin, rest @ CUT) = cut(&text, longest) {
+                *value = format!("{begin}{rest}").into();
+            }
+        }
+    }
+}
+
 /// One answered request.
 #[derive(Debug, Serialize)]
 pub struct RequestLine<'a> {
     /// The method as sent.
+    #[serde(serialize_with = "method_to_limit")]
     pub method: &'a str,
     /// The path without its query.
+    #[serde(serialize_with = "path_to_limit")]
     pub path: &'a str,
     /// The route that matched.
     pub route: Option<&'a str>,
@@ -241,6 +261,21 @@ fn to_the_microsecond<S: serde::Serializer>(milliseconds: &f64, serializer: S) -
     serializer.serialize_f64((milliseconds * 1e3).round() / 1e3)
 }
 
+fn path_to_limit<S: serde::Serializer>(path: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    to_limit(path, PATH_LIMIT, serializer)
+}
+
+fn method_to_limit<S: serde::Serializer>(method: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    to_limit(method, METHOD_LIMIT, serializer)
+}
+
+fn to_limit<S: serde::Serializer>(text: &str, limit: usize, serializer: S) -> Result<S::Ok, S::Error> {
+    match cut(text, limit) {
+        (whole, "") => serializer.serialize_str(whole),
+        (begin, rest) => serializer.collect_str(&format_args!("{begin}{rest}")),
+    }
+}
+
 /// Whether request lines are wanted: `RUST_LOG` with `request=off` silences them.
 pub fn request_lines_enabled() -> bool {
     SINK.get().is_some_and(|sink| sink.has_request_lines)
@@ -258,7 +293,7 @@ fn wants_request_lines(filter: &str) -> bool {
 pub fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
     let Some(sink) = SINK.get() else { return };
     let now = clock.now();
-    sink.append(|out| {
+    sink.output.append(Kind::Request, |out| {
         let written = match sink.format {
             LogFormat::Json => {
                 out.extend_from_slice(sink.prefix.as_bytes());
@@ -271,10 +306,11 @@ pub fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
                 })
             }
             LogFormat::Pretty => {
-                let RequestLine { method, path, status, duration_ms, request_id, .. } = line;
+                let RequestLine { status, duration_ms, request_id, .. } = line;
+                let ((method, _), (path, path_rest)) = (cut(line.method, METHOD_LIMIT), cut(line.path, PATH_LIMIT));
                 write!(
                     out,
-                    "{now:.6}  INFO request: {method} {} {status} {duration_ms:.2}ms id={request_id}",
+                    "{now:.6}  INFO request: {method} {}{path_rest} {status} {duration_ms:.2}ms id={request_id}",
                     path.escape_debug()
                 )
             }
@@ -282,4 +318,41 @@ pub fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
         written.expect("writing to memory");
         out.push(b'\n');
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_long_line_is_cut_and_stays_json() {
+        let limit = 1000;
+        let many: serde_json::Map<String, Value> = (0..500).map(|n| (format!("field_{n}"), json!(n))).collect();
+        for mut line in [
+            json!({ "message": "ü".repeat(5000), "user_id": "u-1" }),
+            json!({ "message": "\u{1}\"".repeat(5000), "list": vec![1; 5000] }),
+            many.into(),
+        ] {
+            for (name, value) in [("level", "WARN"), ("target", "audit"), ("event", "login"), ("timestamp", "now")] {
+                line[name] = value.into();
+            }
+            let short = shortened(line.to_string().as_bytes(), limit);
+            assert!(short.len() <= limit && short.ends_with(b"}\n"), "{}", short.len());
+            let short: Value = serde_json::from_slice(&short).expect("JSON");
+            assert_eq!([&short["level"], &short["target"], &short["event"]], ["WARN", "audit", "login"]);
+            if line["user_id"].is_string() {
+                assert_eq!(short["user_id"], "u-1");
+                assert!(short["message"].as_str().is_some_and(|text| text.starts_with('ü') && text.ends_with(CUT)));
+            }
+        }
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("äöü", 6), ("äöü", ""));
+        assert_eq!(cut("äöü", 5), ("äö", CUT));
+        assert_eq!(cut("ä", 1), ("", CUT));
+    }
 }

@@ -109,18 +109,17 @@ pub fn main() -> ExitCode {
 
 /// Runs a command. Requests answered by one thread never wait for another to wake up; measured at one replica, more
 /// threads cost each session check up to a fifth more CPU.
-fn runtime(threads: usize, command: impl Future<Output = ExitCode>) -> ExitCode {
+fn runtime<T>(threads: usize, command: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(threads).enable_all().build().expect("a runtime").block_on(command)
 }
 
 /// Runs a command of an operator. Log lines, audit events among them, go to standard error.
 fn administer(config: Config, command: impl AsyncFnOnce(&Admin) -> Result<ExitCode, AdminError>) -> ExitCode {
-    telemetry::log_to_stderr(&config.log);
-    runtime(1, async {
-        let run = async { command(&Admin::new(config, Clock::system(), actor())?).await };
-        run.await.unwrap_or_else(|error| fail(error, ExitCode::FAILURE))
-    })
+    let telemetry = telemetry::log_to_stderr(&config.log);
+    let outcome = runtime(1, async { command(&Admin::new(config, Clock::system(), actor())?).await });
+    drop(telemetry);
+    outcome.unwrap_or_else(|error| fail(error, ExitCode::FAILURE))
 }
 
 /// Who runs this process. A user without an entry in the system's list is named by number.

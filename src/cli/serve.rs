@@ -1,5 +1,4 @@
 //! `serve`.
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
@@ -54,7 +53,6 @@ pub(super) async fn serve(config: &Config) -> ExitCode {
     tracing::info!(%public, %ops, sessions = app.auth.sessions.kind(), version = env!("CARGO_PKG_VERSION"),
         started_in_seconds = begin.elapsed().as_secs_f64(), "authfleet is up");
     if in_memory {
-        telemetry::flush();
         try_it(public, config);
     }
 
@@ -104,8 +102,7 @@ fn try_it(public: SocketAddr, config: &Config) {
     } else {
         ""
     };
-    drop(writeln!(
-        std::io::stdout(),
+    telemetry::print(&format!(
         "
   authfleet: one replica, sessions in memory. Try it:
 

@@ -8,12 +8,15 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Uri};
+use hyper_util::client::proxy::matcher::Matcher;
 use metrics::{Counter, counter};
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{SpanId, SpanKind, TraceContextExt as _, TraceId, TracerProvider as _};
@@ -23,8 +26,8 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{
-    BatchSpanProcessor, IdGenerator, RandomIdGenerator, Sampler, SamplingDecision, SdkTracer, SdkTracerProvider,
-    ShouldSample, SpanData, SpanExporter,
+    BatchConfigBuilder, BatchSpanProcessor, IdGenerator, RandomIdGenerator, Sampler, SamplingDecision, SdkTracer,
+    SdkTracerProvider, ShouldSample, SpanData, SpanExporter, SpanProcessor,
 };
 use parking_lot::Mutex;
 use secrecy::ExposeSecret as _;
@@ -85,8 +88,10 @@ pub(crate) use span;
 pub(super) fn start(config: &TracesConfig, endpoint: &str, replica: &str) -> io::Result<SdkTracer> {
     let headers: HashMap<String, String> =
         config.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
+    let route = Route::to(endpoint);
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
+        .with_http_client(route.client()?)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(format!("{endpoint}/v1/traces"))
         .with_timeout(EXPORT_TIMEOUT)
@@ -99,8 +104,18 @@ pub(super) fn start(config: &TracesConfig, endpoint: &str, replica: &str) -> io:
         KeyValue::new("service.instance.id", replica.to_owned()),
     ];
     let given = config.resource_attributes.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let watched = Watched::new(exporter, endpoint, route, Arc::clone(&waiting));
+    let room = queue_size();
+    let batches = BatchConfigBuilder::default().with_max_queue_size(room).build();
+    let processor = BatchSpanProcessor::builder(watched).with_batch_config(batches).build();
     let provider = SdkTracerProvider::builder()
-        .with_span_processor(BatchSpanProcessor::builder(Watched::new(exporter, endpoint)).build())
+        .with_span_processor(Bounded {
+            processor,
+            room,
+            waiting,
+            dropped: counter!(TRACE_SPANS, "result" => "dropped"),
+        })
         // The choice is made before a span is, see `RequestTrace::begin`.
         .with_sampler(Sampler::AlwaysOn)
         .with_id_generator(Ids(RandomIdGenerator::default()))
@@ -325,21 +340,105 @@ impl IdGenerator for Ids {
     }
 }
 
+/// How the collector is reached.
+#[derive(Debug)]
+enum Route {
+    Direct,
+    /// Through the proxy that `HTTP_PROXY` and its like name for it; this is its address, without user and password.
+    Proxy(String),
+}
+
+impl Route {
+    /// A collector on this machine is never reached through a proxy: `localhost` is another one there. Docker puts such
+    /// variables into every container if its client is configured so.
+    fn to(endpoint: &str) -> Self {
+        let Ok(uri) = endpoint.parse::<Uri>() else { return Self::Direct };
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let is_local = host.parse::<IpAddr>().map_or_else(
+            |_| host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost"),
+            |ip| ip.is_loopback(),
+        );
+        match Matcher::from_env().intercept(&uri) {
+            Some(proxy) if !is_local => Self::Proxy(proxy.uri().to_string()),
+            _ => Self::Direct,
+        }
+    }
+
+    fn client(&self) -> io::Result<reqwest::blocking::Client> {
+        let builder = reqwest::blocking::Client::builder().timeout(EXPORT_TIMEOUT);
+        let builder = if let Self::Direct = self { builder.no_proxy() } else { builder };
+        // A blocking client brings a runtime, which can't be made on a thread of ours.
+        let built = std::thread::spawn(move || builder.build()).join().expect("a client is made or refused");
+        built.map_err(io::Error::other)
+    }
+
+    fn proxy(&self) -> Option<&str> {
+        if let Self::Proxy(address) = self { Some(address) } else { None }
+    }
+}
+
+/// Spans that may wait: OpenTelemetry's variable for it, and its default.
+fn queue_size() -> usize {
+    std::env::var("OTEL_BSP_MAX_QUEUE_SIZE").ok().and_then(|size| size.parse().ok()).unwrap_or(2048)
+}
+
+/// Hands spans on while there is room for them, and counts those that are dropped; the processor would say how many
+/// when the process ends.
+#[derive(Debug)]
+struct Bounded<P> {
+    processor: P,
+    room: usize,
+    /// Handed on and not exported yet.
+    waiting: Arc<AtomicUsize>,
+    dropped: Counter,
+}
+
+impl<P: SpanProcessor> SpanProcessor for Bounded<P> {
+    fn on_start(&self, span: &mut opentelemetry_sdk::trace::Span, context: &OtelContext) {
+        self.processor.on_start(span, context);
+    }
+
+    fn on_end(&self, span: SpanData) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) < self.room {
+            self.processor.on_end(span);
+        } else {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.dropped.increment(1);
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.processor.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.processor.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.processor.set_resource(resource);
+    }
+}
+
 /// An exporter whose failures are counted, and said once: when they begin and when they end.
 #[derive(Debug)]
 struct Watched<E> {
     exporter: E,
     endpoint: String,
+    route: Route,
+    waiting: Arc<AtomicUsize>,
     is_failing: Mutex<bool>,
     exported: Counter,
     failed: Counter,
 }
 
 impl<E> Watched<E> {
-    fn new(exporter: E, endpoint: &str) -> Self {
+    fn new(exporter: E, endpoint: &str, route: Route, waiting: Arc<AtomicUsize>) -> Self {
         Self {
             exporter,
             endpoint: endpoint.to_owned(),
+            route,
+            waiting,
             is_failing: Mutex::default(),
             exported: counter!(TRACE_SPANS, "result" => "exported"),
             failed: counter!(TRACE_SPANS, "result" => "failed"),
@@ -359,7 +458,8 @@ impl<E> Watched<E> {
             Err(error) => {
                 self.failed.increment(spans);
                 if !was_failing {
-                    tracing::warn!(%error, endpoint, "the collector takes no traces; requests are answered as ever");
+                    tracing::warn!(%error, endpoint, proxy = self.route.proxy(),
+                        "the collector takes no traces; requests are answered as ever");
                 }
             }
         }
@@ -369,6 +469,7 @@ impl<E> Watched<E> {
 impl<E: SpanExporter> SpanExporter for Watched<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len() as u64;
+        self.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
         let result = self.exporter.export(batch).await;
         self.judge(spans, &result);
         // Said and counted: the processor would log each failed batch.

@@ -1,7 +1,16 @@
 //! What the log says.
+use std::io::{PipeReader, Read as _};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::fleet::{Fleet, PASSWORD};
+use crate::fleet::{Fleet, PASSWORD, PATIENTLY, Replica, within};
+
+/// No line is longer, as `docs/observability.md` says.
+const LINE_LIMIT: usize = 8192;
 
 #[tokio::test]
 async fn one_line_per_request() {
@@ -52,7 +61,7 @@ async fn one_line_per_request() {
     let head = "POST /login HTTP/1.1\r\nHost: x\r\nX-Request-Id: left-1\r\nContent-Type: application/json";
     raw.write(format!("{head}\r\nContent-Length: 100\r\n\r\n{{").as_bytes()).await;
     let in_flight = async || fleet[0].count("authfleet_http_requests_in_flight", &[]).await == 1;
-    crate::fleet::within(crate::fleet::PATIENTLY, "the request is in flight", in_flight).await;
+    within(PATIENTLY, "the request is in flight", in_flight).await;
     drop(raw);
     let status = fleet[0].request_line("left-1").await["status"].clone();
     assert!(status == 499 || status == 400, "{status}");
@@ -84,6 +93,134 @@ async fn who_did_what_is_recorded() {
     }
     assert!(audit.iter().all(|line| line["request_id"].is_string() && line["ip"] == "127.0.0.1"), "{audit:?}");
     assert!(!fleet[0].output_text().contains(PASSWORD));
+}
+
+/// More log than a pipe and the queues take: requests for long paths that aren't there.
+async fn fill_the_log(replica: &Replica) {
+    let path = format!("/{}", "x".repeat(5000));
+    for _ in 0..700 {
+        replica.get(&path).send().await.expect(404);
+    }
+}
+
+/// Reads a log from now on.
+fn read_all(mut log: PipeReader) -> (Arc<Mutex<Vec<u8>>>, JoinHandle<()>) {
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let reader = std::thread::spawn({
+        let text = Arc::clone(&text);
+        move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = log.read(&mut buffer) {
+                text.lock().extend_from_slice(&buffer[..count]);
+            }
+        }
+    });
+    (text, reader)
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_nobody() {
+    let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
+    let ada = fleet[0].register("ada").await;
+    let log = fleet[0].restart_into_pipe().await;
+    fill_the_log(&fleet[0]).await;
+    fleet[0].ops("/livez").await.expect(200);
+    fleet[0].ops("/readyz").await.expect(200);
+    let session = fleet[0].login(&ada).await;
+    assert_eq!(fleet[0].check(&session).await, 200);
+    fleet[0].post("/auth/logout").session(&session).send().await.expect(200);
+    let lost = async |kind| fleet[0].count("authfleet_log_lines_lost_total", &[("kind", kind)]).await;
+    let lost_requests = lost("request").await;
+    assert!(lost_requests > 0, "the queue took more than a pipe and a mebibyte");
+    assert_eq!([lost("audit").await, lost("other").await], [0, 0]);
+
+    // Somebody reads again: what was lost is said, and of audit events nothing was.
+    let (text, reader) = read_all(log);
+    let has_been_said = async || String::from_utf8_lossy(&text.lock()).contains("log lines were lost");
+    within(PATIENTLY, "the loss is said", has_been_said).await;
+    assert_eq!(lost("request").await, lost_requests);
+    let requests = fleet[0].count("authfleet_http_requests_total", &[]).await;
+    fleet[0].signal(Signal::TERM);
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+    reader.join().expect("a log");
+    let text = String::from_utf8(std::mem::take(&mut *text.lock())).expect("UTF-8");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let of = |target: &str| lines.iter().filter(|line| line["target"] == target).collect::<Vec<_>>();
+    assert_eq!(of("request").len() as u64 + lost_requests, requests, "each request is logged or counted as lost");
+    let events: Vec<_> = of("audit").iter().map(|line| line["event"].as_str().expect("an event")).collect();
+    assert_eq!(events, ["login", "session_ended"]);
+    let said = lines.iter().filter(|line| line["level"] == "WARN" && line["request"].is_number());
+    let said: Vec<_> = said.map(|line| (&line["audit"], &line["other"], line["request"].as_u64())).collect();
+    assert_eq!(said, [(&0.into(), &0.into(), Some(lost_requests))]);
+    assert!(lines.iter().any(|line| line["message"] == "authfleet is down"), "the log is whole");
+}
+
+#[tokio::test]
+async fn a_replica_ends_although_nobody_reads_its_log() {
+    let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
+    let log = fleet[0].restart_into_pipe().await;
+    fill_the_log(&fleet[0]).await;
+    fleet[0].signal(Signal::TERM);
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+    drop(log);
+}
+
+/// A closed log is no reason to fail or to be busy with it.
+#[tokio::test]
+async fn a_log_that_is_closed_holds_up_nobody() {
+    let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
+    let ada = fleet[0].register("ada").await;
+    drop(fleet[0].restart_into_pipe().await);
+    let session = fleet[0].login(&ada).await;
+    let lost = async |kind| fleet[0].count("authfleet_log_lines_lost_total", &[("kind", kind)]).await;
+    within(PATIENTLY, "the loss is counted", async || lost("audit").await == 1 && lost("request").await == 1).await;
+    assert_eq!(fleet[0].check(&session).await, 200);
+    fleet[0].signal(Signal::TERM);
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+}
+
+/// A command that cuts somebody off does it to the end, whoever reads its messages.
+#[tokio::test]
+async fn a_command_works_although_nobody_reads_its_log() {
+    let fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    let (log, stderr) = std::io::pipe().expect("a pipe");
+    // Full to the last byte.
+    rustix::io::ioctl_fionbio(&stderr, true).expect("a pipe can be non-blocking");
+    for size in [4096, 1] {
+        while rustix::io::write(&stderr, &vec![b'\n'; size]).is_ok() {}
+    }
+    rustix::io::ioctl_fionbio(&stderr, false).expect("a pipe can be blocking");
+    let done = fleet.command_with_errors_to(stderr, &["user", "disable", "ada"]).await.expect_code(0);
+    assert!(done.stdout.contains("disabled"), "{}", done.stdout);
+    assert_eq!(fleet[0].check(&session).await, 401);
+    fleet[0].try_login("ada", PASSWORD).send().await.expect(401);
+    drop(log);
+}
+
+#[tokio::test]
+async fn a_line_is_bounded_whatever_clients_send() {
+    let fleet = Fleet::start(1).await;
+    let path = format!("/{}", "%22\"{".repeat(4000));
+    let mut raw = fleet[0].raw().await;
+    raw.write(format!("GET {path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: long-path\r\n\r\n").as_bytes()).await;
+    raw.read_until("not_found").await;
+    let line = fleet[0].request_line("long-path").await;
+    let logged = line["path"].as_str().expect("a path");
+    assert!(logged.strip_suffix('…').is_some_and(|begin| begin.len() > 2000 && path.starts_with(begin)), "{logged}");
+
+    let method = "M".repeat(20_000);
+    let mut raw = fleet[0].raw().await;
+    let head = format!("{method} /profile HTTP/1.1\r\nHost: x\r\nX-Request-Id: long-method\r\n\r\n");
+    raw.write(head.as_bytes()).await;
+    raw.read_until("method_not_allowed").await;
+    let line = fleet[0].request_line("long-method").await;
+    assert!(line["method"].as_str().is_some_and(|method| method.ends_with("M…")), "{line}");
+
+    let text = fleet[0].output_text();
+    let longest = text.lines().max_by_key(|line| line.len()).expect("lines");
+    assert!(longest.len() < LINE_LIMIT, "{} bytes: {longest}", longest.len());
 }
 
 /// The first metrics, each with what happened.

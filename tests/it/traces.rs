@@ -226,6 +226,45 @@ async fn a_collector_that_fails_costs_a_warning() {
     assert!(begin.elapsed() < PATIENTLY / 2, "{:?}", begin.elapsed());
 }
 
+/// Docker gives every container the proxy variables of its client.
+#[tokio::test]
+async fn a_collector_on_this_machine_is_reached_without_a_proxy() {
+    let collector = Collector::start().await;
+    let fleet = traced(&collector).env("http_proxy", "http://127.0.0.1:9").env("ALL_PROXY", "http://127.0.0.1:9");
+    let fleet = fleet.start().await;
+    fleet[0].get("/profile").header("traceparent", &traceparent("01")).send().await.expect(401);
+    trace_with(&collector, TRACE, "GET /profile").await;
+}
+
+#[tokio::test]
+async fn the_warning_names_the_proxy_but_not_its_password() {
+    let collector = Collector::start().await;
+    let fleet = traced(&collector).env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.invalid:4318");
+    let fleet = fleet.env("HTTP_PROXY", "http://ada:hunter2@127.0.0.1:9").start().await;
+    let warning = || fleet[0].log().into_iter().find(|line| line["endpoint"] == "http://collector.invalid:4318");
+    let warned = async || {
+        fleet[0].get("/profile").send().await.expect(401);
+        warning().is_some()
+    };
+    within(PATIENTLY, "traces are not taken", warned).await;
+    assert_eq!(warning().expect("a warning")["proxy"], "http://127.0.0.1:9/");
+    assert!(!fleet[0].output_text().contains("hunter2"));
+}
+
+/// A collector that takes a connection and never answers: spans wait in a queue with an end, and requests don't.
+#[tokio::test]
+async fn spans_without_room_are_counted() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let endpoint = format!("http://{}", silent.local_addr().expect("an address"));
+    let fleet = Fleet::builder().env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "10");
+    let fleet = fleet.env("OTEL_BSP_MAX_QUEUE_SIZE", "4").start().await;
+    let dropped = async || {
+        fleet[0].get("/profile").send().await.expect(401);
+        fleet[0].count("authfleet_trace_spans_total", &[("result", "dropped")]).await > 0
+    };
+    within(PATIENTLY, "dropped spans are counted", dropped).await;
+}
+
 #[tokio::test]
 async fn the_last_spans_are_sent_at_the_end() {
     let collector = Collector::start().await;

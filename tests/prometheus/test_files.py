@@ -35,7 +35,12 @@ import runbook
 
 SEVERITIES = {"critical", "warning", "info"}
 # What they look at is an increase over some minutes already.
-WITHOUT_FOR = {"AuthfleetReplicaRestarting", "AuthfleetInternalErrors", "AuthfleetRedisEvicting"}
+WITHOUT_FOR = {
+    "AuthfleetReplicaRestarting",
+    "AuthfleetInternalErrors",
+    "AuthfleetLogLinesLost",
+    "AuthfleetRedisEvicting",
+}
 
 
 def promtool(*arguments: str, cwd: Path = PROMETHEUS) -> str:

@@ -47,7 +47,7 @@ fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>)
 
 /// Looks at everything; exit code 1 if anything fails.
 pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
-    telemetry::log_to_stderr(&config.log);
+    let telemetry = telemetry::log_to_stderr(&config.log);
     let DatabaseUrl::Sqlite(path) = &config.database;
     let mut checks = settings(config);
     checks.push(secrets(config));
@@ -62,6 +62,7 @@ pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
             "fine for one replica that is tried out; a fleet needs Redis, and every restart logs everybody out",
         )),
     }
+    drop(telemetry);
     report(&checks, json)
 }
 

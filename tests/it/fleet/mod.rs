@@ -25,6 +25,7 @@ mod replica;
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -116,6 +117,11 @@ impl Fleet {
         let mut settings = self.settings.clone();
         settings.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         authfleet(self.path(), arguments, &settings).await
+    }
+
+    /// As [`Fleet::command`], with standard error going to `stderr`.
+    pub async fn command_with_errors_to(&self, stderr: impl Into<Stdio>, arguments: &[&str]) -> Finished {
+        process::authfleet_with_errors_to(Some(stderr.into()), self.path(), arguments, &self.settings).await
     }
 
     /// The replicas.

@@ -23,11 +23,22 @@ pub struct Process {
 impl Process {
     /// Starts `command`; what it writes is appended to `output`, standard error to `errors`.
     pub fn spawn(name: &str, command: &mut Command, output: &Path, errors: &Path) -> Self {
+        Self::spawn_into(name, command, output, append(output), append(errors))
+    }
+
+    /// Starts `command` with these streams; `output` is what a failed test shows.
+    pub fn spawn_into(
+        name: &str,
+        command: &mut Command,
+        output: &Path,
+        stdout: impl Into<Stdio>,
+        stderr: impl Into<Stdio>,
+    ) -> Self {
         let program = command.get_program().to_owned();
         let child = command
             .stdin(Stdio::null())
-            .stdout(append(output))
-            .stderr(append(errors))
+            .stdout(stdout)
+            .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("{} must be installed: {error}", program.display()));
         Self { child, name: name.to_owned(), output: output.to_owned() }
@@ -164,11 +175,25 @@ impl Finished {
 
 /// Runs the binary in `directory` until it ends, with these variables and no other.
 pub async fn authfleet(directory: &Path, arguments: &[&str], settings: &BTreeMap<String, String>) -> Finished {
+    authfleet_with_errors_to(None, directory, arguments, settings).await
+}
+
+/// As [`authfleet`]; standard error may go elsewhere than into a file.
+pub async fn authfleet_with_errors_to(
+    stderr: Option<Stdio>,
+    directory: &Path,
+    arguments: &[&str],
+    settings: &BTreeMap<String, String>,
+) -> Finished {
     static RUNS: AtomicU64 = AtomicU64::new(1);
     let run = RUNS.fetch_add(1, Ordering::Relaxed);
     let [output, errors] = ["stdout", "stderr"].map(|stream| directory.join(format!("run-{run}.{stream}")));
     let name = format!("authfleet {}", arguments.join(" "));
-    let mut process = Process::spawn(&name, binary(directory, settings).args(arguments), &output, &errors);
+    let mut command = binary(directory, settings);
+    let stderr = stderr.unwrap_or_else(|| append(&errors).into());
+    let mut process = Process::spawn_into(&name, command.args(arguments), &output, append(&output), stderr);
+    // It holds the stream's other end open.
+    drop(command);
     let status = process.ended().await;
     assert!(status.code().is_some(), "{name} was ended by signal {:?}", status.signal());
     Finished { code: status.code(), stdout: read(&output), stderr: read(&errors) }

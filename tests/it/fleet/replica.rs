@@ -1,6 +1,7 @@
 //! One replica: the real binary on free ports.
+use std::io::PipeReader;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -9,7 +10,7 @@ use tokio::net::TcpSocket;
 
 use super::client::{Answer, Call, PASSWORD, Raw, Session, User, http};
 use super::process::{Process, binary, hold, read};
-use super::{PATIENTLY, Settings};
+use super::{PATIENTLY, Settings, within};
 
 /// `authfleet serve`. Kept on its ports over restarts.
 pub struct Replica {
@@ -68,6 +69,20 @@ impl Replica {
         self.kill();
         self.settings.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         self.start().await;
+    }
+
+    /// `kill -9`, and a new start with its log going into a pipe, which nobody reads unless the test does.
+    pub async fn restart_into_pipe(&mut self) -> PipeReader {
+        self.kill();
+        let (log, stdout) = std::io::pipe().expect("a pipe");
+        let mut command = binary(&self.directory, &self.settings);
+        let process = Process::spawn_into(&self.name, &mut command, &self.output(), stdout, Stdio::inherit());
+        self.process = Some(process);
+        self.held.clear();
+        let url = format!("http://{}/readyz", self.ops_address());
+        let is_ready = async || self.http.get(&url).send().await.is_ok_and(|answer| answer.status() == 200);
+        within(PATIENTLY, "the replica is ready", is_ready).await;
+        log
     }
 
     fn running(&self) -> &Process {

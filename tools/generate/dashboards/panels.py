@@ -53,7 +53,7 @@ LOGIN_COLOURS = {
     "internal": "dark-red",
 }
 REGISTRATION_COLOURS = {"conflict": YELLOW, "invalid": "light-yellow", **LOGIN_COLOURS}
-SPAN_COLOURS = {"exported": GREEN, "failed": RED}
+SPAN_COLOURS = {"exported": GREEN, "failed": RED, "dropped": ORANGE}
 
 
 @dataclass(frozen=True)

@@ -337,19 +337,30 @@ def state():
         [Query("max by (part) (authfleet_part_ready{@})", "{{part}}")],
         {"1": ("answers", GREEN), "0": ("doesn't answer", RED)},
         alerts="AuthfleetReplicaNotReady AuthfleetReplicaDown",
-        width=6,
+        width=8,
         height=6,
     )
     yield plot(
         "Spans",
-        "Spans of traces a second, by whether the collector took them. Empty while tracing is off. `failed` costs "
-        "nothing but the traces.",
+        "Spans of traces a second, by whether the collector took them; `dropped`: the queue to it was full. Empty "
+        "while tracing is off. Lost ones cost nothing but the traces.",
         Query("sum by (result) (rate(authfleet_trace_spans_total{@}[$__rate_interval]))", "{{result}}"),
         "ops",
         stack=True,
         colours=SPAN_COLOURS,
         alerts="AuthfleetTracesFailing",
-        width=6,
+        width=8,
+        height=6,
+    )
+    yield plot(
+        "Log lines lost",
+        "Lines a second that nobody read in time, by kind. Normal: none. Requests don't wait for the log; `audit` lines "
+        "are the last to go.",
+        Query("sum by (kind) (rate(authfleet_log_lines_lost_total{@}[$__rate_interval]))", "{{kind}}"),
+        "ops",
+        stack=True,
+        alerts="AuthfleetLogLinesLost",
+        width=8,
         height=6,
     )
     yield table(
@@ -362,7 +373,7 @@ def state():
         {"replica": "Replica", "version": "Version", "fingerprint": "Settings"},
         join="replica",
         alerts="AuthfleetConfigDrift AuthfleetVersionDrift",
-        width=6,
+        width=12,
         height=6,
     )
     yield table(
@@ -372,6 +383,6 @@ def state():
         {"variable": "Secret", "Value": "Unchanged for"},
         units={"Unchanged for": "s"},
         alerts="AuthfleetSecretOld",
-        width=6,
+        width=12,
         height=6,
     )
