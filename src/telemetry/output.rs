@@ -304,8 +304,8 @@ mod tests {
 
     /// An output that goes into a pipe, with its writing thread.
     fn piped() -> (Arc<Output>, PipeReader) {
-        let (reader, writer) = std::io::pipe().unwrap();
-        let output = Arc::new(Output::new(writer));
+        let (reader, descriptor) = std::io::pipe().unwrap();
+        let output = Arc::new(Output::new(descriptor));
         let writing = Arc::clone(&output);
         std::thread::spawn(move || writing.run());
         (output, reader)
@@ -353,8 +353,8 @@ mod tests {
         let all = usize::try_from(200 - lost).unwrap() * text.len() + 200 * LINE.len();
         let read = read(&mut reader, all);
         assert!(read.lines().all(|line| line == LINE.trim_end() || line == text.trim_end()));
-        let last = read.rfind(LINE).unwrap();
-        assert!(read[..last].lines().filter(|line| line.starts_with('x')).count() < 30);
+        let end = read.rfind(LINE).unwrap();
+        assert!(read[..end].lines().filter(|line| line.starts_with('x')).count() < 30);
     }
 
     #[test]
@@ -372,15 +372,14 @@ mod tests {
     /// As a parent that shares the descriptor may have made it.
     #[test]
     fn a_non_blocking_output_gets_whole_lines() {
-        let (reader, writer) = std::io::pipe().unwrap();
-        rustix::io::ioctl_fionbio(&writer, true).unwrap();
-        let output = Arc::new(Output::new(writer));
+        let (mut reader, descriptor) = std::io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&descriptor, true).unwrap();
+        let output = Arc::new(Output::new(descriptor));
         let writing = Arc::clone(&output);
         std::thread::spawn(move || writing.run());
         let text = format!("{}\n", "x".repeat(LINE_LIMIT - 1));
         (0..50).for_each(|_| say(&output, Kind::Other, &text));
         std::thread::sleep(3 * GATHER);
-        let mut reader = reader;
         assert_eq!(read(&mut reader, 50 * text.len()), text.repeat(50));
     }
 }
