@@ -8,8 +8,9 @@ use super::Config;
 use super::table::{Scope, VARIABLES};
 
 impl Config {
-    /// Eight hexadecimal digits over the settings of [`Scope::Fleet`] and, with Redis, the secrets in their order: equal
-    /// in replicas that are configured alike. It differs while a secret is rotated, until the last replica was restarted.
+    /// Eight hexadecimal digits over the settings that all replicas must share and, with Redis, the secrets in their
+    /// order: equal in replicas that are configured alike. It differs while a secret is rotated, until the last replica
+    /// was restarted.
     ///
     /// It gives nothing of a secret away. Secrets have at least 32 bytes, as random as the operator is told to make
     /// them; 32 bits of a digest leave 2^224 of 2^256. A secret so poor that it could be guessed anyway would be tried
