@@ -47,6 +47,7 @@ def parse(doc: str, arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(doc: str, arguments: list[str] | None = None) -> int:
+    fleets.reach_without_proxy()
     args = parse(doc, arguments)
     if not args.scenarios or "list" in args.scenarios:
         for scenario in SCENARIOS.values():

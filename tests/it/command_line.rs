@@ -180,3 +180,35 @@ async fn the_health_check_finds_a_wildcard_address() {
     assert!(address.starts_with("0.0.0.0:"), "{address}");
     fleet.command(&["healthcheck"], &[("OPS_ADDR", &address)]).await.expect_code(0);
 }
+
+/// Docker puts the proxy variables of its client into every container, where a proxy would look for `localhost` on
+/// another machine. The checks of docker-compose.yml are run as they stand there.
+#[tokio::test]
+async fn health_checks_ask_no_proxy() {
+    let nowhere = "http://127.0.0.1:9";
+    let proxies = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    let fleet = Fleet::start(1).await;
+    let mut variables = proxies.map(|name| (name, nowhere)).to_vec();
+    variables.push(("OPS_ADDR", fleet[0].ops_address()));
+    fleet.command(&["healthcheck"], &variables).await.expect_code(0);
+
+    let compose = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docker-compose.yml")).expect("compose");
+    let commands = compose.lines().filter_map(|line| line.trim().strip_prefix("test: [CMD, ")?.strip_suffix(']'));
+    let commands: Vec<Vec<_>> =
+        commands.map(|command| command.split(", ").map(|word| word.trim_matches('"')).collect()).collect();
+    let of = |program: &str| commands.iter().filter(|words| words[0] == program).collect::<Vec<_>>();
+    for words in of("curl") {
+        let own = format!("http://{}/", fleet[0].address());
+        let words = words[1..].iter().map(|word| word.replace("http://127.0.0.1:8080/", &own));
+        let mut curl = std::process::Command::new("curl");
+        let curl = curl.args(words).envs(proxies.map(|name| (name, nowhere))).output().expect("curl is installed");
+        assert!(curl.status.success(), "{}", String::from_utf8_lossy(&curl.stderr));
+    }
+    // BusyBox's, which knows no NO_PROXY; it is in the images alone.
+    assert!(of("wget").iter().all(|words| words[1..3] == ["-Y", "off"]), "{commands:?}");
+    assert_eq!(
+        (of("curl").len(), of("wget").len()),
+        (1, 2),
+        "a health check that this test doesn't know: {commands:?}"
+    );
+}

@@ -44,8 +44,10 @@ async fn what_it_prints_to_try_can_be_tried() {
     let mut answers = Vec::new();
     for line in &lines {
         let (line, directory) = ((*line).to_owned(), fleet.path().to_owned());
-        let ran =
-            tokio::task::spawn_blocking(move || Command::new("sh").args(["-c", &line]).current_dir(directory).output());
+        let ran = tokio::task::spawn_blocking(move || {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &line]).current_dir(directory).env("no_proxy", "*").output()
+        });
         let output = ran.await.expect("no panic").expect("a shell");
         assert!(output.status.success(), "curl must be installed: {}", String::from_utf8_lossy(&output.stderr));
         answers.push(String::from_utf8_lossy(&output.stdout).into_owned());

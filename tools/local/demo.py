@@ -42,7 +42,8 @@ class Answer:
 
 
 def curl(*args: str) -> Answer:
-    done = subprocess.run(["curl", "-sS", "-i", "--max-time", "20", *args], capture_output=True, text=True, check=False)
+    command = ["curl", "--noproxy", "*", "-sS", "-i", "--max-time", "20", *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FleetError(f"curl {args[-1]}: {done.stderr.strip()}")
     head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")

@@ -392,6 +392,13 @@ def private_ports(replicas: int, prometheus: bool) -> Ports:
 # --- Commands -----------------------------------------------------------------------------------------------------
 
 
+def reach_without_proxy() -> None:
+    """From now on no client of this process or of its children asks a proxy for what runs on this machine."""
+    for name in ("no_proxy", "NO_PROXY"):
+        others = [os.environ[name]] if os.environ.get(name) else []
+        os.environ[name] = ",".join([*others, "localhost", "127.0.0.1", "::1"])
+
+
 def up(
     directory: Path,
     *,
@@ -404,6 +411,7 @@ def up(
     say: Callable[[str], None] = lambda _: None,
 ) -> Fleet:
     """Starts a fleet in `directory` and returns when every part answers; on failure ends what it started."""
+    reach_without_proxy()
     directory = directory.absolute()
     if (directory / "fleet.json").exists():
         live = [name for name in load(directory).parts if running(load(directory), name)]

@@ -84,7 +84,7 @@ fn compose_environment() -> BTreeMap<String, String> {
     let text = read("docker-compose.yml");
     let (_, rest) = text.split_once("x-environment: &environment\n").expect("the shared environment");
     let (block, _) = rest.split_once("\n\n").expect("its end");
-    let entries = block.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let entries = block.lines().map(str::trim).filter(|line| !line.starts_with(['#', '<']));
     let entry = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
     entries.map(|line| entry(line).unwrap_or_else(|| panic!("{line:?} is no entry"))).collect()
 }
