@@ -21,14 +21,11 @@ use crate::auth::password::{HashGate, PasswordPolicy};
 use crate::auth::throttle::{self, Throttle};
 use crate::auth::token::TokenKeys;
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseUrl};
+use crate::config::Config;
 use crate::http::ops::{self, Ops};
 use crate::http::{App, Peer, SessionCookie};
 use crate::metrics::HTTP_CONNECTIONS;
-use crate::store::RedisHandle;
-use crate::store::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
-use crate::store::throttle::{MemoryCounters, ThrottleStore};
-use crate::store::users::UserStore;
+use crate::store::Stores;
 use crate::vitals;
 
 /// A client that hasn't sent a whole request head by then is cut off; also how long an idle connection is kept. Proxies
@@ -98,19 +95,9 @@ impl Listeners {
 /// When the database can't be used or an address can't be read. A Redis that doesn't answer yet is no error: the
 /// replica starts, isn't ready, and becomes so by itself.
 pub async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError> {
-    let limits =
-        Limits { idle: config.session.idle_ttl, max_age: config.session.max_age, per_user: config.session.per_user };
-    let (sessions, failures) = match &config.redis_url {
-        Some(url) => {
-            let redis = Arc::new(RedisHandle::new(url)?);
-            let sessions = RedisSessions::new(Arc::clone(&redis), clock.clone(), limits);
-            (SessionStore::Redis(sessions), ThrottleStore::Redis(redis))
-        }
-        None => (
-            SessionStore::Memory(MemorySessions::new(clock.clone(), limits)),
-            ThrottleStore::Memory(MemoryCounters::new(clock.clone())),
-        ),
-    };
+    let stores = Stores::open(config, clock.clone())?;
+    let users = stores.users().await?.clone();
+    let Stores { sessions, throttle: failures, limits, .. } = stores;
     let throttle = Throttle::new(
         failures,
         throttle::Limits {
@@ -120,8 +107,6 @@ pub async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError
             window: config.throttle.window,
         },
     );
-    let DatabaseUrl::Sqlite(path) = &config.database;
-    let users = UserStore::open(path, clock.clone()).await?;
     let auth = Auth {
         users,
         sessions,

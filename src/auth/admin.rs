@@ -3,7 +3,6 @@
 //! Whatever must end a user's sessions follows the rule of [`super`]: fence and end, change the database unless somebody
 //! else changed the account meanwhile, end again. Cut off anywhere, it can be run again.
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,17 +10,16 @@ use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
-use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::identity;
 use super::password::{HashError, HashGate, PasswordPolicy, check_hash};
 use super::token::{Inspected, SessionId, TokenKeys};
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseUrl, HashingConfig};
-use crate::store::sessions::{Limits, RedisSessions, Session, SessionEntry, SessionKey, SessionStore};
+use crate::config::{Config, HashingConfig};
+use crate::store::sessions::{Session, SessionEntry, SessionKey, SessionStore};
 use crate::store::users::{Imported, NewUser, OpenError, User, UserStore, UserStoreError, login_key};
-use crate::store::{RedisHandle, StoreError};
+use crate::store::{StoreError, Stores};
 
 /// Each try is lost only to somebody else's success.
 const TRIES: u32 = 100;
@@ -123,8 +121,7 @@ pub struct Admin {
     config: Config,
     clock: Clock,
     actor: Actor,
-    users: OnceCell<UserStore>,
-    sessions: Option<SessionStore>,
+    stores: Stores,
 }
 
 impl Admin {
@@ -134,29 +131,21 @@ impl Admin {
     ///
     /// When `REDIS_URL` can't be read.
     pub fn new(config: Config, clock: Clock, actor: Actor) -> Result<Self, AdminError> {
-        let limits = Limits {
-            idle: config.session.idle_ttl,
-            max_age: config.session.max_age,
-            per_user: config.session.per_user,
-        };
-        let redis = config.redis_url.as_ref().map(RedisHandle::new).transpose()?;
-        let sessions =
-            redis.map(|redis| SessionStore::Redis(RedisSessions::new(Arc::new(redis), clock.clone(), limits)));
-        Ok(Self { config, clock, actor, users: OnceCell::new(), sessions })
+        let stores = Stores::open(&config, clock.clone())?;
+        Ok(Self { config, clock, actor, stores })
     }
 
     async fn users(&self) -> Result<&UserStore, AdminError> {
-        let DatabaseUrl::Sqlite(path) = &self.config.database;
-        Ok(self.users.get_or_try_init(|| UserStore::open(path, self.clock.clone())).await?)
+        Ok(self.stores.users().await?)
     }
 
     fn sessions(&self) -> Result<&SessionStore, AdminError> {
-        self.sessions.as_ref().ok_or(AdminError::OutOfReach)
+        if self.reaches_sessions() { Ok(&self.stores.sessions) } else { Err(AdminError::OutOfReach) }
     }
 
     /// Whether sessions can be reached from here.
     pub fn reaches_sessions(&self) -> bool {
-        self.sessions.is_some()
+        self.config.redis_url.is_some()
     }
 
     /// The user with this id, e-mail address or username.
@@ -317,10 +306,10 @@ impl Admin {
     ///
     /// They can't be reached.
     pub fn endable(&self, offline: bool) -> Result<Option<&SessionStore>, AdminError> {
-        match &self.sessions {
-            Some(sessions) => Ok(Some(sessions)),
-            None if offline => Ok(None),
-            None => Err(AdminError::MustBeOffline),
+        match self.sessions() {
+            Ok(sessions) => Ok(Some(sessions)),
+            Err(_) if offline => Ok(None),
+            Err(_) => Err(AdminError::MustBeOffline),
         }
     }
 

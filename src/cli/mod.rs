@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::auth::admin::{Actor, Admin, AdminError};
 use crate::clock::Clock;
-use crate::config::{self, Config, DatabaseUrl};
+use crate::config::{self, Config};
 use crate::telemetry;
 
 /// Exit code for a command line or configuration that can't be used.
@@ -166,11 +166,10 @@ fn table(rows: &[Vec<String>]) -> String {
 
 async fn migrate(config: &Config) -> ExitCode {
     let _telemetry = telemetry::start(&config.log, &config.replica_id, None);
-    let DatabaseUrl::Sqlite(path) = &config.database;
-    match crate::store::users::migrate(path).await {
+    match crate::store::users::migrate(&config.database).await {
         Ok(report) => {
             tracing::info!(created = report.created, applied = ?report.applied, version = report.version,
-                names = report.named, database = %path.display(), "database is up to date");
+                names = report.named, database = %config.database, "database is up to date");
             let unusual = &report.unusual;
             if unusual.shared + unusual.refused > 0 {
                 tracing::warn!(

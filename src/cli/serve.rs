@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseUrl};
+use crate::config::Config;
 use crate::metrics::{BUILD_INFO, CONFIG_INFO, SECRET_FILE_TIME};
 use crate::server::{self, Listeners};
 use crate::store::users;
@@ -23,14 +23,13 @@ pub(super) async fn serve(config: &Config) -> ExitCode {
     }
     state_settings(config);
 
-    let DatabaseUrl::Sqlite(path) = &config.database;
     let in_memory = config.redis_url.is_none();
     if in_memory {
         tracing::warn!(
             "REDIS_URL is not set: sessions are in this process's memory. One replica only, for trying it out"
         );
         // Trying it out takes one command; a fleet migrates once, before its replicas start.
-        if let Err(error) = users::migrate(path).await {
+        if let Err(error) = users::migrate(&config.database).await {
             tracing::error!(%error, "the database could not be prepared");
             return ExitCode::FAILURE;
         }

@@ -146,11 +146,9 @@ pub(super) fn redis_url() -> Format<SecretString> {
 
 /// Secret, as the URL of a database server holds a password; that of SQLite has none to mask.
 pub(super) fn database_url() -> Format<DatabaseUrl> {
-    let show = |value: &DatabaseUrl| match value {
-        DatabaseUrl::Sqlite(path) => format!("sqlite://{}", path.display()),
-    };
     let accepted = "sqlite://relative/path or sqlite:///absolute/path";
-    Format::new(parse::database_url, show, accepted, ["sqlite://users.db", "sqlite:///data/a.db"]).secret()
+    Format::new(parse::database_url, DatabaseUrl::to_string, accepted, ["sqlite://users.db", "sqlite:///data/a.db"])
+        .secret()
 }
 
 pub(super) fn log_filter() -> Format<String> {

@@ -1,12 +1,71 @@
-//! What the stores promise, and how they fail.
+//! What the stores promise, how they fail, and which ones a configuration means.
 mod redis;
 pub mod sessions;
 pub mod throttle;
 pub mod users;
 
+use std::sync::Arc;
+
 use ::redis::{ErrorKind, ServerErrorKind};
+use tokio::sync::OnceCell;
 
 pub use self::redis::{Operation, RedisHandle, ServerState};
+use self::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
+use self::throttle::{MemoryCounters, ThrottleStore};
+use self::users::{OpenError, UserStore};
+use crate::clock::Clock;
+use crate::config::{Config, DatabaseUrl};
+
+/// The stores that a configuration means, for the server and for the command line.
+#[derive(Debug)]
+pub struct Stores {
+    /// Sessions: in Redis, or in this process's memory without `REDIS_URL`.
+    pub sessions: SessionStore,
+    /// Counts of failed attempts, beside the sessions.
+    pub throttle: ThrottleStore,
+    /// What the sessions are limited to.
+    pub limits: Limits,
+    users: OnceCell<UserStore>,
+    database: DatabaseUrl,
+    clock: Clock,
+}
+
+impl Stores {
+    /// Reads addresses and connects to nothing: Redis is asked by the first operation, and the users' database is opened
+    /// by [`Stores::users`], because not every command needs both.
+    ///
+    /// # Errors
+    ///
+    /// When the address of Redis can't be read.
+    pub fn open(config: &Config, clock: Clock) -> Result<Self, StoreError> {
+        let limits = Limits {
+            idle: config.session.idle_ttl,
+            max_age: config.session.max_age,
+            per_user: config.session.per_user,
+        };
+        let (sessions, throttle) = match &config.redis_url {
+            Some(url) => {
+                let redis = Arc::new(RedisHandle::new(url)?);
+                let sessions = RedisSessions::new(Arc::clone(&redis), clock.clone(), limits);
+                (SessionStore::Redis(sessions), ThrottleStore::Redis(redis))
+            }
+            None => (
+                SessionStore::Memory(MemorySessions::new(clock.clone(), limits)),
+                ThrottleStore::Memory(MemoryCounters::new(clock.clone())),
+            ),
+        };
+        Ok(Self { sessions, throttle, limits, users: OnceCell::new(), database: config.database.clone(), clock })
+    }
+
+    /// The users' store, opened at the first call that succeeds.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`], with a message for the operator.
+    pub async fn users(&self) -> Result<&UserStore, OpenError> {
+        self.users.get_or_try_init(|| UserStore::open(&self.database, self.clock.clone())).await
+    }
+}
 
 /// A store did not answer, or refused: the request that needed it fails closed, with 503.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -1,25 +1,27 @@
 //! The users' database, and what it stands on.
-use std::path::Path;
 use std::time::Duration;
 
 use super::{Check, fail, ok, warn};
-use crate::store::users::{OpenError, Survey, Unusual, Why, survey};
+use crate::config::DatabaseUrl;
+use crate::store::users;
+use crate::store::users::names::{Unusual, UnusualNames, Why};
+use crate::store::users::sqlite::{OpenError, Survey};
 
 const MIB: u64 = 1 << 20;
 /// A commit that takes longer holds up registrations.
 const SLOW_COMMIT: Duration = Duration::from_millis(100);
 
-pub(super) async fn examine(path: &Path) -> Vec<Check> {
-    match survey(path).await {
-        Ok(survey) => vec![
-            file(path, &survey),
+pub(super) async fn examine(url: &DatabaseUrl) -> Vec<Check> {
+    match users::survey(url).await {
+        Ok(users::Survey::Sqlite(survey)) => vec![
+            file(&survey),
             owner(&survey),
             filesystem(&survey),
             space(&survey),
             version(&survey),
             journal(&survey),
             schema(&survey),
-            names(&survey),
+            names(&survey.unusual),
             writable(&survey),
         ],
         Err(error) => vec![fail("database", error.to_string(), advice(&error))],
@@ -27,7 +29,7 @@ pub(super) async fn examine(path: &Path) -> Vec<Check> {
 }
 
 /// Where the message doesn't already say it.
-fn advice(error: &OpenError) -> &'static str {
+fn advice(users::OpenError::Sqlite(error): &users::OpenError) -> &'static str {
     match error {
         OpenError::Missing { .. } => "DATABASE_URL must name the file that all replicas share",
         OpenError::NetworkFilesystem { .. } => "see DATABASE_URL; one host, one local volume",
@@ -38,8 +40,8 @@ fn advice(error: &OpenError) -> &'static str {
     }
 }
 
-fn file(path: &Path, survey: &Survey) -> Check {
-    let found = format!("{}, {} KiB, mode {:03o}", path.display(), survey.bytes.div_ceil(1024), survey.mode);
+fn file(survey: &Survey) -> Check {
+    let found = format!("{}, {} KiB, mode {:03o}", survey.path.display(), survey.bytes.div_ceil(1024), survey.mode);
     let is_private = survey.mode.trailing_zeros() >= 3;
     if is_private {
         ok("database.file", found)
@@ -117,9 +119,8 @@ fn schema(survey: &Survey) -> Check {
 }
 
 /// Names that older releases told apart or let through.
-fn names(survey: &Survey) -> Check {
+fn names(unusual: &UnusualNames) -> Check {
     const NAME: &str = "database.names";
-    let unusual = &survey.unusual;
     let mut found: Vec<_> = unusual.first.iter().map(describe).collect();
     let unsaid = unusual.shared + unusual.refused - found.len() as u64;
     if unsaid > 0 {

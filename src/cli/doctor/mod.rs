@@ -8,7 +8,7 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use super::answer;
-use crate::config::{Config, ConfigErrors, DatabaseUrl, Warning};
+use crate::config::{Config, ConfigErrors, Warning};
 use crate::telemetry;
 
 /// What each check comes to.
@@ -48,12 +48,11 @@ fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>)
 /// Looks at everything; exit code 1 if anything fails.
 pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
     let telemetry = telemetry::log_to_stderr(&config.log);
-    let DatabaseUrl::Sqlite(path) = &config.database;
     let mut checks = settings(config);
     checks.push(secrets(config));
     checks.push(cookie(config));
     checks.push(proxies(config));
-    checks.extend(database::examine(path).await);
+    checks.extend(database::examine(&config.database).await);
     match &config.redis_url {
         Some(url) => checks.extend(redis::examine(url).await),
         None => checks.push(warn(

@@ -1,4 +1,4 @@
-//! E-mail addresses and usernames: when two spellings are one name.
+//! E-mail addresses and usernames: when two spellings are one name, and which are tried for who gives none.
 //!
 //! One function, [`canonical`], decides it for registration, sign-in, import, the command line and the throttle: white
 //! space around is dropped, then NFKC (UAX #15) and full case folding (Unicode 3.13, D146: compatibility caseless
@@ -12,7 +12,10 @@ use icu_properties::props::{DefaultIgnorableCodePoint, GeneralCategory};
 use icu_properties::{CodePointMapData, CodePointSetData};
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use unicode_normalization::UnicodeNormalization as _;
+use uuid::Uuid;
 
+/// Most code points in a username that is made from an e-mail address, number included.
+const USERNAME_MAX: usize = 64;
 /// Bytes of a domain as typed; what is longer is none (RFC 1035 §2.3.4: 255 in its ASCII form).
 const DOMAIN_LIMIT: usize = 1024;
 
@@ -124,6 +127,58 @@ fn ascii_domain(domain: &str) -> Result<Cow<'_, str>, RefusedName> {
     Uts46::new()
         .to_ascii(domain.as_bytes(), AsciiDenyList::URL, Hyphens::Allow, DnsLength::Verify)
         .map_err(|_| RefusedName::Domain)
+}
+
+/// Usernames for an e-mail address, to be tried one after the other: its local part, then that with a number, 2 to 9 and
+/// then random ones that grow longer, because a popular name (`info`) would otherwise be counted through from the start
+/// each time.
+pub(super) fn free_usernames(email: &str) -> impl Iterator<Item = String> {
+    let base = username_base(email);
+    let numbers = (2..=9).chain([4, 4, 4, 6, 6, 8, 8, 8].map(|digits| fastrand::u32(10..10_u32.pow(digits))));
+    std::iter::once(String::new()).chain(numbers.map(|number| number.to_string())).map(move |suffix| {
+        let kept: String = base.chars().take(USERNAME_MAX - suffix.len()).collect();
+        kept + &suffix
+    })
+}
+
+/// The local part of `email`, with `-` for what only a quoted one may hold (RFC 5322 §3.2.3 `atext` and `.` are kept).
+fn username_base(email: &str) -> String {
+    let local = email.rsplit_once('@').map_or(email, |(local, _)| local);
+    let kept = |c: char| c.is_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
+    if local.is_empty() { "user".into() } else { local.chars().map(|c| if kept(c) { c } else { '-' }).collect() }
+}
+
+/// An e-mail address or username without canonical form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusual {
+    /// Whose.
+    pub user_id: Uuid,
+    /// Which of the two: `email` or `username`.
+    pub field: &'static str,
+    /// Why it has none.
+    pub why: Why,
+}
+
+/// Why a name has no canonical form in the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// By today's rule another account has the same name.
+    SharedWith(Uuid),
+    /// By today's rule nobody may have it.
+    Refused(RefusedName),
+}
+
+/// Names without canonical form, of accounts that older releases made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnusualNames {
+    /// How many of them `authfleet migrate` would fill in.
+    pub pending: u64,
+    /// How many share their name with another account.
+    pub shared: u64,
+    /// How many are refused by today's rule.
+    pub refused: u64,
+    /// The first of those that are shared or refused.
+    pub first: Vec<Unusual>,
 }
 
 #[cfg(test)]

@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{ConnectOptions as _, Connection as _};
 
-use super::{OpenError, UnusualNames, canonical, connections, files, schema};
+use super::{OpenError, canonical, engine, files, schema};
+use crate::store::users::names::UnusualNames;
 
 /// A database that could be opened.
 #[derive(Debug)]
 pub struct Survey {
+    /// Where it is.
+    pub path: PathBuf,
     /// Size of the file, without its journal.
     pub bytes: u64,
     /// Its permission bits.
@@ -40,7 +43,7 @@ pub struct Survey {
 /// # Errors
 ///
 /// [`OpenError`] if there is none, or it is in a place where it can't be used.
-pub async fn survey(path: &Path) -> Result<Survey, OpenError> {
+pub(in crate::store::users) async fn survey(path: &Path) -> Result<Survey, OpenError> {
     let io = |source| OpenError::Io { path: path.into(), source };
     files::Paths::resolve(path)?;
     files::check_place(path)?;
@@ -48,7 +51,7 @@ pub async fn survey(path: &Path) -> Result<Survey, OpenError> {
     let space = rustix::fs::statvfs(path).map_err(|errno| io(errno.into()))?;
 
     let sqlite = |source| OpenError::Sqlite { path: path.into(), source };
-    let mut db = connections::options(path).connect().await.map_err(sqlite)?;
+    let mut db = engine::options(path).connect().await.map_err(sqlite)?;
     let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut db).await.map_err(sqlite)?;
     let journal_mode = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut db).await.map_err(sqlite)?;
     let schema = match schema::check(path, &mut db, &schema::embedded()).await {
@@ -60,13 +63,14 @@ pub async fn survey(path: &Path) -> Result<Survey, OpenError> {
         Err(_) => UnusualNames::default(),
     };
     let survey = Survey {
+        path: path.into(),
         unusual,
         bytes: metadata.len(),
         mode: metadata.mode() & 0o777,
         out_of_owners_reach: files::out_of_owners_reach(&path.canonicalize().map_err(io)?).map_err(io)?,
         filesystem: filesystem(path),
         free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
-        is_recent: connections::is_recent(&version),
+        is_recent: engine::is_recent(&version),
         version,
         journal_mode,
         schema,

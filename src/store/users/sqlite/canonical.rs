@@ -8,45 +8,12 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-use super::names::{self, RefusedName};
+use crate::store::users::names::{self, RefusedName, Unusual, UnusualNames, Why};
 
 /// Rows per transaction: a few milliseconds, so that a running fleet's registrations go on meanwhile.
 const BATCH: u32 = 500;
 /// Accounts that are named one by one; the rest is counted.
 const NAMED: usize = 10;
-
-/// An e-mail address or username without canonical form.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unusual {
-    /// Whose.
-    pub user_id: Uuid,
-    /// Which of the two.
-    pub field: &'static str,
-    /// Why it has none.
-    pub why: Why,
-}
-
-/// Why a name has no canonical form in the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// By today's rule another account has the same name.
-    SharedWith(Uuid),
-    /// By today's rule nobody may have it.
-    Refused(RefusedName),
-}
-
-/// Names without canonical form.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UnusualNames {
-    /// How many of them `authfleet migrate` would fill in.
-    pub pending: u64,
-    /// How many share their name with another account.
-    pub shared: u64,
-    /// How many are refused by today's rule.
-    pub refused: u64,
-    /// The first of those that are shared or refused.
-    pub first: Vec<Unusual>,
-}
 
 /// What stands in a row.
 struct Names {

@@ -1,4 +1,4 @@
-//! On real files, with interference by other connections, threads and processes.
+//! What is SQLite's own: on real files, with interference by other connections, threads and processes.
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,13 +11,15 @@ use sqlx::{ConnectOptions, Connection, SqlSafeStr};
 use tempfile::TempDir;
 
 use super::*;
+use crate::store::users::MigrationReport;
+use crate::store::users::names::{self, Unusual, UnusualNames, Why};
 
 /// The contract: 503 within 2 s.
 const BOUND: Duration = Duration::from_secs(2);
 
 struct Bench {
     dir: TempDir,
-    store: UserStore,
+    store: SqliteUsers,
 }
 
 impl Bench {
@@ -41,8 +43,8 @@ impl Bench {
     }
 }
 
-async fn open(path: &Path) -> UserStore {
-    UserStore::open(path, Clock::system()).await.unwrap()
+async fn open(path: &Path) -> SqliteUsers {
+    SqliteUsers::open(path, Clock::system()).await.unwrap()
 }
 
 async fn foreign(path: &Path) -> SqliteConnection {
@@ -70,264 +72,6 @@ fn unavailable<T: fmt::Debug>(result: Result<T, UserStoreError>) -> String {
         Err(error @ UserStoreError::Unavailable(_)) => error.to_string(),
         other => panic!("expected Unavailable, got {other:?}"),
     }
-}
-
-// Creating and finding.
-
-#[tokio::test]
-async fn a_created_user_is_found_by_id_email_and_username() {
-    let bench = Bench::new().await;
-    let made = bench.store.create(new("Ada@Example.org", Some("Countess"))).await.unwrap();
-    assert_eq!((made.email.as_str(), made.username.as_str(), made.epoch), ("Ada@Example.org", "Countess", 1));
-    assert_eq!(made.disabled_at, None);
-    for found in [
-        bench.store.by_id(made.id).await.unwrap(),
-        bench.store.by_login("aDA@example.ORG").await.unwrap(),
-        bench.store.by_login("countess").await.unwrap(),
-    ] {
-        let found = found.expect("the user");
-        assert_eq!((found.id, found.email, found.created_at), (made.id, made.email.clone(), made.created_at));
-        assert_eq!(found.password_hash.expose_secret(), "$argon2id$fake");
-    }
-    assert!(bench.store.by_login("nobody").await.unwrap().is_none());
-    assert!(bench.store.by_id(Uuid::nil()).await.unwrap().is_none());
-}
-
-#[tokio::test]
-async fn the_id_is_a_uuid_v7_of_the_time_of_creation() {
-    let bench = Bench::new().await;
-    let now: Timestamp = "2026-02-03T04:05:06.789Z".parse().unwrap();
-    let store = UserStore::open(&bench.path(), Clock::fixed(now)).await.unwrap();
-    let user = store.create(new("ada@example.org", None)).await.unwrap();
-    assert_eq!(user.id.get_version_num(), 7);
-    let (seconds, nanoseconds) = user.id.get_timestamp().unwrap().to_unix();
-    assert_eq!(seconds * 1000 + u64::from(nanoseconds) / 1_000_000, u64::try_from(now.as_millisecond()).unwrap());
-    assert_eq!(user.created_at, now);
-}
-
-#[tokio::test]
-async fn emails_and_usernames_are_unique_regardless_of_case_and_width() {
-    let bench = Bench::new().await;
-    bench.store.create(new("jörg.ÄRGER@example.org", Some("Ångström"))).await.unwrap();
-    // Upper case; full-width letters; decomposed umlauts.
-    for email in ["JÖRG.ärger@EXAMPLE.ORG", "jörg.ärger@ｅｘａｍｐｌｅ.org", "jo\u{308}rg.a\u{308}rger@example.org"]
-    {
-        let refused = bench.store.create(new(email, Some("other"))).await;
-        assert!(matches!(refused, Err(UserStoreError::EmailTaken)), "{email}: {refused:?}");
-        assert!(bench.store.by_login(email).await.unwrap().is_some(), "{email}");
-    }
-    for username in ["ÅNGSTRÖM", "ångström", "a\u{30a}ngstro\u{308}m", "\u{212b}ngström"] {
-        let refused = bench.store.create(new("other@example.org", Some(username))).await;
-        assert!(matches!(refused, Err(UserStoreError::UsernameTaken)), "{username}: {refused:?}");
-    }
-    let both = bench.store.create(new("JÖRG.ÄRGER@example.org", Some("Ångström"))).await;
-    assert!(matches!(both, Err(UserStoreError::EmailTaken)), "{both:?}");
-}
-
-#[tokio::test]
-async fn a_name_is_found_and_taken_in_all_its_spellings() {
-    let bench = Bench::new().await;
-    for (email, username, spellings) in [
-        ("ada@example.org", "ada", &["ada@example.org ", "\u{a0}ADA@example.org\n", " Ada", "ａｄａ\t"][..]),
-        ("u@bücher.example", "ux", &["u@xn--bcher-kva.example", "U@BÜCHER.example", "u@XN--BCHER-kva.EXAMPLE"]),
-        ("ΣΊΣΥΦΟΣ@example.org", "Straße", &["σίσυφοσ@example.org", "σίσυφος@example.org", "STRASSE", "strasse"]),
-    ] {
-        let user = bench.store.create(new(email, Some(username))).await.unwrap();
-        for spelling in spellings.iter().chain([&email, &username]) {
-            let found = bench.store.by_login(spelling).await.unwrap().unwrap_or_else(|| panic!("{spelling:?}"));
-            assert_eq!(found.id, user.id, "{spelling:?}");
-            let (other, taken) = if spelling.contains('@') {
-                (new(spelling, Some("other")), "the e-mail address is taken")
-            } else {
-                (new("other@example.org", Some(spelling)), "the username is taken")
-            };
-            assert_eq!(bench.store.create(other).await.unwrap_err().to_string(), taken, "{spelling:?}");
-        }
-        let (email, username) = (spellings[0], spellings[spellings.len() - 1]);
-        if email.contains('@') && !username.contains('@') {
-            assert!(matches!(bench.store.ensure_free(email, None).await, Err(UserStoreError::EmailTaken)));
-            let username = bench.store.ensure_free("other@example.org", Some(username)).await;
-            assert!(matches!(username, Err(UserStoreError::UsernameTaken)));
-        }
-    }
-    // What nobody sees makes it no name at all, rather than the same or another one.
-    for invisible in ['\u{fe0f}', '\u{34f}', '\u{1160}', '\u{e0061}'] {
-        assert!(bench.store.by_login(&format!("ada{invisible}")).await.unwrap().is_none());
-    }
-}
-
-/// Whatever `identity` lets through, in whatever case and form it is typed later.
-#[test]
-fn what_registration_stored_is_found_by_lookup() {
-    use crate::auth::identity;
-    use proptest::prelude::*;
-    use proptest::test_runner::{Config, TestRunner};
-
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let bench = runtime.block_on(Bench::new());
-    let names = ("\\PC{1,12}", "\\PC{1,12}", "[a-zà-ÿα-ώа-я]{1,8}");
-    let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
-    let registered = std::cell::Cell::new(0);
-    let run = runner.run(&names, |(username, local, domain)| {
-        let (Ok(username), Ok(email)) =
-            (identity::username(&username), identity::email(&format!("{local}@{domain}.org")))
-        else {
-            return Ok(());
-        };
-        let Ok(user) = runtime.block_on(bench.store.create(new(&email, Some(&username)))) else { return Ok(()) };
-        registered.set(registered.get() + 1);
-        for name in [username, email] {
-            for typed in [name.clone(), format!(" {name} "), name.to_lowercase(), login_key(&name)] {
-                let found = runtime.block_on(bench.store.by_login(&typed)).unwrap();
-                prop_assert_eq!(found.map(|found| found.id), Some(user.id), "{} for {}", typed, name);
-            }
-        }
-        Ok(())
-    });
-    run.unwrap();
-    assert!(registered.get() > 20, "{} names are too few to tell", registered.get());
-}
-
-#[tokio::test]
-async fn ensure_free_tells_what_create_would() {
-    let bench = Bench::new().await;
-    bench.store.create(new("ada@example.org", Some("ada"))).await.unwrap();
-    let ensure = async |email, username| bench.store.ensure_free(email, username).await;
-    assert!(matches!(ensure("ADA@example.org", Some("ada")).await, Err(UserStoreError::EmailTaken)));
-    assert!(matches!(ensure("bob@example.org", Some("ADA")).await, Err(UserStoreError::UsernameTaken)));
-    assert!(ensure("bob@example.org", Some("bob")).await.is_ok());
-    assert!(ensure("ada@example.net", None).await.is_ok());
-}
-
-#[tokio::test]
-async fn the_default_username_is_the_local_part_with_a_number_if_taken() {
-    let bench = Bench::new().await;
-    let mut names = Vec::new();
-    for host in 0..12 {
-        names.push(bench.create(&format!("Info@host{host}.example")).await.unwrap().username);
-    }
-    assert_eq!(names[..3], ["Info", "Info2", "Info3"]);
-    assert!(names.iter().all(|name| name.starts_with("Info") && name.len() <= "Info9999".len()), "{names:?}");
-    names.sort();
-    names.dedup();
-    assert_eq!(names.len(), 12);
-
-    assert_eq!(bench.create("ada+news@example.org").await.unwrap().username, "ada+news");
-    assert_eq!(bench.create("\"a b@c\"@example.org").await.unwrap().username, "-a-b-c-");
-    let long = bench.create(&format!("{}@example.org", "ü".repeat(80))).await.unwrap().username;
-    assert_eq!(long, "ü".repeat(64));
-    let second = bench.create(&format!("{}@example.net", "ü".repeat(80))).await.unwrap().username;
-    assert_eq!(second, "ü".repeat(63) + "2");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn twelve_parallel_registrations_over_three_stores_make_one_account() {
-    let bench = Bench::new().await;
-    let stores = [bench.store.clone(), open(&bench.path()).await, open(&bench.path()).await];
-    let attempts = (0..12).map(|n| {
-        let store = stores[n % 3].clone();
-        let email = if n % 2 == 0 { "ada@example.org" } else { "ADA@EXAMPLE.ORG" };
-        tokio::spawn(async move { store.create(new(email, None)).await })
-    });
-    let results: Vec<_> = join_all(attempts).await.into_iter().map(Result::unwrap).collect();
-    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
-    assert_eq!(results.iter().filter(|r| matches!(r, Err(UserStoreError::EmailTaken))).count(), 11, "{results:?}");
-    assert_eq!(stores[2].list(None, 100).await.unwrap().len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn parallel_registrations_of_one_local_part_get_different_usernames() {
-    let bench = Bench::new().await;
-    let stores = [bench.store.clone(), open(&bench.path()).await, open(&bench.path()).await];
-    let attempts = (0..24).map(|n: usize| {
-        let store = stores[n % 3].clone();
-        tokio::spawn(async move { store.create(new(&format!("info@host{n}.example"), None)).await })
-    });
-    for result in join_all(attempts).await {
-        result.unwrap().unwrap();
-    }
-}
-
-#[tokio::test]
-async fn list_pages_in_the_order_of_creation() {
-    let clock = Clock::fixed(Timestamp::from_millisecond(1_700_000_000_000).unwrap());
-    let bench = Bench::new().await;
-    let store = UserStore::open(&bench.path(), clock.clone()).await.unwrap();
-    for n in 0..5 {
-        store.create(new(&format!("u{n}@example.org"), None)).await.unwrap();
-        clock.advance(Duration::from_millis(1));
-    }
-    let (mut seen, mut after) = (Vec::new(), None);
-    loop {
-        let page = store.list(after, 2).await.unwrap();
-        let Some(last) = page.last() else { break };
-        after = Some(last.id);
-        seen.extend(page.into_iter().map(|user| user.username));
-    }
-    assert_eq!(seen, ["u0", "u1", "u2", "u3", "u4"]);
-}
-
-// Changes that end sessions.
-
-#[tokio::test]
-async fn replace_password_takes_effect_once_per_epoch() {
-    let bench = Bench::new().await;
-    let user = bench.create("ada@example.org").await.unwrap();
-    assert_eq!(bench.store.replace_password(user.id, 1, &"first".into()).await.unwrap(), Some(2));
-    assert_eq!(bench.store.replace_password(user.id, 1, &"overtaken".into()).await.unwrap(), None);
-    let stored = bench.store.by_id(user.id).await.unwrap().unwrap();
-    assert_eq!((stored.password_hash.expose_secret(), stored.epoch), ("first", 2));
-    assert_eq!(bench.store.replace_password(Uuid::nil(), 1, &"x".into()).await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn raise_epoch_never_lowers_and_yields_to_other_changes() {
-    let bench = Bench::new().await;
-    let user = bench.create("ada@example.org").await.unwrap();
-    assert_eq!(bench.store.raise_epoch(user.id, 1, 5).await.unwrap(), Some(5));
-    assert_eq!(bench.store.raise_epoch(user.id, 5, 3).await.unwrap(), Some(5));
-    assert_eq!(bench.store.raise_epoch(user.id, 1, 9).await.unwrap(), None);
-    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), Some(5));
-    assert_eq!(bench.store.disable(user.id, 5).await.unwrap(), Some(6));
-    assert_eq!(bench.store.raise_epoch(user.id, 6, 9).await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn upgrade_hash_yields_to_a_password_change_and_keeps_the_epoch() {
-    let bench = Bench::new().await;
-    let user = bench.create("ada@example.org").await.unwrap();
-    assert!(bench.store.upgrade_hash(user.id, &user.password_hash, &"stronger".into()).await.unwrap());
-    assert!(!bench.store.upgrade_hash(user.id, &user.password_hash, &"late".into()).await.unwrap());
-    let stored = bench.store.by_id(user.id).await.unwrap().unwrap();
-    assert_eq!((stored.password_hash.expose_secret(), stored.epoch), ("stronger", 1));
-}
-
-#[tokio::test]
-async fn disabling_raises_the_epoch_once_hides_it_and_yields_to_other_changes() {
-    let bench = Bench::new().await;
-    let user = bench.create("ada@example.org").await.unwrap();
-    assert_eq!(bench.store.disable(user.id, 7).await.unwrap(), None);
-    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), Some(1));
-    assert_eq!(bench.store.disable(user.id, 1).await.unwrap(), Some(2));
-    assert_eq!(bench.store.disable(user.id, 2).await.unwrap(), None);
-    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), None);
-    assert!(bench.store.by_login("ada").await.unwrap().unwrap().disabled_at.is_some());
-    assert!(bench.store.enable(user.id).await.unwrap());
-    assert!(!bench.store.enable(user.id).await.unwrap());
-    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), Some(2));
-    assert!(bench.store.by_login("ada").await.unwrap().unwrap().disabled_at.is_none());
-    assert_eq!(bench.store.disable(Uuid::nil(), 1).await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn delete_yields_to_other_changes_and_frees_the_names() {
-    let bench = Bench::new().await;
-    let user = bench.create("ada@example.org").await.unwrap();
-    assert!(!bench.store.delete(user.id, 7).await.unwrap());
-    assert!(bench.store.delete(user.id, 1).await.unwrap());
-    assert!(!bench.store.delete(user.id, 1).await.unwrap());
-    assert_eq!(bench.store.current_epoch(user.id).await.unwrap(), None);
-    bench.create("ada@example.org").await.unwrap();
 }
 
 // Locks.
@@ -522,7 +266,7 @@ async fn assert_sound(path: &Path) {
 async fn open_says_what_to_do() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("users.db");
-    let refused = async || UserStore::open(&path, Clock::system()).await.unwrap_err().to_string();
+    let refused = async || SqliteUsers::open(&path, Clock::system()).await.unwrap_err().to_string();
     let message = refused().await;
     assert!(message.contains("there is no database at") && message.contains("authfleet migrate"), "{message}");
     assert!(names_in(dir.path()).is_empty(), "open created something");
@@ -562,7 +306,7 @@ fn what_may_not_be_written_is_refused_by_name() {
                 let nobody = rustix::process::Uid::from_raw(65534);
                 rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
             }
-            runtime().block_on(UserStore::open(&path, Clock::system())).unwrap_err().to_string()
+            runtime().block_on(SqliteUsers::open(&path, Clock::system())).unwrap_err().to_string()
         };
         std::thread::spawn(attempt).join().unwrap()
     };
@@ -869,7 +613,7 @@ async fn child_create_for_ever() {
     }
 }
 
-async fn assert_all_there(store: &UserStore, acknowledged: &[String]) {
+async fn assert_all_there(store: &SqliteUsers, acknowledged: &[String]) {
     for email in acknowledged {
         assert!(store.by_login(email).await.unwrap().is_some(), "{email} of {} is lost", acknowledged.len());
     }
@@ -951,9 +695,10 @@ async fn an_upgrade_keeps_users_and_a_running_replica_of_the_previous_release() 
 async fn a_schema_that_took_something_away_is_refused_by_older_binaries() {
     let bench = Bench::new().await;
     schema::migrate_with(&bench.path(), with_migration(1000, "PRAGMA user_version = 1000")).await.unwrap();
-    for refused in
-        [UserStore::open(&bench.path(), Clock::system()).await.unwrap_err(), migrate(&bench.path()).await.unwrap_err()]
-    {
+    for refused in [
+        SqliteUsers::open(&bench.path(), Clock::system()).await.unwrap_err(),
+        migrate(&bench.path()).await.unwrap_err(),
+    ] {
         assert!(matches!(refused, OpenError::SchemaNewer { oldest: 1000, .. }), "{refused}");
     }
 }

@@ -8,25 +8,12 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnection, SqliteJournalMode};
 use sqlx::{ConnectOptions, Connection};
 
-use super::{OpenError, UnusualNames, canonical, connections, files};
+use super::{OpenError, canonical, engine, files};
+use crate::store::users::MigrationReport;
+use crate::store::users::names::UnusualNames;
 
 /// How long `migrate` waits for another one, and for writers of a running fleet.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What `migrate` did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MigrationReport {
-    /// The database did not exist before.
-    pub created: bool,
-    /// Numbers of the migrations that this run applied, oldest first.
-    pub applied: Vec<i64>,
-    /// The newest migration in the database now. Higher than this binary knows if a newer release migrated.
-    pub version: i64,
-    /// Canonical names that this run gave to accounts without.
-    pub named: u64,
-    /// The names that still have none.
-    pub unusual: UnusualNames,
-}
 
 /// The migration that brought canonical names.
 const CANONICAL_NAMES: i64 = 2;
@@ -43,7 +30,7 @@ pub(super) fn embedded() -> Migrator {
 ///
 /// [`OpenError`]; nothing is half applied, each migration is one transaction. Names that were not filled in yet are
 /// by the next run.
-pub async fn migrate(path: &Path) -> Result<MigrationReport, OpenError> {
+pub(in crate::store::users) async fn migrate(path: &Path) -> Result<MigrationReport, OpenError> {
     migrate_with(path, embedded()).await
 }
 
@@ -57,13 +44,13 @@ pub(super) async fn migrate_with(path: &Path, mut migrations: Migrator) -> Resul
     let created = create_if_missing(path)?;
     files::check_place(path)?;
     let failed = |source| OpenError::Sqlite { path: path.into(), source };
-    let mut db = connections::options(path)
+    let mut db = engine::options(path)
         .busy_timeout(PATIENCE)
         .journal_mode(SqliteJournalMode::Wal)
         .connect()
         .await
         .map_err(failed)?;
-    connections::check_engine(path, &mut db).await?;
+    engine::check(path, &mut db).await?;
     let before = applied(&mut db).await.map_err(failed)?;
     check_not_too_new(path, &mut db, &migrations).await?;
     // A newer release may have been here: an older binary's `migrate` during a roll-back has then nothing to do.

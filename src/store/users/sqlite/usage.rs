@@ -1,38 +1,13 @@
-//! What the users' database takes at the moment.
+//! What the database takes at the moment.
 use std::path::Path;
 
-use super::UserStore;
+use super::SqliteUsers;
 use super::files::Paths;
+use crate::store::users::{Connections, Usage};
 
-/// Connections and bytes. Bytes are absent where the file system doesn't tell.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
-    /// Connections of the one writer.
-    pub writer: Connections,
-    /// Connections of the readers.
-    pub readers: Connections,
-    /// The database file.
-    pub database: Option<u64>,
-    /// Its write-ahead log.
-    pub journal: Option<u64>,
-    /// The file system that holds it.
-    pub volume: Option<u64>,
-    /// What this user may still write to it.
-    pub volume_free: Option<u64>,
-}
-
-/// Open connections of a pool.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Connections {
-    /// Waiting for work.
-    pub idle: usize,
-    /// At work.
-    pub busy: usize,
-}
-
-impl UserStore {
+impl SqliteUsers {
     /// Looks, without a statement to the database.
-    pub fn usage(&self) -> Usage {
+    pub(in crate::store::users) fn usage(&self) -> Usage {
         let pools = self.database.pools();
         let [writer, readers] = pools.map_or_else(Default::default, |pools| {
             pools.map(|pool| {

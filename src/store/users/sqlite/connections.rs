@@ -7,10 +7,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, SqlitePool};
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnection, SqliteJournalMode, SqlitePoolOptions};
 use tracing::field;
 
+use super::engine::{self, BUSY_TIMEOUT};
 use super::files::{self, Fate, FileId, Files, Paths};
 use super::{OpenError, UserStoreError, schema};
 use crate::metrics::{SQL_ERRORS, SQL_SECONDS};
@@ -18,46 +19,14 @@ use crate::telemetry::traces;
 
 /// One operation, waiting for a connection included. The contract answers 503 within 2 s.
 const DEADLINE: Duration = Duration::from_millis(1500);
-/// How long SQLite itself waits for another process's lock. Below [`DEADLINE`], so that its own error is reported.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a starting server waits for a migration.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Statements take microseconds; more readers only cost a thread and a page cache each.
 const READERS: u32 = 4;
 const READER_IDLE: Duration = Duration::from_secs(60);
-/// Older versions can corrupt a WAL that processes share (<https://www.sqlite.org/wal.html>, "WAL-reset bug").
-const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
 
 /// A borrowed future that can move between threads.
 pub(super) type Work<'t, T> = Pin<Box<dyn Future<Output = Result<T, UserStoreError>> + Send + 't>>;
-
-/// What every connection has in common. Never creates a file.
-pub(super) fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
-        .foreign_keys(true)
-        .busy_timeout(BUSY_TIMEOUT)
-        // Each commit is on disk before it is acknowledged, a power cut included.
-        .synchronous(SqliteSynchronous::Full)
-        .disable_statement_logging()
-}
-
-/// Refuses a SQLite that is too old and a database that is not in WAL mode.
-pub(super) async fn check_engine(path: &Path, db: &mut SqliteConnection) -> Result<(), OpenError> {
-    let failed = |source| OpenError::Sqlite { path: path.into(), source };
-    let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut *db).await.map_err(failed)?;
-    if !is_recent(&version) {
-        return Err(OpenError::SqliteTooOld { found: version });
-    }
-    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(db).await.map_err(failed)?;
-    if mode == "wal" { Ok(()) } else { Err(OpenError::NotWal { mode }) }
-}
-
-pub(super) fn is_recent(version: &str) -> bool {
-    let parts: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
-    parts.is_some_and(|parts| parts.as_slice() >= OLDEST_SQLITE.as_slice())
-}
 
 /// Connections to one database file, all on the same three inodes.
 struct Opened {
@@ -83,12 +52,14 @@ impl Opened {
             .max_lifetime(None)
             .acquire_timeout(DEADLINE)
             .test_before_acquire(false)
-            .connect_with(options(path).journal_mode(SqliteJournalMode::Wal).thread_name(|_| "sqlite-writer".into()))
+            .connect_with(
+                engine::options(path).journal_mode(SqliteJournalMode::Wal).thread_name(|_| "sqlite-writer".into()),
+            )
             .await
             .map_err(sqlite)?;
         {
             let mut db = writer.acquire().await.map_err(sqlite)?;
-            check_engine(path, &mut db).await?;
+            engine::check(path, &mut db).await?;
             schema::check(path, &mut db, &schema::embedded()).await?;
         }
         let files = Files::at(&paths).map_err(io)?.filter(|files| Some(files.db) == before);
@@ -100,7 +71,9 @@ impl Opened {
             .max_lifetime(None)
             .acquire_timeout(DEADLINE)
             .test_before_acquire(false)
-            .connect_lazy_with(options(path).pragma("query_only", "on").thread_name(|_| "sqlite-reader".into()));
+            .connect_lazy_with(
+                engine::options(path).pragma("query_only", "on").thread_name(|_| "sqlite-reader".into()),
+            );
         Ok(Self { paths, files, writer, readers })
     }
 
@@ -371,18 +344,4 @@ async fn observed<T>(
         traces::failed(&span, "unavailable");
     }
     result
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_recent;
-
-    #[test]
-    fn sqlite_versions_compare_as_numbers() {
-        for (version, recent) in
-            [("3.51.3", true), ("3.51.10", true), ("4.0.0", true), ("3.51.2", false), ("3.9.9", false), ("x", false)]
-        {
-            assert_eq!(is_recent(version), recent, "{version}");
-        }
-    }
 }
