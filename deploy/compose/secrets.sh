@@ -24,8 +24,10 @@ grafana_uid=472
 
 say() { echo "secrets: $*"; }
 fail() { echo "secrets: $*" >&2; exit 1; }
-random() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
-digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
+# sh knows no pipefail, so what a pipeline printed is looked at: an empty secret would be one that anybody knows.
+whole() { [ ${#1} -eq 64 ] || fail "$2 did not give 256 bits"; printf %s "$1"; }
+random() { whole "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" /dev/urandom; }
+digest() { [ -n "$1" ] || fail 'an empty password'; whole "$(printf %s "$1" | sha256sum | cut -d ' ' -f 1)" sha256sum; }
 
 # Whole or not at all: a crash between two writes leaves the file as it was. $1 path, $2 uid, content on standard input
 put() {
@@ -38,6 +40,7 @@ put() {
 
 # Redis' users, from the hashes of the passwords that are accepted.
 write_acl() {
+    operator=$(digest "$(cat "$redis/operator-password")")
     {
         # Nobody comes in without a name and a password: off, and no password. Its rights are for Redis itself, which
         # reads the AOF as this user: without them every MULTI in it, so every script that wrote twice, would be
@@ -46,7 +49,7 @@ write_acl() {
         # What the server's commands and scripts use, on its own keys; nothing that administers Redis.
         printf 'user authfleet reset on %s ~session:* ~user:* ~throttle:* -@all +@read +@write +@connection +eval +evalsha +script|load +time -@dangerous +info +config|get\n' \
             "$(sed 's/^/#/' "$redis/accepted" | tr '\n' ' ')"
-        printf 'user operator reset on #%s ~* &* +@all\n' "$(digest "$(cat "$redis/operator-password")")"
+        printf 'user operator reset on #%s ~* &* +@all\n' "$operator"
     } | put "$redis/users.acl" "$redis_uid"
 }
 
@@ -90,7 +93,8 @@ case ${1:-} in
     stage)
         create
         case $(keys) in *,*) fail 'a rotation is under way: promote or retire it first' ;; esac
-        printf '%s,%s' "$(keys)" "$(random)" | put "$server/session-secret" "$server_uid"
+        next=$(random)
+        printf '%s,%s' "$(keys)" "$next" | put "$server/session-secret" "$server_uid"
         new_redis_password
         say 'staged: have Redis load its users (deploy/compose/redis-cli ACL LOAD), then restart the replicas one by one'
         ;;

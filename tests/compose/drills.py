@@ -62,6 +62,14 @@ def run(*command: str, check: bool = True, stdin: bytes | None = None, timeout: 
     return out if check else out + err
 
 
+def fails(*command: str) -> str:
+    """What a command said that must not succeed."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=900, check=False)
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    expect(done.returncode, f"`{' '.join(command)}` succeeded:\n{said}")
+    return said
+
+
 def compose(*arguments: str, **options) -> str:
     return run("docker", "compose", "--ansi", "never", "--progress", "plain", *arguments, **options)
 
@@ -494,6 +502,31 @@ def backup_restore(users: list[User]) -> None:
         judge("restore of a damaged backup", count, users, "refused")
 
 
+def restore_refused(users: list[User]) -> None:
+    """Redis refuses to end the sessions: the restore fails, says so, and changes nothing; nor does half a backup."""
+    with tempfile.TemporaryDirectory() as directory:
+        users_file, sessions_file = pathlib.Path(directory, "users.db"), pathlib.Path(directory, "sessions.rdb")
+        run("deploy/compose/backup", "users", str(users_file))
+        run("deploy/compose/backup", "sessions", str(sessions_file))
+        late = User.register("late")
+        # Redis answers every write with NOREPLICAS.
+        run("deploy/compose/redis-cli", "CONFIG", "SET", "min-replicas-to-write", "1")
+        try:
+            answer = fails("deploy/compose/redis-cli", "FLUSHDB")
+            expect("NOREPLICAS" in answer, f"an error of Redis: {answer}")
+            out = fails("deploy/compose/restore", "users", str(users_file))
+        finally:
+            run("deploy/compose/redis-cli", "CONFIG", "SET", "min-replicas-to-write", "0")
+        expect("NOREPLICAS" in out and "nothing was restored" in out, f"the restore does not say why: {out}")
+        expect("are back" not in out, f"the restore claims to have succeeded: {out}")
+        expect(late.sign_in().status == 200, "a failed restore has taken away who came after the backup")
+        with Stream(users) as count:
+            sessions_file.write_bytes(sessions_file.read_bytes()[:-9])
+            out = fails("deploy/compose/restore", "sessions", str(sessions_file))
+            expect("no sound RDB file" in out, f"half a backup of the sessions: {out}")
+    judge("restore that Redis refuses", count, users, "refused, users and sessions as they were")
+
+
 def moved(users: list[User]) -> None:
     """On another machine, here another project, every session is valid; there the old keys are retired, and none is."""
     with tempfile.TemporaryDirectory() as directory:
@@ -675,6 +708,7 @@ DRILLS = [
     rolling_update,
     fourth_replica,
     backup_restore,
+    restore_refused,
     moved,
 ]
 # On a second fleet, whose users' volume is small, and which sends traces: at first to nobody.
