@@ -7,6 +7,7 @@ mod audit;
 mod command_line;
 mod cost;
 mod cross_site;
+mod documents;
 mod durability;
 mod edge;
 mod file_owners;
