@@ -280,7 +280,7 @@ def image(_users: list[User]) -> None:
     name = f"authfleet:{version}"
     expect(name in compose("config", "--images").split(), f"docker-compose.yml does not use {name}")
     spec = json.loads(run("docker", "image", "inspect", name))[0]
-    base = re.search(r"^FROM (gcr.io/distroless/\S+)", (ROOT / "Dockerfile").read_text(), re.M)[1]
+    base = re.search(r"^ARG RUN_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text(), re.M)[1]
     size = spec["Size"] - json.loads(run("docker", "image", "inspect", base))[0]["Size"]
     expect(size <= 40e6, f"the image is {size / 1e6:.1f} MB beyond its base")
     config = spec["Config"]
