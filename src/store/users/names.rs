@@ -84,7 +84,8 @@ pub fn login_key(name: &str) -> String {
 /// without a canonical name are found by this alone.
 pub(super) fn exact(name: &str) -> String {
     // Lower-casing can leave the normal form: U+0130 becomes two code points.
-    written(name).to_lowercase().nfkc().collect()
+    let key: String = written(name).to_lowercase().nfkc().collect();
+    key.trim().to_owned()
 }
 
 /// What an account is looked for by.
@@ -255,6 +256,9 @@ mod tests {
             for name in [format!("{c}"), format!("a{c}\u{301}α\u{345}{c}"), format!("a@{c}b.org")] {
                 if let Ok(form) = canonical(&name) {
                     assert_eq!(canonical(&form).as_deref(), Ok(form.as_str()), "{name:?}");
+                    if canonical(&name.to_lowercase()).as_deref() != Ok(form.as_str()) {
+                        println!("BAD {name:?} U+{:04X} {form:?} {:?}", c as u32, canonical(&name.to_lowercase()));
+                    }
                 }
             }
         }
