@@ -140,9 +140,10 @@ test-compose: ## docker-compose.yml as it ships, and what happens when its parts
 # --- Housekeeping -----------------------------------------------------------------------------------------------------
 .PHONY: docs fmt clean
 
-docs: ## write anew what is generated: image versions, .env.example, README's and metrics' tables, runbook page, dashboards, Kubernetes' rules (tests compare them)
+docs: ## write anew what is generated: image versions, .env.example, tables of README, ARCHITECTURE and metrics, runbook page, dashboards, Kubernetes' rules (tests compare them)
 	@$(STEP) "Image versions of deploy/images.txt" tools/images write
 	@$(STEP) ".env.example, README's table of variables" env UPDATE_DOCS=1 cargo test --locked --quiet --lib config::reference
+	@$(STEP) "ARCHITECTURE.md's tables" env UPDATE_DOCS=1 cargo test --locked --quiet --lib architecture
 	@$(STEP) "docs/metrics.md" env UPDATE_DOCS=1 cargo test --locked --quiet --lib metrics
 	@$(STEP) "The runbook as a page" tools/venv prometheus python -B tools/generate/runbook.py
 	@$(STEP) "Dashboards" tools/venv grafana python -B tools/generate/dashboards

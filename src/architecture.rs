@@ -1,11 +1,28 @@
 //! Which module may use which. The order is the table in this crate's documentation (`lib.rs`), which `ARCHITECTURE.md`
 //! shows too: a module uses those below it. Within a module, no circle among the modules beside each other.
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What is still to be put right. An entry that isn't needed any more fails the test, so that it goes.
 const KNOWN: &[(&str, &str)] = &[("store", "auth"), ("http::access", "http::extract")];
+
+/// Crates that only these modules name, so that the rest can't depend on what they are about.
+const ROOMS: &[(&str, &[&str], &str)] = &[
+    ("clap", &["cli"], "the command line"),
+    ("axum", &["http", "server"], "routes, handlers, layers"),
+    ("utoipa", &["http"], "the OpenAPI document"),
+    ("hyper", &["server", "cli"], "connections; the health check's request"),
+    ("argon2", &["auth"], "password hashes"),
+    ("bcrypt", &["auth"], "password hashes of other systems"),
+    ("sqlx", &["store", "cli"], "users; `import` reads another system's table"),
+    ("redis", &["store", "config", "cli"], "sessions, throttle; `REDIS_URL`'s form; `doctor`"),
+    ("deadpool_redis", &["store"], "the connection to Redis"),
+    ("opentelemetry", &["telemetry"], "traces"),
+];
+const BEGIN: &str = "<!-- From src/lib.rs and src/architecture.rs; `make docs` writes it anew. -->\n";
+const END: &str = "<!-- End of what is from src/lib.rs and src/architecture.rs. -->\n";
 
 /// `a` uses `b`, as paths of modules beside each other, and one file that says so.
 type Arrows = BTreeMap<(String, String), PathBuf>;
@@ -19,7 +36,7 @@ fn arrows_between_modules_point_downwards() {
             continue;
         }
         let place = |name: &str| {
-            let place = order.iter().position(|module| module == name);
+            let place = order.iter().position(|(module, _)| module == name);
             place.unwrap_or_else(|| panic!("{name} is missing from the table of modules in src/lib.rs"))
         };
         if place(&from) > place(&to) && !is_known(&from, &to) {
@@ -49,6 +66,65 @@ fn what_is_still_to_be_put_right_is_there() {
     }
 }
 
+#[test]
+fn crates_are_named_in_their_rooms_alone() {
+    let files = files(&sources());
+    for (name, rooms, _) in ROOMS {
+        let mut named = BTreeSet::new();
+        for (module, file) in &files {
+            let code = code(&fs::read_to_string(file).expect("a source file"));
+            // Not a module of ours with the same name: that has a path before it.
+            let is_named = code.match_indices(&format!("{name}::")).any(|(place, _)| {
+                let before = code[..place].strip_suffix("::").unwrap_or(&code[..place]).chars().next_back();
+                before.is_none_or(|c| !c.is_alphanumeric() && c != '_')
+            });
+            if is_named {
+                assert!(rooms.contains(&module[0].as_str()), "{} names the crate {name}", file.display());
+                named.insert(module[0].as_str());
+            }
+        }
+        assert_eq!(named.len(), rooms.len(), "{name} is named in {named:?} alone");
+    }
+}
+
+#[test]
+fn the_document_is_current() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let text = fs::read_to_string(&path).expect("ARCHITECTURE.md");
+    let (before, rest) = text.split_once(BEGIN).expect("the place where the tables begin");
+    let (_, after) = rest.split_once(END).expect("the place where they end");
+    let current = format!("{before}{BEGIN}\n{}\n{END}{after}", tables());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(path, current).expect("ARCHITECTURE.md is written");
+        return;
+    }
+    assert!(
+        text == current,
+        "ARCHITECTURE.md is out of date: `make docs`, or UPDATE_DOCS=1 cargo test --lib architecture"
+    );
+}
+
+/// The modules, and the crates that have a room of their own.
+fn tables() -> String {
+    let arrows = arrows();
+    let mut text = "| module | what it is about | uses |\n| --- | --- | --- |\n".to_owned();
+    let order = order();
+    for (module, about) in &order {
+        let uses: Vec<_> = order
+            .iter()
+            .filter(|(other, _)| arrows.contains_key(&(module.clone(), other.clone())))
+            .map(|(other, _)| format!("`{other}`"))
+            .collect();
+        writeln!(text, "| `{module}` | {about} | {} |", uses.join(", ")).expect("writing to memory");
+    }
+    text.push_str("\n| crate | named only in | for |\n| --- | --- | --- |\n");
+    for (name, rooms, purpose) in ROOMS {
+        let rooms: Vec<_> = rooms.iter().map(|room| format!("`{room}`")).collect();
+        writeln!(text, "| `{name}` | {} | {purpose} |", rooms.join(", ")).expect("writing to memory");
+    }
+    text
+}
+
 fn is_known(from: &str, to: &str) -> bool {
     KNOWN.contains(&(from, to))
 }
@@ -67,18 +143,21 @@ fn leads(arrows: &Arrows, from: &str, to: &str) -> bool {
     false
 }
 
-/// The modules in the order of the table, highest first.
-fn order() -> Vec<String> {
+/// The modules in the order of the table, highest first, with what each is about.
+fn order() -> Vec<(String, String)> {
     let text = include_str!("lib.rs");
     let (_, rest) = text.split_once("//! ```text\n").expect("the table of modules");
     let (table, _) = rest.split_once("//! ```").expect("its end");
-    let names = table.lines().filter_map(|line| line.strip_prefix("//! ")?.split_whitespace().next());
-    names.map(str::to_owned).collect()
+    let rows = table.lines().filter_map(|line| line.strip_prefix("//! ")?.split_once(' '));
+    rows.map(|(module, about)| (module.to_owned(), about.trim().to_owned())).collect()
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
 fn arrows() -> Arrows {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let files = files(&root);
+    let files = files(&sources());
     let mut arrows = Arrows::new();
     for (module, file) in &files {
         for path in paths(&fs::read_to_string(file).expect("a source file")) {
@@ -139,7 +218,7 @@ fn resolve(at: &[String], path: &[String], files: &BTreeMap<Vec<String>, PathBuf
 
 /// Every path in the text that begins with `crate`, `super` or `self`; `use a::{b, c::d}` gives one for each leaf.
 fn paths(text: &str) -> Vec<Vec<String>> {
-    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code = code(text);
     let mut found = Vec::new();
     for start in ["crate", "super", "self"] {
         for (place, _) in code.match_indices(&format!("{start}::")) {
@@ -151,6 +230,11 @@ fn paths(text: &str) -> Vec<Vec<String>> {
         }
     }
     found
+}
+
+/// Without lines that are comments.
+fn code(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
 /// Adds the paths of one tree as `use` writes them, and gives what follows it.
