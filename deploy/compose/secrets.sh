@@ -56,7 +56,9 @@ write_acl() {
 # A new password: accepted by Redis from its next ACL LOAD on, used by replicas from their next start on.
 new_redis_password() {
     password=$(random)
-    { digest "$password"; [ ! -s "$redis/accepted" ] || sed -n 1p "$redis/accepted"; } >/tmp/accepted
+    hash=$(digest "$password")
+    # One to a line, the newest first.
+    { echo "$hash"; [ ! -s "$redis/accepted" ] || sed -n 1p "$redis/accepted"; } >/tmp/accepted
     put "$redis/accepted" 0 </tmp/accepted
     write_acl
     printf 'redis://authfleet:%s@redis:6379/0\n' "$password" | put "$server/redis-url" "$server_uid"
