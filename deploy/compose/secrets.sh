@@ -25,9 +25,18 @@ grafana_uid=472
 say() { echo "secrets: $*"; }
 fail() { echo "secrets: $*" >&2; exit 1; }
 # sh knows no pipefail, so what a pipeline printed is looked at: an empty secret would be one that anybody knows.
-whole() { [ ${#1} -eq 64 ] || fail "$2 did not give 256 bits"; printf %s "$1"; }
-random() { whole "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" /dev/urandom; }
-digest() { [ -n "$1" ] || fail 'an empty password'; whole "$(printf %s "$1" | sha256sum | cut -d ' ' -f 1)" sha256sum; }
+is_256_bits() { [ ${#1} -eq 64 ] || fail "$2 did not give 256 bits"; }
+random() {
+    bits=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+    is_256_bits "$bits" /dev/urandom
+    printf %s "$bits"
+}
+digest() {
+    [ -n "$1" ] || fail 'an empty password'
+    bits=$(printf %s "$1" | sha256sum | cut -d ' ' -f 1)
+    is_256_bits "$bits" sha256sum
+    echo "$bits"
+}
 
 # Whole or not at all: a crash between two writes leaves the file as it was. $1 path, $2 uid, content on standard input
 put() {
