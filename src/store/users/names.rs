@@ -251,13 +251,14 @@ mod tests {
 
     /// Of every code point that Unicode has assigned, alone and beside others.
     #[test]
-    fn the_canonical_form_of_a_canonical_form_is_itself() {
+    fn the_canonical_form_is_its_own_and_that_of_the_lower_case() {
         for c in '\0'..='\u{3ffff}' {
             for name in [format!("{c}"), format!("a{c}\u{301}α\u{345}{c}"), format!("a@{c}b.org")] {
                 if let Ok(form) = canonical(&name) {
                     assert_eq!(canonical(&form).as_deref(), Ok(form.as_str()), "{name:?}");
-                    if canonical(&name.to_lowercase()).as_deref() != Ok(form.as_str()) {
-                        println!("BAD {name:?} U+{:04X} {form:?} {:?}", c as u32, canonical(&name.to_lowercase()));
+                    // The lunate sigma: NFKC makes its small form a final one, which in a domain is a letter of its own.
+                    if c != '\u{3f9}' {
+                        assert_eq!(canonical(&name.to_lowercase()).as_deref(), Ok(form.as_str()), "{name:?}");
                     }
                 }
             }
