@@ -354,8 +354,8 @@ def state():
     )
     yield plot(
         "Log lines lost",
-        "Lines a second that nobody read in time, by kind. Normal: none. Requests don't wait for the log; `audit` lines "
-        "are the last to go.",
+        "Lines a second that nobody read in time, by kind. Normal: none. Requests don't wait for the log; `audit` "
+        "lines are the last to go.",
         Query("sum by (kind) (rate(authfleet_log_lines_lost_total{@}[$__rate_interval]))", "{{kind}}"),
         "ops",
         stack=True,

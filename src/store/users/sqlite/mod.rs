@@ -1,6 +1,6 @@
 //! Users in SQLite: every statement about them is in this file.
 //!
-//! One file, shared by the replicas of a host. [`migrate`] makes it, [`SqliteUsers`] works on it.
+//! One file, shared by the replicas of a host. `migrate` makes it, [`SqliteUsers`] works on it.
 mod canonical;
 mod connections;
 mod engine;
