@@ -2,6 +2,7 @@
 mod doctor;
 mod healthcheck;
 mod import;
+mod memory;
 mod prompt;
 mod serve;
 mod sessions;
@@ -83,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Config { example: true, .. } => return print(&config::env_example()),
         _ => {}
     }
+    let kept_private = memory::keep_private();
     let config = match Config::load() {
         Ok(config) => config,
         Err(errors) => {
@@ -95,7 +97,7 @@ pub fn main() -> ExitCode {
         }
     };
     match command {
-        Command::Serve => runtime(config.worker_threads, serve::serve(&config)),
+        Command::Serve => runtime(config.worker_threads, serve::serve(&config, kept_private)),
         Command::Migrate => runtime(1, migrate(&config)),
         Command::Healthcheck { live } => runtime(1, healthcheck::healthcheck(&config, live)),
         Command::Config { json, .. } => show(&config, json),

@@ -1,4 +1,5 @@
 //! `serve`.
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
@@ -14,12 +15,15 @@ use crate::server::{self, Listeners};
 use crate::store::users;
 use crate::telemetry;
 
-pub(super) async fn serve(config: &Config) -> ExitCode {
+pub(super) async fn serve(config: &Config, kept_private: io::Result<()>) -> ExitCode {
     let begin = Instant::now();
     let metrics = telemetry::install_metrics(&config.replica_id);
     let telemetry = telemetry::start(&config.log, &config.replica_id, Some(&config.traces));
     for warning in &config.warnings {
         tracing::warn!("{warning}");
+    }
+    if let Err(error) = kept_private {
+        tracing::warn!(%error, "core dumps could not be switched off: a crash may write keys and passwords to a disk");
     }
     state_settings(config);
 

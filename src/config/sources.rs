@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -15,6 +16,8 @@ use super::{Problem, Warning, parse};
 
 /// More than any value needs; `SESSION_SECRET_FILE=/dev/urandom` must end.
 const LARGEST_FILE: u64 = 64 * 1024;
+/// The bit of a file's mode that lets every user of the machine read it.
+const READABLE_BY_OTHERS: u32 = 0o004;
 /// Names that begin so are meant for us, so an unknown one is a mistake.
 const OUR_PREFIXES: [&str; 7] = ["SESSION_", "ARGON2_", "HASH_", "PASSWORD_", "LOGIN_", "REGISTRATIONS_", "DRAIN_"];
 /// Set by X11 session managers.
@@ -76,7 +79,7 @@ struct Found {
     text: String,
     /// The variable with where its value came from, for messages.
     label: String,
-    /// When the file that it came from was last changed.
+    /// When the `NAME_FILE` that it came from was last changed.
     file_changed: Option<SystemTime>,
 }
 
@@ -90,16 +93,19 @@ impl<'a> Values<'a> {
             unknown: BTreeSet::new(),
             warnings: Vec::new(),
         };
-        let dotenv = sources.dotenv.as_deref().map(|path| (path, values.read_dotenv(path)));
+        let dotenv = sources.dotenv.as_deref().map(|path| {
+            let (entries, mode) = values.read_dotenv(path);
+            (path, entries, mode)
+        });
         for variable in VARIABLES.iter() {
             if values.take(variable, &sources.environment, None) {
                 continue;
             }
-            if let Some((path, entries)) = &dotenv {
-                values.take(variable, entries, Some(path));
+            if let Some((path, entries, mode)) = &dotenv {
+                values.take(variable, entries, Some((path, *mode)));
             }
         }
-        let names = sources.environment.keys().chain(dotenv.iter().flat_map(|(_, entries)| entries.keys()));
+        let names = sources.environment.keys().chain(dotenv.iter().flat_map(|(_, entries, _)| entries.keys()));
         let known = |name: &str| VARIABLES.iter().any(|variable| variable.name == name);
         values.unknown =
             names.filter(|name| !known(name) && !name.strip_suffix("_FILE").is_some_and(known)).cloned().collect();
@@ -112,25 +118,34 @@ impl<'a> Values<'a> {
         &mut self,
         variable: &'static Variable,
         source: &BTreeMap<String, OsString>,
-        dotenv: Option<&Path>,
+        dotenv: Option<(&Path, u32)>,
     ) -> bool {
         let Variable { name, secret, .. } = *variable;
         let get = |name: &str| source.get(name).filter(|value| !value.is_empty());
-        let origin = dotenv.map(|path| format!(" ({})", path.display())).unwrap_or_default();
+        let origin = dotenv.map(|(path, _)| format!(" ({})", path.display())).unwrap_or_default();
+        let mut readable = None;
         let result = match (get(name), get(&format!("{name}_FILE"))) {
             (None, None) => return false,
             (Some(_), Some(_)) => Err((format!("{name}{origin}"), format!("set both directly and by {name}_FILE"))),
             (Some(value), None) => match value.to_str().ok_or("not UTF-8").and_then(unquoted) {
-                Ok(text) => Ok(Found { text: text.to_owned(), label: format!("{name}{origin}"), file_changed: None }),
+                Ok(text) => {
+                    // An address without a password is no secret, whatever the variable may hold.
+                    readable = dotenv.filter(|_| secret && (name != "REDIS_URL" || text.contains('@')));
+                    Ok(Found { text: text.to_owned(), label: format!("{name}{origin}"), file_changed: None })
+                }
                 Err(message) => Err((format!("{name}{origin}"), message.to_owned())),
             },
             (None, Some(path)) => read_value_file(path, secret)
-                .map(|(text, file_changed)| {
+                .map(|(text, mode, file_changed)| {
+                    readable = secret.then_some((Path::new(path), mode));
                     let label = format!("{name} (file {})", Path::new(path).display());
                     Found { text, label, file_changed }
                 })
                 .map_err(|message| (format!("{name}_FILE{origin}"), message)),
         };
+        if let Some((path, mode)) = readable.filter(|(_, mode)| mode & READABLE_BY_OTHERS != 0) {
+            self.warnings.push(Warning::SecretReadableByOthers { variable: name, path: path.to_owned(), mode });
+        }
         match result {
             Ok(found) => drop(self.found.insert(name, found)),
             Err((label, message)) => {
@@ -141,25 +156,26 @@ impl<'a> Values<'a> {
         true
     }
 
-    fn read_dotenv(&mut self, path: &Path) -> BTreeMap<String, OsString> {
+    /// The entries, and the file's mode.
+    fn read_dotenv(&mut self, path: &Path) -> (BTreeMap<String, OsString>, u32) {
         let mut entries = BTreeMap::new();
         let mut reject = |place: String, message: String| {
             self.problems.push(Problem { variable: place, message, accepted: String::new() });
         };
-        let text = match read_text(path) {
-            Ok((text, _)) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return entries,
+        let (text, mode) = match read_text(path) {
+            Ok((text, mode, _)) => (text, mode),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return (entries, 0),
             // The directory may not be searched, so nobody can say whether it has the file: most likely it has none, as
             // when a service is started from another user's home directory.
             Err(error)
                 if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) =>
             {
                 self.warnings.push(Warning::DotenvOutOfReach { path: path.to_owned(), error: error.to_string() });
-                return entries;
+                return (entries, 0);
             }
             Err(error) => {
                 reject(path.display().to_string(), format!("cannot be read: {error}"));
-                return entries;
+                return (entries, 0);
             }
         };
         for (line, entry) in dotenv_entries(&text) {
@@ -171,7 +187,7 @@ impl<'a> Values<'a> {
                 Some((name, value)) => drop(entries.insert(name, OsString::from(value))),
             }
         }
-        entries
+        (entries, mode)
     }
 
     /// The value of a variable whose default is a text.
@@ -285,8 +301,8 @@ fn unquoted(text: &str) -> Result<&str, &'static str> {
     if is_quoted { Err("is in quotation marks, which would be part of it: remove them") } else { Ok(text) }
 }
 
-/// The content of a `NAME_FILE`, and when it was last changed.
-fn read_value_file(path: &OsStr, secret: bool) -> Result<(String, Option<SystemTime>), String> {
+/// The content of a `NAME_FILE`, its mode, and when it was last changed.
+fn read_value_file(path: &OsStr, secret: bool) -> Result<(String, u32, Option<SystemTime>), String> {
     let path = Path::new(path);
     // Someone may have put the secret itself where its path belongs.
     let shown = if secret && !path.is_absolute() {
@@ -294,21 +310,22 @@ fn read_value_file(path: &OsStr, secret: bool) -> Result<(String, Option<SystemT
     } else {
         parse::quoted(&path.to_string_lossy())
     };
-    let (text, changed) = read_text(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    let (text, mode, changed) = read_text(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
     let text = piped_value(&text).map_err(|message| format!("the value in {shown} {message}"))?;
     // Unlike an empty variable, an empty file is never meant: it is a secret that was not delivered.
-    if text.is_empty() { Err(format!("{shown} is empty")) } else { Ok((text.to_owned(), changed)) }
+    if text.is_empty() { Err(format!("{shown} is empty")) } else { Ok((text.to_owned(), mode, changed)) }
 }
 
-fn read_text(path: &Path) -> io::Result<(String, Option<SystemTime>)> {
+fn read_text(path: &Path) -> io::Result<(String, u32, Option<SystemTime>)> {
     let (mut bytes, file) = (Vec::new(), File::open(path)?);
-    let changed = file.metadata()?.modified().ok();
+    let metadata = file.metadata()?;
+    let (mode, changed) = (metadata.mode(), metadata.modified().ok());
     file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(io::Error::other("larger than 64 KiB"));
     }
     let text = String::from_utf8(bytes).map_err(|_| io::Error::other("not UTF-8"))?;
-    Ok((text, changed))
+    Ok((text, mode & 0o777, changed))
 }
 
 /// Each entry with its last line; for a malformed one nothing, with its first line. dotenvy's own error quotes the line,

@@ -23,6 +23,15 @@ pub enum Warning {
         /// What the system says.
         error: String,
     },
+    /// A file that holds a secret may be read by every user of this machine.
+    SecretReadableByOthers {
+        /// The variable whose value it holds.
+        variable: &'static str,
+        /// The file: a `NAME_FILE`, or `.env`.
+        path: PathBuf,
+        /// Its mode, the last nine bits.
+        mode: u32,
+    },
     /// A parameter of Argon2id or the shortest password is below its default.
     WeakerThanDefault {
         /// The variable.
@@ -47,6 +56,9 @@ impl fmt::Display for Warning {
             }
             Self::DotenvOutOfReach { path, error } => {
                 write!(f, "{} was not looked for: its directory: {error}", path.display())
+            }
+            Self::SecretReadableByOthers { variable, path, mode } => {
+                write!(f, "{variable}: every user of this machine may read {} (mode {mode:03o})", path.display())
             }
             Self::WeakerThanDefault { variable, value, default } => {
                 write!(f, "{variable}={value} is weaker than the default {default}")

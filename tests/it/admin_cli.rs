@@ -1,5 +1,7 @@
 //! Administration from the command line, beside a running fleet.
+use std::fs::Permissions;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -372,13 +374,15 @@ async fn doctor(fleet: &Fleet, changes: &[(&str, &str)]) -> (Option<i32>, Value)
 #[tokio::test]
 async fn the_doctor_finds_what_is_wrong() {
     let mut fleet = Fleet::start(0).await;
-    let healthy = [("SESSION_SECRET", RANDOM), ("TRUSTED_PROXIES", "10.0.0.0/8"), ("COOKIE_SECURE", "true")];
+    let healthy = [("SESSION_SECRET", RANDOM), ("TRUSTED_PROXIES", "10.0.0.0/16"), ("COOKIE_SECURE", "true")];
     let strong = [healthy[0], healthy[1], healthy[2], ("ARGON2_MEMORY", ""), ("ARGON2_ITERATIONS", "")];
     let (code, found) = doctor(&fleet, &strong).await;
     assert_eq!(code, Some(0), "{found}");
     for name in [
         "configuration",
         "secrets",
+        "secrets.files",
+        "core_dumps",
         "cookie",
         "proxies",
         "database.sqlite",
@@ -407,6 +411,17 @@ async fn the_doctor_finds_what_is_wrong() {
         (Some(1), &json!("fail"), &json!("warn"), &json!("warn"))
     );
     assert_eq!(found["configuration"], "warn", "weak hashing");
+
+    // A public network is more than one proxy; a secret in a file that every user of the machine may read.
+    let key = fleet.path().join("key");
+    std::fs::write(&key, RANDOM).expect("a file");
+    for (mode, expected) in [(0o644, "warn"), (0o640, "ok")] {
+        std::fs::set_permissions(&key, Permissions::from_mode(mode)).expect("an own file");
+        let file = ("SESSION_SECRET_FILE", key.to_str().expect("UTF-8"));
+        let changes = [("SESSION_SECRET", ""), file, ("TRUSTED_PROXIES", "198.51.100.0/24")];
+        let (_, found) = doctor(&fleet, &changes).await;
+        assert_eq!((&found["secrets.files"], &found["proxies"]), (&json!(expected), &json!("warn")), "{mode:o}");
+    }
 
     let set = |name: &str, value: &str| fleet.redis.run::<()>(&["CONFIG", "SET", name, value]);
     set("maxmemory-policy", "allkeys-lru");

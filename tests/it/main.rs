@@ -19,6 +19,7 @@ mod logs;
 mod memory;
 mod metrics;
 mod passwords_api;
+mod process_memory;
 mod redis_failures;
 mod sessions;
 mod sessions_api;

@@ -21,6 +21,8 @@ use secrecy::zeroize::Zeroize as _;
 /// Blocks filled between two pauses: 50 µs or so. RFC 9106 §3.4.1.2: also what one block of addresses suffices for.
 pub(super) const STRETCH: usize = WORDS;
 
+/// Blocks wiped between two pauses: 50 µs or so as well.
+const WIPED_AT_ONCE: usize = 4 * STRETCH;
 /// 64-bit words of a block, which has 1 KiB.
 const WORDS: usize = 128;
 /// RFC 9106 §3.4: a lane is cut into four, and no slice begins before every lane has finished the one before it.
@@ -46,6 +48,7 @@ pub(super) struct Input<'a> {
 
 impl Input<'_> {
     /// Fills `output`, whose length is part of the hash, and calls `pause` after at most [`STRETCH`] blocks each time.
+    /// Nothing of the computation stays in `blocks`.
     ///
     /// # Panics
     ///
@@ -61,6 +64,7 @@ impl Input<'_> {
             }
         }
         long_hash(&[&memory.last().bytes()], output);
+        memory.wipe(&mut pause);
     }
 
     /// RFC 9106 §3.2, steps 1 to 4: H0, and from it the first two blocks of each lane.
@@ -76,7 +80,8 @@ impl Input<'_> {
             state.update(le32(text.len()).to_le_bytes());
             state.update(text);
         }
-        // Whoever had it could try passwords without Argon2's cost. The state wipes itself.
+        // Whoever had it, or the blocks made from it, could try passwords without Argon2's cost. It is wiped here, but
+        // that alone protects nothing: see `Memory::wipe`. The state wipes itself.
         let mut h0 = state.finalize();
         for lane in 0..memory.lanes {
             for column in 0..2 {
@@ -168,6 +173,19 @@ impl<'a> Memory<'a> {
         let area = if of_lane == lane { finished + index - 1 } else { finished - usize::from(index == 0) } as u64;
         let relative = area - 1 - ((area * ((j1 * j1) >> 32)) >> 32);
         of_lane * self.lane_length + (begin + to_usize(relative)) % self.lane_length
+    }
+
+    /// A pass can be undone: what its neighbour and another block give was added to a block by XOR, and those two are
+    /// still there. So from the matrix as the last pass leaves it follows every earlier one, back to the first two blocks of
+    /// each lane, which a guessed password is compared with at the price of a few `BLAKE2b`. With one pass they are there
+    /// as they were made.
+    fn wipe(&mut self, pause: &mut impl FnMut()) {
+        for stretch in self.blocks.chunks_mut(WIPED_AT_ONCE) {
+            stretch.fill(Block::ZERO);
+            pause();
+        }
+        // The compiler must not know that nobody reads them.
+        std::hint::black_box(&mut *self.blocks);
     }
 
     /// RFC 9106 §3.2, step 7: the last blocks of all lanes.
@@ -300,7 +318,7 @@ mod tests {
     use argon2::{Argon2, AssociatedData, ParamsBuilder};
     use proptest::prelude::*;
 
-    use super::{Algorithm, Block, Input, Params, STRETCH, Version};
+    use super::{Algorithm, Block, Input, Params, STRETCH, Version, WIPED_AT_ONCE, WORDS};
 
     /// The hash, and how many pauses it had.
     fn hash(input: &Input<'_>, length: usize) -> (Vec<u8>, usize) {
@@ -332,7 +350,20 @@ mod tests {
         let params = Params::new(8 * 1024, 2, 1, Some(32)).unwrap();
         let (algorithm, version) = (Algorithm::Argon2id, Version::V0x13);
         let input = Input { algorithm, version, params: &params, password: b"", salt: b"somesalt", secret: b"" };
-        assert_eq!(hash(&input, 32).1, 2 * 8 * 1024 / STRETCH);
+        assert_eq!(hash(&input, 32).1, 2 * 8 * 1024 / STRETCH + 8 * 1024 / WIPED_AT_ONCE);
+    }
+
+    /// With one pass the first blocks, from which passwords can be tried, are in the matrix as they were made.
+    #[test]
+    fn nothing_stays_in_memory() {
+        for passes in 1..3 {
+            let params = Params::new(1000, passes, 3, Some(32)).unwrap();
+            let (algorithm, version) = (Algorithm::Argon2id, Version::V0x13);
+            let input = Input { algorithm, version, params: &params, password: b"", salt: b"somesalt", secret: b"" };
+            let mut blocks = vec![Block::ZERO; params.block_count()];
+            input.hash(&mut [0; 32], &mut blocks, || {});
+            assert!(blocks.iter().all(|block| block.0 == [0; WORDS]));
+        }
     }
 
     proptest! {

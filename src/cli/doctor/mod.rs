@@ -2,12 +2,14 @@
 mod database;
 mod redis;
 
+use std::io;
 use std::process::ExitCode;
 
+use ipnet::IpNet;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
-use super::answer;
+use super::{answer, memory};
 use crate::config::{Config, ConfigErrors, Warning};
 use crate::telemetry;
 
@@ -50,6 +52,8 @@ pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
     let telemetry = telemetry::log_to_stderr(&config.log);
     let mut checks = settings(config);
     checks.push(secrets(config));
+    checks.push(secret_files(config));
+    checks.push(core_dumps(memory::keep_private()));
     checks.push(cookie(config));
     checks.push(proxies(config));
     checks.extend(database::examine(&config.database).await);
@@ -102,8 +106,11 @@ pub(super) fn report(checks: &[Check], json: bool) -> ExitCode {
 }
 
 fn settings(config: &Config) -> Vec<Check> {
-    // Cookie and proxies have checks of their own.
-    let own = |warning: &&Warning| !matches!(warning, Warning::CookieOverHttp | Warning::EveryPeerTrusted);
+    // Cookie, proxies and files of secrets have checks of their own.
+    let own = |warning: &&Warning| {
+        use Warning::{CookieOverHttp, EveryPeerTrusted, SecretReadableByOthers};
+        !matches!(warning, CookieOverHttp | EveryPeerTrusted | SecretReadableByOthers { .. })
+    };
     let warnings = config.warnings.iter().filter(own);
     let advice = "authfleet config shows all values";
     let checks: Vec<_> = warnings.map(|warning| warn("configuration", warning.to_string(), advice)).collect();
@@ -122,25 +129,89 @@ fn cookie(config: &Config) -> Check {
     }
 }
 
+/// Who may say by `X-Forwarded-For` from where a request comes.
 fn proxies(config: &Config) -> Check {
+    const NAME: &str = "proxies";
     let proxies = &config.trusted_proxies;
+    let names = |networks: &[&IpNet]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let wide: Vec<_> = proxies.iter().filter(|network| is_wide(network)).collect();
     if proxies.iter().any(|network| network.prefix_len() == 0) {
         warn(
-            "proxies",
+            NAME,
             "TRUSTED_PROXIES covers every address: any client can forge its own, and so evade the throttle",
             "name the addresses of your proxies alone",
         )
+    } else if !wide.is_empty() {
+        warn(
+            NAME,
+            format!(
+                "TRUSTED_PROXIES is wider than a network of proxies: every machine in {} can claim any client's address, \
+                 and so evade the throttle",
+                names(&wide)
+            ),
+            "name the proxies' addresses, or the smallest network that they and nobody else are in",
+        )
     } else if !proxies.is_empty() {
-        let names: Vec<_> = proxies.iter().map(ToString::to_string).collect();
-        ok("proxies", format!("X-Forwarded-For is believed from {}", names.join(", ")))
+        ok(NAME, format!("X-Forwarded-For is believed from {}", names(&proxies.iter().collect::<Vec<_>>())))
     } else if config.redis_url.is_some() {
         warn(
-            "proxies",
+            NAME,
             "TRUSTED_PROXIES is not set: behind a proxy all clients seem to have its address, and are throttled as one",
             "set it to the proxies' addresses; leave it only if clients connect directly",
         )
     } else {
-        ok("proxies", "none: X-Forwarded-For is ignored")
+        ok(NAME, "none: X-Forwarded-For is ignored")
+    }
+}
+
+/// More than one public address, or more than a cluster's network (/16; IPv6: /48) of private ones.
+fn is_wide(network: &IpNet) -> bool {
+    const PRIVATE: [&str; 9] = [
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "169.254.0.0/16",
+        "127.0.0.0/8",
+        "fc00::/7",
+        "fe80::/10",
+        "::1/128",
+    ];
+    let is_private = PRIVATE.iter().any(|range| range.parse::<IpNet>().expect("a network").contains(network));
+    let enough = match network {
+        IpNet::V4(_) => 16,
+        IpNet::V6(_) => 48,
+    };
+    if is_private { network.prefix_len() < enough } else { network.prefix_len() < network.max_prefix_len() }
+}
+
+/// Whether other users of this machine can read a secret where it is kept.
+fn secret_files(config: &Config) -> Check {
+    const NAME: &str = "secrets.files";
+    let readable = |warning: &&Warning| matches!(warning, Warning::SecretReadableByOthers { .. });
+    let found: Vec<_> = config.warnings.iter().filter(readable).map(ToString::to_string).collect();
+    if found.is_empty() {
+        ok(NAME, "no file with a secret is readable by everybody")
+    } else {
+        warn(
+            NAME,
+            found.join("; "),
+            "`chmod o= FILE`, and change the secret if somebody else was on this machine; Kubernetes: `defaultMode: 0440`, \
+             compose: `mode: 0400`",
+        )
+    }
+}
+
+/// A core dump of the server holds its keys and passwords that are being verified.
+fn core_dumps(kept: io::Result<()>) -> Check {
+    const NAME: &str = "core_dumps";
+    match kept {
+        Ok(()) => ok(NAME, "switched off; other processes of the same user can't read the server's memory either"),
+        Err(error) => warn(
+            NAME,
+            format!("they could not be switched off: {error}; a crash may write keys and passwords to a disk"),
+            "set the limit from outside: LimitCORE=0 in systemd, `ulimits: {core: 0}` in compose",
+        ),
     }
 }
 
@@ -216,6 +287,37 @@ mod tests {
         ] {
             assert_eq!(weakness(key.as_bytes()).0, expected, "{key}");
         }
+    }
+
+    #[test]
+    fn networks_wider_than_proxies_need_are_told() {
+        for (network, expected) in [
+            ("0.0.0.0/0", true),
+            ("0.0.0.0/1", true),
+            ("203.0.113.0/31", true),
+            ("203.0.113.7/32", false),
+            ("2001:db8::/64", true),
+            ("2001:db8::7/128", false),
+            ("10.0.0.0/8", true),
+            ("10.244.0.0/16", false),
+            ("172.16.0.0/12", true),
+            ("192.168.0.0/16", false),
+            ("100.64.0.0/10", true),
+            ("127.0.0.1/32", false),
+            ("::1/128", false),
+            ("fc00::/7", true),
+            ("fd12:3456:789a::/48", false),
+        ] {
+            assert_eq!(is_wide(&network.parse().expect("a network")), expected, "{network}");
+        }
+    }
+
+    #[test]
+    fn core_dumps_that_stay_on_are_warned_of() {
+        assert_eq!(core_dumps(Ok(())).status, Status::Ok);
+        let refused = core_dumps(Err(io::ErrorKind::PermissionDenied.into()));
+        assert_eq!(refused.status, Status::Warn);
+        assert!(refused.advice.is_some_and(|advice| advice.contains("LimitCORE=0")));
     }
 
     #[test]

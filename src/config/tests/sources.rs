@@ -2,6 +2,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -175,4 +176,39 @@ fn a_value_that_is_not_text_is_refused() {
     let errors = Config::from_sources(&sources).unwrap_err();
     assert_eq!(errors.problems()[0].to_string(), "REPLICA_ID: not UTF-8");
     assert_eq!(errors.problems().len(), 1);
+}
+
+#[test]
+fn secrets_that_everybody_may_read_are_warned_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let readable = |sources: &Sources| {
+        let warnings = Config::from_sources(sources).unwrap().warnings;
+        warnings.iter().filter(|warning| warning.to_string().contains("every user of this machine")).count()
+    };
+    let file = |name: &str, content: &str, mode: u32| {
+        let path = directory.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    for (mode, expected) in [(0o400, 0), (0o440, 0), (0o600, 0), (0o640, 0), (0o644, 1), (0o444, 1)] {
+        let key = file(&format!("key-{mode:o}"), KEY_A, mode);
+        assert_eq!(readable(&Sources::from([("SESSION_SECRET_FILE", &key)])), expected, "{mode:o}");
+        let id = file(&format!("id-{mode:o}"), "pod-1", mode);
+        assert_eq!(readable(&Sources::from([("REPLICA_ID_FILE", &id)])), 0, "no secret");
+        for (entry, is_secret) in [
+            (format!("SESSION_SECRET={KEY_A}"), 1),
+            ("REDIS_URL=redis://:pw@host".to_owned(), 1),
+            ("REDIS_URL=redis://host".to_owned(), 0),
+            ("LOG_FORMAT=json".to_owned(), 0),
+        ] {
+            let dotenv = file(".env", &entry, 0o600);
+            fs::set_permissions(&dotenv, fs::Permissions::from_mode(mode)).unwrap();
+            let sources = Sources { dotenv: Some(dotenv.clone()), ..Sources::from([("SESSION_SECRET", KEY_B)]) };
+            let own_key = Sources { dotenv: Some(dotenv.clone()), ..Sources::from([("", ""); 0]) };
+            let sources = if entry.starts_with("SESSION_SECRET") { own_key } else { sources };
+            assert_eq!(readable(&sources), expected * is_secret, "{entry} {mode:o}");
+            fs::remove_file(dotenv).unwrap();
+        }
+    }
 }
