@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from . import k6, report
+from . import k6, report, source
 from .scenarios import SCENARIOS, Outcome, Threshold, missing, run
 from .targets import ROOT, Target, TargetError, fleets, opened
 
@@ -65,6 +65,8 @@ def main(doc: str, arguments: list[str] | None = None) -> int:
             outcomes, skipped = series(names, target, args, everything)
             facts = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                # Of the scripts; the fleet's too, where it was built here.
+                **source.commit(),
                 "target": args.target,
                 "replicas": target.replicas,
                 "edge": target.edge,
@@ -76,6 +78,7 @@ def main(doc: str, arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    print(f"\n{source.words(facts)}")
     write(out, facts, outcomes, skipped)
     print(table(outcomes, skipped))
     print(f"report: {out / 'report.html'}")

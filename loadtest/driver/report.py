@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import math
 
+from . import source
+
 COLOURS = ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e"]
 BAD = "#d62728"
 STYLE = """
@@ -44,6 +46,7 @@ def page(whole: dict) -> str:
         f"<title>authfleet load test, {text(whole['time'])}</title><style>{STYLE}</style>"
         f"<h1>authfleet load test</h1><p>{text(whole['time'])}, target {text(whole['target'])}, "
         f"{len(whole['replicas'])} replicas{', short form' if whole['short'] else ''}<br>"
+        f"{text(source.words(whole))}<br>"
         f"<span class=quiet>load generated on: {text(whole['machine'])}</span>"
         "<table><tr><th>scenario<th>result<th>took<th>requests<th>failed<th>503<th>shed<th>p50<th>p95"
         "<th>p99 of checks, ms"

@@ -18,7 +18,7 @@ sys.dont_write_bytecode = True
 LOADTEST = Path(__file__).resolve().parents[2] / "loadtest"
 sys.path.insert(0, str(LOADTEST))
 
-from driver import cli, k6, report, scenarios, targets  # noqa: E402
+from driver import cli, k6, report, results, scenarios, source, targets  # noqa: E402
 
 
 def csv(at: float, ms: float, op: str = "check", outcome: str = "ok", replica: str = "replica-1") -> str:
@@ -80,6 +80,81 @@ class Judging(unittest.TestCase):
     def test_scales_end_above_the_values(self) -> None:
         for value in (0.04, 0.9, 1, 3, 99, 101, 4096):
             self.assertGreaterEqual(report.ceiling(value) * 1.001, value)
+
+
+class Results(unittest.TestCase):
+    """The committed results, and a run and a benchmark as they are recorded."""
+
+    def recorded(self) -> tuple[dict, dict, str]:
+        facts = {"commit": "c0ffee" + "0" * 34, "clean": True, "time": "2026-01-31T12:00:00Z", "machine": "a machine"}
+        latency = {"authfleet_check_ms": {"med": 1.0, "p(95)": 2.0, "p(99)": 3.0}, "http_reqs": {"count": 7}}
+        good = scenarios.Outcome("average", 9, [scenarios.Threshold("t", 0, True)], summary=latency)
+        bad = scenarios.Outcome("spike", 9, [scenarios.Threshold("nothing failed", 3, False)], summary=latency)
+        storm = {"ratio": 1.5, "p99_calm_ms": 2.0, "p99_storm_ms": 3.0}
+        flood = scenarios.Outcome("login-storm", 9, good.thresholds, summary=latency, extra=storm)
+        proof = scenarios.Outcome("smoke", 9, good.thresholds, summary=latency)
+        rows = [{"what": "/livez", "per_second": 5, "ms": {"p50": 1}, "histogram": [(1, 2)]}]
+        oha = scenarios.Outcome("throughput", 9, good.thresholds, extra={"oha": rows})
+        whole = {**facts, "target": "local", "replicas": [], "edge": None, "short": False}
+        with tempfile.TemporaryDirectory() as directory:
+            cli.write(Path(directory), whole, [good, bad, flood, proof, oha], {"soak": "not asked"})
+            page = (Path(directory) / "report.html").read_text()
+            run = results.keep(json.loads((Path(directory) / "report.json").read_text()))
+        arm = {"server": 20.0, "redis": 10.0, "per_second": 40000.0}
+        bench = {
+            **facts,
+            "quick": False,
+            "redis_version": "8.2.2",
+            "ready_ms": 9.0,
+            "idle_mib": 12.0,
+            "login": {"server_ms": 20.0, "redis_ms": 0.5, "logins": 60},
+            "storm": {"idle_mib": 30.0, "peak_mib": 50.0, "after_mib": 14.0},
+            "checks": {
+                "arms": {"authfleet": arm, "bare axum handler": {**arm, "redis": 20.0}},
+                "commands_per_check": {"hmget": 1.001, "pexpire": 1.001},
+                "redis_benchmark": {"HGETALL + EXPIRE": 12.5},
+            },
+            "sizes": [{"sessions": 1000, "bytes_per_session": 770, **arm}],
+            "by_listpack_limit": {"64": {"bytes": 1216, "redis": 10.0}},
+            "persistent": arm,
+        }
+        return run, bench, page
+
+    def test_documents_say_what_was_recorded(self) -> None:
+        loaded = results.load()
+        self.assertEqual(list(results.disagreements(*loaded)) if loaded else [], [])
+        self.assertEqual(list(results.stale(loaded)), [])
+
+    def test_a_record_is_of_one_commit(self) -> None:
+        run, bench, page = self.recorded()
+        self.assertEqual(list(results.disagreements(run, bench, page)), [])
+        for broken, said in (
+            (({**run, "commit": None}, bench, page), "unknown commit"),
+            (({**run, "clean": False}, bench, page), "not committed"),
+            ((run, {**bench, "commit": "d" * 40}, page), "bench.json of ddd"),
+            ((run, bench, page.replace("c0ffee", "decade")), "does not name"),
+            ((run, bench, page.replace("<span class=bad>", "<span class=ok>")), "spike"),
+            (({**run, "short": True}, bench, page), "short"),
+        ):
+            self.assertIn(said, " ".join(results.disagreements(*broken)))
+
+    def test_figures_and_verdicts_reach_the_documents(self) -> None:
+        run, bench, _ = self.recorded()
+        blocks = results.documents((run, bench, ""))
+        for name, said in (
+            ("loadtest/README.md", "| `average` | passed | 7 requests, 0 failed, p50 1.0 ms, p99 3.0 ms |"),
+            ("loadtest/README.md", "| `spike` | **FAILED**: nothing failed | 7 requests"),
+            ("loadtest/README.md", "2.0 ms without, 3.0 ms with the flood: 1.5-fold"),
+            ("loadtest/README.md", "| authfleet | 20.0 | 10.0 | 30.0 | 0.75 | 40000 |"),
+            ("loadtest/README.md", "commit `c0ffee000000`"),
+            ("docs/capacity.md", "| a login in session checks | 1 000 |"),
+            ("docs/capacity.md", "| 100 000 000 | 1 000 000 |"),
+        ):
+            self.assertIn(said, blocks[name])
+
+    def test_changes_that_are_not_committed_are_said(self) -> None:
+        self.assertIn("not committed", source.words({"commit": "c0ffee", "clean": False}))
+        self.assertEqual(source.words({"commit": "c0ffee", "clean": True}), "commit c0ffee")
 
 
 class Use(unittest.TestCase):
