@@ -133,6 +133,10 @@ catalogue! {
     HTTP_SECONDS = Latency "authfleet_http_request_duration_seconds" { method: [], route: [] };
     /// Connections open to the public listener.
     HTTP_CONNECTIONS = Gauge "authfleet_http_connections";
+    /// Connections that the public listener serves at once: `MAX_CONNECTIONS`, or as many files as the process may open.
+    HTTP_CONNECTIONS_LIMIT = Gauge "authfleet_http_connections_limit";
+    /// Connections answered 503 at once because there were as many as the limit.
+    HTTP_CONNECTIONS_REFUSED = Counter "authfleet_http_connections_refused_total";
 
     /// Session checks. Only `valid`, `unknown` and `error` asked the store.
     SESSION_CHECKS = Counter "authfleet_session_checks_total" {

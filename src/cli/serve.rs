@@ -105,7 +105,13 @@ fn try_it(public: SocketAddr, config: &Config) {
     } else {
         ""
     };
+<<<<<<< HEAD
     telemetry::print(&format!(
+=======
+    let docs = if config.api_docs { format!("API: {url}/docs   ") } else { String::new() };
+    drop(writeln!(
+        std::io::stdout(),
+>>>>>>> c51c8ba (Connections are bounded in number, time and memory; what can't be read is answered)
         "
   authfleet: one replica, sessions in memory. Try it:
 
@@ -114,7 +120,7 @@ fn try_it(public: SocketAddr, config: &Config) {
     curl -s {url}/profile -b jar
     curl -s {url}/auth/logout -b jar -X POST
 
-  API: {url}/docs   The fleet: make demo   Ctrl-C stops.{hint}
+  {docs}The fleet: make demo   Ctrl-C stops.{hint}
 "
     ));
 }

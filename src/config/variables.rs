@@ -33,6 +33,14 @@ settings! {
         #[setting("WORKER_THREADS", values: whole(1..=1024), default: "1", scope: Replica)]
         pub worker_threads: usize,
 
+        /// Connections that the public listener serves at once; one more is answered 503.
+        #[setting("MAX_CONNECTIONS", values: whole(1..=1_000_000), default: "10000", scope: Replica)]
+        pub max_connections: usize,
+
+        /// Whether `/docs` (Swagger UI) and `/openapi.json` are served.
+        #[setting("API_DOCS", values: formats::boolean("on", "off"), default: "on", scope: Fleet)]
+        pub api_docs: bool,
+
         /// What is logged, and how.
         #[setting(group)]
         pub log: LogConfig,

@@ -1,8 +1,23 @@
 //! The OpenAPI document, and Swagger UI from the binary itself.
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use axum::Router;
+use axum::extract::Path;
+use axum::response::{IntoResponse as _, Redirect, Response};
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use http::{HeaderMap, StatusCode};
+use sha2::{Digest as _, Sha256};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, Info, License, OpenApi, OpenApiBuilder};
-use utoipa_swagger_ui::{Config, SwaggerUi};
+use utoipa_swagger_ui::Config;
+
+use super::error::Problem;
 
 /// What stands above the routes.
 pub fn head() -> OpenApi {
@@ -24,9 +39,93 @@ pub fn head() -> OpenApi {
         .build()
 }
 
-/// `/openapi.json`, `/docs`.
-pub fn routes<S: Clone + Send + Sync + 'static>(document: OpenApi) -> Router<S> {
+/// Swagger UI's files.
+const FILES: [&str; 9] = [
+    "index.html",
+    "index.css",
+    "swagger-ui.css",
+    "swagger-ui-bundle.js",
+    "swagger-ui-standalone-preset.js",
+    "swagger-initializer.js",
+    "favicon-16x16.png",
+    "favicon-32x32.png",
+    "oauth2-redirect.html",
+];
+/// Browsers and proxies keep these for a week; afterwards they ask whether they have changed. What names them is asked for
+/// each time, so a new release is seen at once where names differ, and after a week where they don't.
+const CACHED: HeaderValue = HeaderValue::from_static("public, max-age=604800");
+const ASKED_FOR: HeaderValue = HeaderValue::from_static("no-cache");
+
+/// A file that is the same for everybody. Its bytes exist once in the process, however many are reading it.
+#[derive(Clone, Debug)]
+struct File {
+    content: Bytes,
+    content_type: HeaderValue,
+    etag: HeaderValue,
+    caching: HeaderValue,
+}
+
+impl File {
+    fn new(content: Bytes, content_type: &str, caching: HeaderValue) -> Self {
+        let hash = Sha256::digest(&content);
+        let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&hash[..12]));
+        Self {
+            content,
+            content_type: HeaderValue::from_str(content_type).expect("a media type"),
+            etag: HeaderValue::from_str(&etag).expect("base64url in quotes"),
+            caching,
+        }
+    }
+
+    /// RFC 9110 section 13.1.2: 304 if the client has it already.
+    fn answer(&self, request: &HeaderMap) -> Response {
+        let known = request.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        let mut known = known.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
+        let headers = [(ETAG, self.etag.clone()), (CACHE_CONTROL, self.caching.clone())];
+        if known.any(|tag| tag == "*" || tag.as_bytes() == self.etag.as_bytes()) {
+            return (StatusCode::NOT_MODIFIED, headers).into_response();
+        }
+        (headers, [(CONTENT_TYPE, self.content_type.clone())], self.content.clone()).into_response()
+    }
+}
+
+/// `/openapi.json` and `/docs`; `/` leads to them.
+///
+/// # Panics
+///
+/// If the library's files are not what they were.
+pub fn routes<S: Clone + Send + Sync + 'static>(document: &OpenApi) -> Router<S> {
     // No validator: by default the page would show the document's address to a server of somebody else's.
-    let config = Config::default().try_it_out_enabled(true).validator_url("none");
-    SwaggerUi::new("/docs").url("/openapi.json", document).config(config).into()
+    let config = Config::from("/openapi.json").try_it_out_enabled(true).validator_url("none");
+    let config = Arc::new(config);
+    let mut files = HashMap::new();
+    for name in FILES {
+        let Ok(Some(file)) = utoipa_swagger_ui::serve(name, Arc::clone(&config)) else {
+            panic!("Swagger UI has no {name}")
+        };
+        let content = match file.bytes {
+            Cow::Borrowed(bytes) => Bytes::from_static(bytes),
+            Cow::Owned(bytes) => bytes.into(),
+        };
+        let is_asked_for = matches!(name, "index.html" | "swagger-initializer.js");
+        let caching = if is_asked_for { ASKED_FOR } else { CACHED };
+        files.insert(name, File::new(content, &file.content_type, caching));
+    }
+    let index = files["index.html"].clone();
+    let files = Arc::new(files);
+    let json = document.to_json().expect("the document is JSON");
+    let document = File::new(json.into(), "application/json", ASKED_FOR);
+    let to_docs = || get(async || Redirect::temporary("/docs/").into_response());
+    Router::new()
+        .route("/", to_docs())
+        .route("/docs", to_docs())
+        .route("/docs/", get(async move |headers: HeaderMap| index.answer(&headers)))
+        .route(
+            "/docs/{file}",
+            get(async move |Path(name): Path<String>, headers: HeaderMap| match files.get(name.as_str()) {
+                Some(file) => file.answer(&headers),
+                None => Problem::not_found().into_response(),
+            }),
+        )
+        .route("/openapi.json", get(async move |headers: HeaderMap| document.answer(&headers)))
 }

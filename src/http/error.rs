@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::openapi as document;
@@ -165,7 +165,7 @@ impl Problem {
     /// 408: the body took too long.
     pub fn request_timeout() -> Self {
         let mut problem = Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body took too long to arrive");
-        problem.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        problem.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         problem
     }
 
@@ -182,6 +182,14 @@ impl Problem {
     /// 413.
     pub fn too_large(limit: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("The body is larger than {limit} bytes"))
+    }
+
+    /// 431 (RFC 6585 section 5), as nginx says it. The rest of the connection is not worth reading.
+    pub fn head_too_large(limit: usize) -> Self {
+        let detail = format!("The request line and header fields exceed {limit} bytes");
+        let mut problem = Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail);
+        problem.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        problem
     }
 
     /// 415.

@@ -2,20 +2,19 @@
 mod access;
 mod accounts;
 mod cookie;
-mod cross_site;
 mod docs;
 mod error;
 mod extract;
 mod metering;
 pub mod ops;
 pub mod readiness;
+mod refusals;
 mod sessions;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::response::{IntoResponse as _, Redirect};
-use axum::routing::get;
+use axum::response::IntoResponse as _;
 use http::HeaderValue;
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +25,7 @@ use utoipa_axum::routes;
 pub use self::cookie::SessionCookie;
 use self::error::Problem;
 pub use self::extract::Peer;
+pub use self::refusals::HEAD_LIMIT;
 use crate::auth::Auth;
 use crate::clock::Clock;
 
@@ -40,6 +40,8 @@ pub struct App {
     pub trusted_proxies: Vec<IpNet>,
     /// `X-Served-By`: this replica's name.
     pub served_by: HeaderValue,
+    /// Whether `/docs` and `/openapi.json` are served.
+    pub api_docs: bool,
     /// The time.
     pub clock: Clock,
     /// Cancelled when the process begins to end.
@@ -49,17 +51,18 @@ pub struct App {
 /// The public API: every route, and what each request passes on its way, outermost first.
 pub fn router(app: Arc<App>) -> Router {
     metering::in_flight();
-    let (routes, document) = api().split_for_parts();
+    let (mut routes, document) = api().split_for_parts();
+    if app.api_docs {
+        routes = routes.merge(docs::routes(&document));
+    }
     routes
-        .merge(docs::routes(document))
-        .route("/", get(async || Redirect::temporary("/docs/").into_response()))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         // In one step: each `layer` of its own would cost every request a boxed service and a boxed future.
         .layer((
             access::AccessLayer(Arc::clone(&app)),
             CatchPanicLayer::custom(|_| Problem::internal().into_response()),
-            cross_site::CrossSiteLayer(Arc::clone(&app)),
+            refusals::RefusalLayer(Arc::clone(&app)),
         ))
         .with_state(app)
 }

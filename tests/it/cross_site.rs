@@ -124,6 +124,18 @@ async fn asvs_3_5_1_the_origin_is_compared_with_the_name_that_the_proxy_saw() {
         .expect(200);
 }
 
+/// A sibling host is of the same site if the browser says so; without its word nobody can tell where a site ends.
+#[tokio::test]
+async fn a_sibling_host_passes_by_the_browser_s_word_alone() {
+    let fleet = Fleet::builder().env("TRUSTED_PROXIES", "127.0.0.1").start().await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    let sibling = [("x-forwarded-host", "login.example.org"), ("origin", "https://app.example.org")];
+    send(&fleet, &session, ("POST", "/auth/logout"), &sibling).await.expect_problem(403, "cross_site");
+    let with_word = [sibling[0], sibling[1], ("sec-fetch-site", "same-site")];
+    send(&fleet, &session, ("POST", "/auth/logout"), &with_word).await.expect(200);
+}
+
 /// What a form or a script of another site can send without asking first is not taken, whatever the browser says of it.
 #[tokio::test]
 async fn asvs_3_5_2_bodies_that_need_no_preflight_are_not_read() {

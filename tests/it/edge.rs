@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fleet::{Answer, Demo, PASSWORD, PATIENTLY, within};
+use crate::fleet::{Answer, Demo, PASSWORD, PATIENTLY, Raw, Session, within};
 
 /// An answer of nginx's own: a problem like any other of the contract.
 #[track_caller]
@@ -16,7 +16,7 @@ fn own_problem(answer: Answer, status: u16, code: &str) {
 
 #[track_caller]
 fn secured(answer: &Answer) {
-    for (name, value) in [("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer")] {
+    for (name, value) in [("x-content-type-options", "nosniff"), ("referrer-policy", "same-origin")] {
         assert_eq!(answer.header(name), Some(value), "{name} of {:?}", answer.headers);
         assert_eq!(answer.headers.get_all(name).iter().count(), 1, "{name} once");
     }
@@ -31,9 +31,9 @@ async fn what_is_too_large_or_hidden_never_reaches_a_replica() {
     let demo = Demo::start(1, &[]);
     let large = json!({ "email": "ada@example.org", "password": "x".repeat(17 * 1024) });
     own_problem(demo.call("POST", "/auth/login").json(&large).send().await, 413, "body_too_large");
-    let long = format!("/{}", "x".repeat(9 * 1024));
+    let long = format!("/{}", "x".repeat(33 * 1024));
     own_problem(demo.call("GET", &long).send().await, 414, "uri_too_long");
-    let heavy = demo.call("GET", "/profile").header("x-heavy", &"x".repeat(9 * 1024));
+    let heavy = demo.call("GET", "/profile").header("x-heavy", &"x".repeat(33 * 1024));
     own_problem(heavy.send().await, 431, "headers_too_large");
     for path in ["/metrics", "/livez", "/readyz", "/ops", "/ops/metrics", "//metrics", "/x/../readyz", "/%6detrics"] {
         own_problem(demo.call("GET", path).send().await, 404, "not_found");
@@ -45,6 +45,93 @@ async fn what_is_too_large_or_hidden_never_reaches_a_replica() {
 
     let seen = demo.log("replica-1");
     assert!(!seen.contains("x-heavy") && !seen.contains("metrics") && !seen.contains("/auth/login"), "{seen}");
+}
+
+/// Other applications of the domain set cookies as well; as many as a replica takes, nginx lets in.
+#[tokio::test]
+async fn many_cookies_of_others_keep_nobody_from_signing_out() {
+    let demo = Demo::start(1, &[]);
+    let account = json!({ "email": "ada@example.org", "password": PASSWORD });
+    demo.call("POST", "/auth/register").json(&account).send().await.expect(201);
+    let session = Session::opened_by(&demo.call("POST", "/auth/login").json(&account).send().await);
+    let others: Vec<_> = (0..30).map(|n| format!("other-{n}={}", "x".repeat(1000))).collect();
+    let jar = format!("{}; {}", others.join("; "), session.cookie);
+    demo.call("GET", "/profile").cookie(&jar).send().await.expect(200);
+    demo.call("POST", "/auth/logout").cookie(&jar).send().await.expect(200);
+    demo.call("GET", "/profile").cookie(&jar).send().await.expect_problem(401, "session_invalid");
+}
+
+/// More heads that never end than nginx once had connections, all from one address.
+#[tokio::test]
+async fn heads_that_never_end_leave_room_for_others() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    const HEADS: usize = 10_000;
+    let limits = getrlimit(Resource::Nofile);
+    let wanted = Some(2 * HEADS as u64);
+    setrlimit(Resource::Nofile, Rlimit { current: limits.maximum.min(wanted).or(wanted), maximum: limits.maximum })
+        .expect("a limit on files");
+    let demo = Demo::start(1, &[]);
+    let mut held = Vec::with_capacity(HEADS);
+    for _ in 0..HEADS {
+        let stream = tokio::net::TcpStream::connect(demo.address()).await.expect("a connection; ulimit -n allows few?");
+        drop(stream.try_write(b"GET /profile HTTP/1.1\r\nX: "));
+        held.push(stream);
+    }
+    for _ in 0..10 {
+        demo.call("GET", "/profile").send().await.expect_problem(401, "session_invalid");
+    }
+}
+
+/// Whatever a client calls itself, and whatever it asks for, a line of the log can be read.
+#[tokio::test]
+async fn every_line_of_the_log_is_json() {
+    let demo = Demo::start(1, &[]);
+    for (path, agent) in [
+        (&b"/profile"[..], &b"a browser/1"[..]),
+        (b"/profile", b"caf\xe9"),
+        (b"/profile", "🦀".as_bytes()),
+        (b"/profile", b"quote \" backslash \\ tab \t"),
+        (b"/caf\xe9", b"x"),
+        (b"/profile?q=\xff", b"x"),
+        (b"/\"quote\\", b"x"),
+    ] {
+        let mut raw = Raw::connect(demo.address()).await;
+        let request = [b"GET ", path, b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nUser-Agent: ", agent, b"\r\n\r\n"];
+        raw.write(&request.concat()).await;
+        let said = raw.read_to_end(PATIENTLY).await.expect("closed");
+        assert!(said.starts_with("HTTP/1.1 4"), "{said}");
+    }
+    let log = demo.log_path("access");
+    within(PATIENTLY, "seven lines", async || {
+        std::fs::read(&log).is_ok_and(|text| text.iter().filter(|byte| **byte == b'\n').count() >= 7)
+    })
+    .await;
+    let lines = std::fs::read(&log).expect("a log");
+    for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let shown = String::from_utf8_lossy(line).into_owned();
+        let line: Value = serde_json::from_slice(line).unwrap_or_else(|error| panic!("{error}: {shown}"));
+        assert!(line["user_agent"].is_string() && line["path"].is_string(), "{line}");
+    }
+}
+
+/// One request that a replica can't read must not cost the fleet a replica, let alone all of them.
+#[tokio::test]
+async fn no_input_marks_a_replica_as_failed() {
+    let demo = Demo::start(2, &[]);
+    for (bytes, _) in crate::hostile_clients::unreadable() {
+        let mut raw = Raw::connect(demo.address()).await;
+        raw.write(&bytes).await;
+        raw.finish().await;
+        let said = raw.read_to_end(PATIENTLY).await.expect("closed");
+        let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
+        // nginx takes some of it as HTTP/0.9, which has no status line.
+        let is_refused = said.starts_with("HTTP/1.1 4") || !said.starts_with("HTTP/");
+        assert!(is_refused && !said.contains("\"status\":5"), "{shown:?}: {said}");
+        for _ in 0..4 {
+            demo.call("GET", "/profile").send().await.expect_problem(401, "session_invalid");
+        }
+    }
 }
 
 #[tokio::test]

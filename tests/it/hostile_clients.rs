@@ -81,33 +81,52 @@ async fn a_body_without_end_is_cut_off() {
     }
 }
 
-#[tokio::test]
-async fn what_is_not_http_gets_a_4xx_or_nothing() {
-    let fleet = Fleet::start(1).await;
-    let long_head = format!("GET /profile HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(64 * 1024));
-    let many_heads = format!("GET /profile HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(500));
-    let long_path = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(64 * 1024));
-    let wrong: &[(&[u8], &[&str])] = &[
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", &["400"]),
-        (b"nonsense\r\n\r\n", &["400"]),
-        (b"GET /profile HTTP/9.9\r\n\r\n", &["400", "505"]),
-        (b"GET /profile HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", &["400"]),
-        (b"GET /profile HTTP/1.1\r\nHost: x\r\nCookie: a\x00b\r\n\r\n", &["400"]),
-        (b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx", &["400"]),
-        (b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", &["400"]),
-        (b"POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: nonsense\r\n\r\n", &["400", "501"]),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &["400", "505"]),
-        (long_head.as_bytes(), &["431"]),
-        (many_heads.as_bytes(), &["431"]),
-        (long_path.as_bytes(), &["414", "431"]),
+/// Bytes that the server's parser refuses, with the status that they get. Never a closed connection without an answer: a proxy
+/// takes that for a broken replica and asks the next one.
+pub fn unreadable() -> Vec<(Vec<u8>, &'static [&'static str])> {
+    let request = |head: &[u8]| [b"GET /profile HTTP/1.1\r\nHost: x\r\n", head, b"\r\n\r\n"].concat();
+    let fields = |count: usize| format!("X-Field: y\r\n").repeat(count);
+    let mut all: Vec<(Vec<u8>, &'static [&'static str])> = vec![
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), &["400"]),
+        (b"nonsense\r\n\r\n".to_vec(), &["400"]),
+        (b"GET /profile HTTP/9.9\r\n\r\n".to_vec(), &["400", "505"]),
+        (b"GET /caf\xe9 HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["400"]),
+        (b"GET /profile?q=\xff HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["400"]),
+        (b"GET /a\x01b HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &["400"]),
+        (request(b"no colon"), &["400"]),
+        (request(b"X-Field: a\x01b"), &["400"]),
+        (request(b"X-Field: a\x7fb"), &["400"]),
+        (request(b"Cookie: a\x00b"), &["400"]),
+        (request(b"X Field: a"), &["400"]),
+        (request(b"\xff: a"), &["400"]),
+        (request(format!("{}X: y", fields(99)).as_bytes()), &["431"]),
+        (request(format!("{}X: y", fields(500)).as_bytes()), &["431"]),
+        (request(format!("X: {}", "x".repeat(64 * 1024)).as_bytes()), &["431"]),
+        (format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(64 * 1024)).into_bytes(), &["414", "431"]),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), &["400", "505"]),
     ];
-    for (bytes, expected) in wrong {
-        let mut raw = fleet[0].raw().await;
-        raw.write(bytes).await;
-        let said = raw.read_to_end(PATIENTLY).await.expect("closed");
-        let status = said.split(' ').nth(1).unwrap_or_default();
-        assert!(status.is_empty() || expected.contains(&status), "{:?}: {said}", String::from_utf8_lossy(bytes));
-        assert_eq!(said.matches("HTTP/1.1").count(), usize::from(!status.is_empty()), "one answer: {said}");
+    for framing in ["Content-Length: 1\r\nContent-Length: 2", "Content-Length: -1", "Transfer-Encoding: nonsense"] {
+        all.push((post("/login", framing), &["400", "501"]));
+    }
+    all
+}
+
+#[tokio::test]
+async fn what_is_not_http_gets_a_4xx() {
+    let fleet = Fleet::start(1).await;
+    for (bytes, expected) in unreadable() {
+        // Alone, and behind a request that is fine.
+        for before in ["", "GET /profile HTTP/1.1\r\nHost: x\r\n\r\n"] {
+            let mut raw = fleet[0].raw().await;
+            raw.write(before.as_bytes()).await;
+            raw.write(&bytes).await;
+            let said = raw.read_to_end(PATIENTLY).await.expect("closed");
+            let statuses: Vec<_> = said.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
+            let fine = if before.is_empty() { 0 } else { 1 };
+            assert_eq!(statuses.len(), fine + 1, "one answer each: {shown:?}: {said:?}");
+            assert!(expected.contains(&statuses[fine]), "{shown:?}: {said}");
+        }
     }
     // A body that breaks off, and one whose chunks are no chunks.
     for (framing, body) in [("Transfer-Encoding: chunked", "zz\r\n"), ("Content-Length: 100", "{")] {
@@ -116,11 +135,87 @@ async fn what_is_not_http_gets_a_4xx_or_nothing() {
         raw.write(body.as_bytes()).await;
         raw.finish().await;
         let said = raw.read_to_end(PATIENTLY).await.expect("closed");
-        assert!(said.is_empty() || said.starts_with("HTTP/1.1 400 "), "{said}");
+        assert!(said.starts_with("HTTP/1.1 400 "), "{body}: {said}");
     }
     fleet[0].get("/profile").send().await.expect_problem(401, "session_invalid");
     let panics = fleet[0].log().into_iter().filter(|line| line["level"] == "ERROR").collect::<Vec<_>>();
     assert!(panics.is_empty(), "{panics:?}");
+}
+
+/// The limit on heads is what the documents say, to the byte.
+#[tokio::test]
+async fn heads_of_32_kib_pass_and_no_larger_ones() {
+    let fleet = Fleet::start(1).await;
+    for (size, expected) in [(32 * 1024, "401"), (32 * 1024 + 1, "431"), (40_000, "431"), (200_000, "431")] {
+        let mut head = "GET /profile HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: ".to_owned();
+        head.push_str(&"x".repeat(size - head.len() - 4));
+        head.push_str("\r\n\r\n");
+        assert_eq!(head.len(), size);
+        let mut raw = fleet[0].raw().await;
+        raw.write(head.as_bytes()).await;
+        let said = raw.read_to_end(PATIENTLY).await.expect("closed");
+        assert!(said.starts_with(&format!("HTTP/1.1 {expected} ")), "{size} bytes: {said}");
+    }
+}
+
+/// What a client asks for and never reads must not pile up, nor be kept for ever.
+#[tokio::test]
+async fn a_client_that_never_reads_is_cheap_and_cut_off() {
+    const CLIENTS: u32 = 10;
+    let fleet = Fleet::start(1).await;
+    let resident = async || fleet[0].metric("process_resident_memory_bytes", &[]).await;
+    let open = async || fleet[0].count("authfleet_http_connections", &[]).await;
+    let request = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n";
+    // Those who read, first: what serving costs at all.
+    for _ in 0..CLIENTS {
+        fleet[0].get("/docs/swagger-ui-bundle.js").send().await.expect(200);
+    }
+    let before = resident().await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut raw = fleet[0].raw().await;
+        assert!(raw.write(request.repeat(400).as_bytes()).await);
+        clients.push(raw);
+    }
+    let begin = std::time::Instant::now();
+    let mut peak = before;
+    while begin.elapsed() < Duration::from_secs(3) {
+        peak = peak.max(resident().await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(open().await, u64::from(CLIENTS), "they are all there");
+    let each = (peak - before) / f64::from(CLIENTS) / 1024.0 / 1024.0;
+    assert!(each < 1.0, "{each} MiB each");
+    // Others are served meanwhile, and these are gone half a minute later.
+    fleet[0].get("/profile").send().await.expect(401);
+    within(Duration::from_secs(30), "cut off", async || open().await == 0).await;
+}
+
+/// So many and no more; whoever watches the replica still can.
+#[tokio::test]
+async fn connections_are_limited() {
+    let fleet = Fleet::builder().env("MAX_CONNECTIONS", "5").start().await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let mut raw = fleet[0].raw().await;
+        raw.write(b"GET /profile HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        raw.read_until("session_invalid").await;
+        held.push(raw);
+    }
+    for _ in 0..3 {
+        let said = fleet[0].raw().await.read_to_end(PATIENTLY).await.expect("closed");
+        let (head, body) = said.split_once("\r\n\r\n").expect("a head");
+        assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("Retry-After: 1"), "{said}");
+        assert!(head.contains("X-Served-By: replica-1") && head.contains("application/problem+json"), "{said}");
+        let problem: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!((&problem["status"], &problem["code"]), (&503.into(), &"overloaded".into()));
+    }
+    fleet[0].ops("/readyz").await.expect(200);
+    assert_eq!(fleet[0].count("authfleet_http_connections_refused_total", &[]).await, 3);
+    assert_eq!(fleet[0].count("authfleet_http_connections_limit", &[]).await, 5);
+    drop(held.pop());
+    let serves = async || matches!(fleet[0].get("/profile").try_send().await, Ok(answer) if answer.status == 401);
+    within(PATIENTLY, "there is room again", serves).await;
 }
 
 #[tokio::test]

@@ -452,3 +452,29 @@ async fn other_sites_are_refused() {
         answer.expect(200);
     }
 }
+
+/// Swagger UI is large: browsers keep it, and it can be switched off.
+#[tokio::test]
+async fn the_documentation_is_cached_and_can_be_switched_off() {
+    let fleet = Fleet::builder().start().await;
+    for (path, caching) in [
+        ("/docs/swagger-ui-bundle.js", "public, max-age=604800"),
+        ("/docs/swagger-ui.css", "public, max-age=604800"),
+        ("/docs/", "no-cache"),
+        ("/docs/swagger-initializer.js", "no-cache"),
+        ("/openapi.json", "no-cache"),
+    ] {
+        let answer = fleet[0].get(path).send().await.expect(200);
+        assert_eq!(answer.header("cache-control"), Some(caching), "{path}");
+        let etag = answer.header("etag").expect("an entity tag").to_owned();
+        let again = fleet[0].get(path).header("if-none-match", &etag).send().await.expect(304);
+        assert!(again.body.is_empty() && again.header("etag") == Some(&etag), "{path}");
+        fleet[0].get(path).header("if-none-match", "\"other\"").send().await.expect(200);
+    }
+    fleet[0].get("/docs/nothing.js").send().await.expect_problem(404, "not_found");
+    let fleet = Fleet::builder().env("API_DOCS", "off").start().await;
+    for path in ["/docs", "/docs/", "/docs/swagger-ui-bundle.js", "/openapi.json", "/"] {
+        fleet[0].get(path).send().await.expect_problem(404, "not_found");
+    }
+    fleet[0].get("/profile").send().await.expect_problem(401, "session_invalid");
+}

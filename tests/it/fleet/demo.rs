@@ -61,7 +61,8 @@ impl Demo {
         std::fs::read_to_string(self.log_path(name)).expect("a log")
     }
 
-    fn log_path(&self, name: &str) -> PathBuf {
+    /// Where that log is.
+    pub fn log_path(&self, name: &str) -> PathBuf {
         self.directory.path().join("log").join(format!("{name}.log"))
     }
 }

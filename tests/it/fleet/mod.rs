@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Row as _};
 
-pub use self::client::{Answer, Call, PASSWORD, Session};
+pub use self::client::{Answer, Call, PASSWORD, Raw, Session};
 pub use self::collector::{Collector, Span};
 pub use self::demo::Demo;
 pub use self::process::{Finished, NOBODY, authfleet, unprivileged};

@@ -1,20 +1,18 @@
 //! Listeners, accept loops, drain.
-use std::convert::Infallible;
+mod connections;
+mod write_timeout;
+
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use metrics::{Gauge, gauge};
-use tokio::net::{TcpListener, TcpStream};
+use metrics::gauge;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower_service::Service;
+
+use self::connections::{Acceptor, Places};
 
 use crate::auth::Auth;
 use crate::auth::password::{HashGate, PasswordPolicy};
@@ -23,18 +21,25 @@ use crate::auth::token::TokenKeys;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::ops::{self, Ops};
+<<<<<<< HEAD:src/server.rs
 use crate::http::{App, Peer, SessionCookie};
 use crate::metrics::HTTP_CONNECTIONS;
 use crate::store::Stores;
+=======
+use crate::http::{App, SessionCookie};
+use crate::metrics::{HTTP_CONNECTIONS, HTTP_CONNECTIONS_LIMIT};
+use crate::store::RedisHandle;
+use crate::store::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
+use crate::store::throttle::{MemoryCounters, ThrottleStore};
+use crate::store::users::UserStore;
+>>>>>>> c51c8ba (Connections are bounded in number, time and memory; what can't be read is answered):src/server/mod.rs
 use crate::vitals;
 
-/// A client that hasn't sent a whole request head by then is cut off; also how long an idle connection is kept. Proxies
-/// must keep theirs for less, or they'll send into a closed one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Request heads larger than this are refused with 431.
-const HEAD_LIMIT: usize = 32 * 1024;
-/// After an accept failed (no descriptors left, say), the next is tried after this.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that the ops listener serves at once: orchestrators and Prometheus. Apart from the public ones, so that a
+/// flood of those leaves the replica in sight.
+const OPS_CONNECTIONS: usize = 64;
+/// Files that the process needs besides connections: databases, Redis, logs.
+const OTHER_FILES: usize = 128;
 /// How often histograms are drained; until then every observation is kept.
 const METRICS_UPKEEP: Duration = Duration::from_secs(1);
 
@@ -123,6 +128,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError
         cookie: SessionCookie::new(config.session.cookie_secure),
         trusted_proxies: config.trusted_proxies.clone(),
         served_by: config.replica_id.parse().expect("checked with the configuration"),
+        api_docs: config.api_docs,
         clock,
         drain: CancellationToken::new(),
     }))
@@ -150,12 +156,26 @@ pub async fn run(
     });
 
     let (closing, requests) = (CancellationToken::new(), TaskTracker::new());
-    let open = gauge!(HTTP_CONNECTIONS);
-    let routes = crate::http::router(Arc::clone(&app));
-    let public = tokio::spawn(accept(listeners.public, routes, open, closing.clone(), requests.clone()));
+    let limit = affordable(config.max_connections);
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    gauge!(HTTP_CONNECTIONS_LIMIT).set(limit as f64);
+    let public = Acceptor {
+        router: crate::http::router(Arc::clone(&app)),
+        places: Places::counted(limit, gauge!(HTTP_CONNECTIONS)),
+        served_by: app.served_by.clone(),
+        closing: closing.clone(),
+        connections: requests.clone(),
+    };
+    let public = tokio::spawn(public.run(listeners.public));
     // The ops listener answers until the very end: somebody is watching the drain.
-    let ops = ops::router(Ops { app: Arc::clone(&app), metrics, process });
-    tokio::spawn(accept(listeners.ops, ops, Gauge::noop(), CancellationToken::new(), TaskTracker::new()));
+    let ops = Acceptor {
+        router: ops::router(Ops { app: Arc::clone(&app), metrics, process }),
+        places: Places::uncounted(OPS_CONNECTIONS),
+        served_by: app.served_by.clone(),
+        closing: CancellationToken::new(),
+        connections: TaskTracker::new(),
+    };
+    tokio::spawn(ops.run(listeners.ops));
 
     tokio::spawn(vitals::watch(Arc::clone(&app)));
 
@@ -177,91 +197,26 @@ pub async fn run(
     is_drained
 }
 
-/// Accepts connections until `closing` is cancelled; each then finishes the request under way and closes. `open` is how
-/// many there are.
-async fn accept(
-    listener: TcpListener,
-    router: Router,
-    open: Gauge,
-    closing: CancellationToken,
-    connections: TaskTracker,
-) {
-    let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_LIMIT).pipeline_flush(true);
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = closing.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let counted = OpenConnection::begin(&open);
-                let serving = serve(server.clone(), stream, Peer(peer), router.clone(), closing.clone());
-                connections.spawn(async move {
-                    serving.await;
-                    drop(counted);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+/// As many of the `wanted` connections as the process may have files open. Raises its limit as far as it may; says so
+/// where that isn't enough.
+fn affordable(wanted: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let needed = (wanted + OPS_CONNECTIONS + OTHER_FILES) as u64;
+    let limits = getrlimit(Resource::Nofile);
+    let mut allowed = limits.current.unwrap_or(u64::MAX);
+    if allowed < needed {
+        let raised = needed.min(limits.maximum.unwrap_or(u64::MAX));
+        if setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limits.maximum }).is_ok() {
+            allowed = raised;
         }
     }
-}
-
-/// Counted down when dropped, however the connection ends.
-struct OpenConnection(Gauge);
-
-impl OpenConnection {
-    fn begin(open: &Gauge) -> Self {
-        open.increment(1);
-        Self(open.clone())
+    if allowed >= needed {
+        return wanted;
     }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.decrement(1);
-    }
-}
-
-async fn serve(server: http1::Builder, stream: TcpStream, peer: Peer, router: Router, closing: CancellationToken) {
-    // Answers are small and whole: waiting for more to send would only delay them.
-    drop(stream.set_nodelay(true));
-    let service = TowerToHyperService::new(WithPeer { peer, router });
-    let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
-    let outcome = tokio::select! {
-        outcome = &mut connection => outcome,
-        () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = outcome {
-        tracing::debug!(%error, peer = %peer.0, "connection ended");
-    }
-}
-
-/// Tells each request of a connection where it comes from.
-#[derive(Clone)]
-struct WithPeer {
-    peer: Peer,
-    router: Router,
-}
-
-impl Service<http::Request<hyper::body::Incoming>> for WithPeer {
-    type Response = axum::response::Response;
-    type Error = Infallible;
-    type Future = <Router as Service<axum::extract::Request>>::Future;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<hyper::body::Incoming>) -> Self::Future {
-        let mut request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(self.peer);
-        self.router.call(request)
-    }
+    let rest = usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(OPS_CONNECTIONS + OTHER_FILES).max(1);
+    tracing::warn!(
+        "MAX_CONNECTIONS={wanted}: this process may open {allowed} files only (ulimit -n), so it takes {rest} connections"
+    );
+    rest
 }

@@ -1,7 +1,13 @@
-//! Unsafe methods are refused across sites (ASVS 5.0 3.5.1 to 3.5.3).
+//! Requests that are refused before any handler sees them: heads that are too large, and unsafe methods across sites (ASVS
+//! 5.0 3.5.1 to 3.5.3).
 //!
 //! Browsers say where a request comes from: `Sec-Fetch-Site`, or at least `Origin`. A client that sends neither is no
 //! browser, holds its cookie deliberately, and passes.
+//!
+//! `same-site`, a request from `https://app.example.org` to `https://login.example.org`, passes: the browser knows where one
+//! site ends and another begins (the Public Suffix List), and an application may have a button that signs out. By `Origin`
+//! alone the same request is refused, since nothing here knows where a site ends: only the host itself passes. That concerns
+//! browsers from before 2023.
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::Arc;
@@ -22,26 +28,29 @@ use super::extract::Peer;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Answers 403 `cross_site` to unsafe requests from other sites.
+/// Bytes of a request's head, as sent, beyond which it's answered 431.
+pub const HEAD_LIMIT: usize = 32 * 1024;
+
+/// Answers 431 to large heads, 403 `cross_site` to unsafe requests from other sites.
 #[derive(Clone, Debug)]
-pub struct CrossSiteLayer(pub Arc<App>);
+pub struct RefusalLayer(pub Arc<App>);
 
-impl<S> Layer<S> for CrossSiteLayer {
-    type Service = CrossSite<S>;
+impl<S> Layer<S> for RefusalLayer {
+    type Service = Refusal<S>;
 
-    fn layer(&self, inner: S) -> CrossSite<S> {
-        CrossSite { inner, app: Arc::clone(&self.0) }
+    fn layer(&self, inner: S) -> Refusal<S> {
+        Refusal { inner, app: Arc::clone(&self.0) }
     }
 }
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct CrossSite<S> {
+pub struct Refusal<S> {
     inner: S,
     app: Arc<App>,
 }
 
-impl<S: Service<Request, Response = Response, Error = Infallible>> Service<Request> for CrossSite<S> {
+impl<S: Service<Request, Response = Response, Error = Infallible>> Service<Request> for Refusal<S> {
     type Response = Response;
     type Error = Infallible;
     type Future = Either<S::Future, Ready<Result<Response, Infallible>>>;
@@ -51,6 +60,9 @@ impl<S: Service<Request, Response = Response, Error = Infallible>> Service<Reque
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
+        if head_size(&request) > HEAD_LIMIT {
+            return Either::Right(ready(Ok(Problem::head_too_large(HEAD_LIMIT).into_response())));
+        }
         let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
         if is_safe || is_same_site(&self.app, &request) {
             return Either::Left(self.inner.call(request));
@@ -79,4 +91,15 @@ fn host<'a>(headers: &'a HeaderMap, uri: &'a http::Uri, is_proxied: bool) -> Opt
     let forwarded = if is_proxied { headers.get(X_FORWARDED_HOST) } else { None };
     let named = forwarded.or_else(|| headers.get(HOST)).and_then(|value| value.to_str().ok());
     named.or_else(|| uri.authority().map(http::uri::Authority::as_str))
+}
+
+/// Bytes of the request's head as it was sent, but for optional white space. hyper's own limit is one on its buffer, which
+/// may have grown for other reasons.
+fn head_size(request: &Request) -> usize {
+    let uri = request.uri();
+    let authority = uri.authority().map_or(0, |host| "http://".len() + host.as_str().len());
+    let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let line = request.method().as_str().len() + " ".len() + authority + path + " HTTP/1.1\r\n".len();
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    line + fields.sum::<usize>() + "\r\n".len()
 }

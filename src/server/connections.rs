@@ -1,0 +1,197 @@
+//! Connections: how many there are, and what each may hold.
+//!
+//! Written by hand, since `axum::serve` has no place for any of these bounds. What one connection can cost:
+//!
+//! | what | bound |
+//! | --- | --- |
+//! | time until a request's head is there, and between requests | [`HEAD_TIMEOUT`] |
+//! | size of a head | [`HEAD_LIMIT`], then 431 |
+//! | time in which a client takes what it asked for | [`WriteTimeout`] |
+//! | answers that wait for a client | one, and what hyper buffers: it reads no further request meanwhile |
+//! | what the kernel keeps of them | [`SEND_BUFFER`] |
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::Response;
+use http::HeaderValue;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use metrics::{Counter, Gauge, counter};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service;
+
+use super::write_timeout::WriteTimeout;
+use crate::http::{HEAD_LIMIT, Peer};
+use crate::metrics::HTTP_CONNECTIONS_REFUSED;
+
+/// A client that hasn't sent a whole request head by then is cut off; also how long an idle connection is kept. Proxies
+/// must keep theirs for less, or they'll send into a closed one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a head hyper takes in before it refuses the head itself: a little more than is allowed, so that it's ours to
+/// say what is wrong.
+const READ_BUFFER: usize = HEAD_LIMIT + 8 * 1024;
+/// Bytes that the kernel keeps of what a client has not taken yet (it counts twice as much). By itself it would keep up to
+/// some MiB.
+const SEND_BUFFER: usize = 128 * 1024;
+/// After an accept failed (no descriptors left, say), the next is tried after this.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How a client begins that speaks HTTP/2 and nothing else.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+/// As hyper answers what it can't read.
+const BAD_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// How many connections are served at once.
+pub(super) struct Places {
+    free: Arc<Semaphore>,
+    open: Gauge,
+    refused: Counter,
+}
+
+impl Places {
+    /// `limit` places, with metrics.
+    pub(super) fn counted(limit: usize, open: Gauge) -> Self {
+        open.set(0);
+        let refused = counter!(HTTP_CONNECTIONS_REFUSED);
+        refused.increment(0);
+        Self { free: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))), open, refused }
+    }
+
+    /// `limit` places, without metrics.
+    pub(super) fn uncounted(limit: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(limit)), open: Gauge::noop(), refused: Counter::noop() }
+    }
+
+    /// A place, given back when dropped, however the connection ends; `None` if there is none left.
+    fn take(&self) -> Option<Place> {
+        let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
+            self.refused.increment(1);
+            return None;
+        };
+        self.open.increment(1);
+        Some(Place { _permit: permit, open: self.open.clone() })
+    }
+}
+
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    open: Gauge,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.decrement(1);
+    }
+}
+
+/// Serves the connections of one listener.
+pub(super) struct Acceptor {
+    pub(super) router: Router,
+    pub(super) places: Places,
+    /// This replica's name.
+    pub(super) served_by: HeaderValue,
+    /// Cancelled when no more are accepted: each connection then finishes the request under way and closes.
+    pub(super) closing: CancellationToken,
+    pub(super) connections: TaskTracker,
+}
+
+impl Acceptor {
+    /// Accepts until `closing` is cancelled.
+    pub(super) async fn run(self, listener: TcpListener) {
+        if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER) {
+            tracing::warn!(%error, "the kernel's buffers for slow clients are not bounded");
+        }
+        let mut server = http1::Builder::new();
+        server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(READ_BUFFER);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.closing.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => match self.places.take() {
+                    Some(place) => {
+                        let service = WithPeer { peer: Peer(peer), router: self.router.clone() };
+                        let serving = serve(server.clone(), stream, service, self.closing.clone());
+                        self.connections.spawn(async move {
+                            serving.await;
+                            drop(place);
+                        });
+                    }
+                    None => self.refuse(&stream),
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Says so at once, so that a balancer asks another replica. A connection that waits to be accepted would look like a
+    /// replica that hangs. Whoever doesn't read it has lost nothing, so nobody waits until it's read.
+    fn refuse(&self, stream: &TcpStream) {
+        let body = r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many connections; try again shortly","code":"overloaded"}"#;
+        let answer = format!(
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\
+             Retry-After: 1\r\nCache-Control: no-store\r\nX-Served-By: {}\r\nX-Request-Id: {:032x}\r\n\
+             Connection: close\r\n\r\n{body}",
+            body.len(),
+            self.served_by.to_str().unwrap_or_default(),
+            fastrand::u128(..),
+        );
+        drop(stream.try_write(answer.as_bytes()));
+    }
+}
+
+async fn serve(server: http1::Builder, stream: TcpStream, service: WithPeer, closing: CancellationToken) {
+    // Answers are small and whole: waiting for more to send would only delay them.
+    drop(stream.set_nodelay(true));
+    let peer = service.peer;
+    let stream = WriteTimeout::new(TokioIo::new(stream));
+    let mut connection = server.serve_connection(stream, TowerToHyperService::new(service));
+    let outcome = tokio::select! {
+        outcome = &mut connection => outcome,
+        () = closing.cancelled() => {
+            Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
+        }
+    };
+    let Err(error) = outcome else { return };
+    tracing::debug!(%error, peer = %peer.0, "connection ended");
+    // The one thing that hyper can't read and doesn't answer: HTTP/2 without asking for it (RFC 9113 section 3.3).
+    let rest = connection.into_parts();
+    if error.is_parse() && rest.read_buf.starts_with(HTTP2_PREFACE) {
+        drop(rest.io.into_inner().into_inner().try_write(BAD_REQUEST));
+    }
+}
+
+/// Tells each request of a connection where it comes from.
+#[derive(Clone)]
+struct WithPeer {
+    peer: Peer,
+    router: Router,
+}
+
+impl Service<http::Request<hyper::body::Incoming>> for WithPeer {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = <Router as Service<axum::extract::Request>>::Future;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<hyper::body::Incoming>) -> Self::Future {
+        let mut request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(self.peer);
+        self.router.call(request)
+    }
+}

@@ -1,0 +1,125 @@
+//! A time limit for what a client has to take.
+//!
+//! hyper limits the time for a request's head, not the time in which its answer is read: a client that asks and never reads
+//! would keep its connection, and the answer, for ever.
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::time::{Instant, Sleep};
+
+/// A client that has not taken [`PROGRESS`] more by then is cut off.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes that a client must take in that time: half a KiB a second.
+const PROGRESS: usize = 10 * 1024;
+
+pin_project_lite::pin_project! {
+    /// A stream whose writes fail with [`io::ErrorKind::TimedOut`] once the other side doesn't take them.
+    pub(super) struct WriteTimeout<S> {
+        #[pin]
+        stream: S,
+        // Made by the first write that has to wait: most connections never do.
+        timer: Option<Pin<Box<Sleep>>>,
+        // Whether a write waits.
+        waiting: bool,
+        // What was taken since the time limit was set.
+        taken: usize,
+    }
+}
+
+impl<S> WriteTimeout<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, timer: None, waiting: false, taken: 0 }
+    }
+
+    /// The stream.
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
+
+    /// What became of an attempt to write, or to write out.
+    fn limited<T>(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        outcome: Poll<io::Result<T>>,
+        taken: impl FnOnce(&T) -> Option<usize>,
+    ) -> Poll<io::Result<T>> {
+        let this = self.project();
+        match outcome {
+            Poll::Ready(Ok(done)) => {
+                if *this.waiting {
+                    match taken(&done) {
+                        // hyper writes out when it has nothing more to write.
+                        None => *this.waiting = false,
+                        Some(bytes) => {
+                            *this.taken += bytes;
+                            if *this.taken >= PROGRESS {
+                                *this.taken = 0;
+                                restart(this.timer);
+                            }
+                        }
+                    }
+                }
+                Poll::Ready(Ok(done))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                if !*this.waiting {
+                    (*this.waiting, *this.taken) = (true, 0);
+                    restart(this.timer);
+                }
+                let timer = this.timer.as_mut().expect("set when the wait began");
+                match timer.as_mut().poll(context) {
+                    Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                    Poll::Pending => Poll::Pending,
+                }
+            }
+        }
+    }
+}
+
+fn restart(timer: &mut Option<Pin<Box<Sleep>>>) {
+    match timer {
+        Some(timer) => timer.as_mut().reset(Instant::now() + WRITE_TIMEOUT),
+        None => *timer = Some(Box::pin(tokio::time::sleep(WRITE_TIMEOUT))),
+    }
+}
+
+impl<S: Read> Read for WriteTimeout<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        self.project().stream.poll_read(context, buffer)
+    }
+}
+
+impl<S: Write> Write for WriteTimeout<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = self.as_mut().project().stream.poll_write(context, buffer);
+        self.limited(context, outcome, |bytes| Some(*bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = self.as_mut().project().stream.poll_write_vectored(context, buffers);
+        self.limited(context, outcome, |bytes| Some(*bytes))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = self.as_mut().project().stream.poll_flush(context);
+        self.limited(context, outcome, |()| None)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = self.as_mut().project().stream.poll_shutdown(context);
+        self.limited(context, outcome, |()| None)
+    }
+}
