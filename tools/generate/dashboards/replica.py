@@ -157,6 +157,7 @@ def requests():
         [
             Query("sum(authfleet_http_requests_in_flight{@})", "in flight"),
             Query("sum(authfleet_http_connections{@})", "connections"),
+            Query("sum(rate(authfleet_http_connections_refused_total{@}[$__rate_interval]))", "refused a second"),
         ],
         "short",
     )
