@@ -105,13 +105,8 @@ fn try_it(public: SocketAddr, config: &Config) {
     } else {
         ""
     };
-<<<<<<< HEAD
-    telemetry::print(&format!(
-=======
     let docs = if config.api_docs { format!("API: {url}/docs   ") } else { String::new() };
-    drop(writeln!(
-        std::io::stdout(),
->>>>>>> c51c8ba (Connections are bounded in number, time and memory; what can't be read is answered)
+    telemetry::print(&format!(
         "
   authfleet: one replica, sessions in memory. Try it:
 

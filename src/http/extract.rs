@@ -254,7 +254,7 @@ mod tests {
 
         #[test]
         fn no_cookie_header_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
-            if let Ok(value) = http::HeaderValue::from_bytes(&bytes) {
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
                 let headers = HeaderMap::from_iter([(COOKIE, value)]);
                 for cookie in cookies(&headers, "session") {
                     prop_assert!(!cookie.contains(&b';'));

@@ -10,7 +10,6 @@
 //! | answers that wait for a client | one, and what hyper buffers: it reads no further request meanwhile |
 //! | what the kernel keeps of them | [`SEND_BUFFER`] |
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 

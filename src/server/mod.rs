@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connections::{Acceptor, Places};
-
 use crate::auth::Auth;
 use crate::auth::password::{HashGate, PasswordPolicy};
 use crate::auth::throttle::{self, Throttle};
@@ -21,18 +20,9 @@ use crate::auth::token::TokenKeys;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::ops::{self, Ops};
-<<<<<<< HEAD:src/server.rs
-use crate::http::{App, Peer, SessionCookie};
-use crate::metrics::HTTP_CONNECTIONS;
-use crate::store::Stores;
-=======
 use crate::http::{App, SessionCookie};
 use crate::metrics::{HTTP_CONNECTIONS, HTTP_CONNECTIONS_LIMIT};
-use crate::store::RedisHandle;
-use crate::store::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
-use crate::store::throttle::{MemoryCounters, ThrottleStore};
-use crate::store::users::UserStore;
->>>>>>> c51c8ba (Connections are bounded in number, time and memory; what can't be read is answered):src/server/mod.rs
+use crate::store::Stores;
 use crate::vitals;
 
 /// Connections that the ops listener serves at once: orchestrators and Prometheus. Apart from the public ones, so that a

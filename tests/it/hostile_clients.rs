@@ -85,7 +85,7 @@ async fn a_body_without_end_is_cut_off() {
 /// takes that for a broken replica and asks the next one.
 pub fn unreadable() -> Vec<(Vec<u8>, &'static [&'static str])> {
     let request = |head: &[u8]| [b"GET /profile HTTP/1.1\r\nHost: x\r\n", head, b"\r\n\r\n"].concat();
-    let fields = |count: usize| format!("X-Field: y\r\n").repeat(count);
+    let fields = |count: usize| "X-Field: y\r\n".repeat(count);
     let mut all: Vec<(Vec<u8>, &'static [&'static str])> = vec![
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), &["400"]),
         (b"nonsense\r\n\r\n".to_vec(), &["400"]),
@@ -123,7 +123,7 @@ async fn what_is_not_http_gets_a_4xx() {
             let said = raw.read_to_end(PATIENTLY).await.expect("closed");
             let statuses: Vec<_> = said.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
             let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
-            let fine = if before.is_empty() { 0 } else { 1 };
+            let fine = usize::from(!before.is_empty());
             assert_eq!(statuses.len(), fine + 1, "one answer each: {shown:?}: {said:?}");
             assert!(expected.contains(&statuses[fine]), "{shown:?}: {said}");
         }
@@ -195,12 +195,12 @@ async fn a_client_that_never_reads_is_cheap_and_cut_off() {
 #[tokio::test]
 async fn connections_are_limited() {
     let fleet = Fleet::builder().env("MAX_CONNECTIONS", "5").start().await;
-    let mut held = Vec::new();
+    let mut open = Vec::new();
     for _ in 0..5 {
         let mut raw = fleet[0].raw().await;
         raw.write(b"GET /profile HTTP/1.1\r\nHost: x\r\n\r\n").await;
         raw.read_until("session_invalid").await;
-        held.push(raw);
+        open.push(raw);
     }
     for _ in 0..3 {
         let said = fleet[0].raw().await.read_to_end(PATIENTLY).await.expect("closed");
@@ -213,7 +213,7 @@ async fn connections_are_limited() {
     fleet[0].ops("/readyz").await.expect(200);
     assert_eq!(fleet[0].count("authfleet_http_connections_refused_total", &[]).await, 3);
     assert_eq!(fleet[0].count("authfleet_http_connections_limit", &[]).await, 5);
-    drop(held.pop());
+    drop(open.pop());
     let serves = async || matches!(fleet[0].get("/profile").try_send().await, Ok(answer) if answer.status == 401);
     within(PATIENTLY, "there is room again", serves).await;
 }
