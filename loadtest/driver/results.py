@@ -1,7 +1,8 @@
 """The committed results, loadtest/results, and every figure that the documents take from them.
 
 `report.json` is the run's without its seconds and logs, `report.html` the whole, `bench.json` the benchmark's. All
-three are of one commit, and what documents have between `<!-- results -->` and `<!-- end of results -->` follows from them.
+three are of one commit, and what documents have between `<!-- results -->` and `<!-- end of results -->` follows from
+them.
 """
 
 from __future__ import annotations
