@@ -14,10 +14,10 @@ use uuid::Uuid;
 
 use super::identity;
 use super::password::{HashError, HashGate, PasswordPolicy, check_hash};
-use super::token::{Inspected, SessionId, TokenKeys};
+use super::token::{Inspected, TokenKeys};
 use crate::clock::Clock;
 use crate::config::{Config, HashingConfig};
-use crate::store::sessions::{Session, SessionEntry, SessionKey, SessionStore};
+use crate::store::sessions::{Session, SessionEntry, SessionId, SessionKey, SessionStore};
 use crate::store::users::{Imported, NewUser, OpenError, User, UserStore, UserStoreError, login_key};
 use crate::store::{StoreError, Stores};
 

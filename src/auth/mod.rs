@@ -25,6 +25,7 @@ use self::throttle::Throttle;
 use self::token::{Claims, TokenKeys};
 use crate::clock::Clock;
 use crate::store::StoreError;
+pub use crate::store::sessions::SessionId;
 use crate::store::sessions::{Limits, Session, SessionKey, SessionStore};
 use crate::store::users::{User, UserStore, UserStoreError};
 

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use metrics::{Counter, counter};
 use uuid::Uuid;
 
-use super::token::{Claims, SessionId};
+use super::token::Claims;
 use super::{Auth, AuthError, Client, SignedIn, key_of};
 use crate::metrics::{SESSION_CHECKS, SESSIONS_ACCEPTED, SESSIONS_ENDED};
 use crate::store::StoreError;
-use crate::store::sessions::{SessionEntry, SessionKey};
+use crate::store::sessions::{SessionEntry, SessionId, SessionKey};
 
 /// Genuine cookies of our name that are taken from one request, each of which may cost a question to the store. A browser
 /// sends several if a sibling domain or another path planted one. Forged ones don't count, so they can't hide a real one;

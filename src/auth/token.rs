@@ -23,8 +23,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 use uuid::Uuid;
+
+use crate::store::sessions::SessionId;
 
 const VERSION: u8 = 1;
 const USER: std::ops::Range<usize> = 1..17;
@@ -34,49 +36,6 @@ const SIGNED: usize = 55;
 const LENGTH: usize = SIGNED + 32;
 /// Characters of a cookie value.
 pub const TEXT_LENGTH: usize = LENGTH / 3 * 4;
-
-/// The public name of a session: the first 128 bits of SHA-256 over the signed bytes, as 22 characters of base64url.
-/// It can be listed, logged and used to revoke, never to sign in.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SessionId([u8; 22]);
-
-impl SessionId {
-    fn of(signed: &[u8]) -> Self {
-        let hash = Sha256::digest(signed);
-        let mut text = [0; 22];
-        URL_SAFE_NO_PAD.encode_slice(&hash[..16], &mut text).expect("16 bytes are 22 characters");
-        Self(text)
-    }
-
-    /// Reads an id as the API shows it; `None` if it can't be one.
-    pub fn parse(text: &str) -> Option<Self> {
-        let bytes: [u8; 22] = text.as_bytes().try_into().ok()?;
-        bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')).then_some(Self(bytes))
-    }
-
-    /// The 22 characters.
-    pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).expect("base64url is ASCII")
-    }
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl fmt::Debug for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl serde::Serialize for SessionId {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
 
 /// What a genuine cookie says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::users::Output;
 use super::{USAGE, answer, fail, printable, prompt, table};
 use crate::auth::admin::{Admin, AdminError, Inspection};
-use crate::auth::token::{SessionId, TEXT_LENGTH};
-use crate::store::sessions::SessionEntry;
+use crate::auth::token::TEXT_LENGTH;
+use crate::store::sessions::{SessionEntry, SessionId};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

@@ -15,7 +15,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::App;
-use super::extract::{Peer, client_address};
+use super::extract::{Peer, RequestId, client_address};
 use super::metering::{self, InFlight};
 use crate::telemetry::traces::{RequestFacts, RequestTrace};
 use crate::telemetry::{self, RequestLine};
@@ -28,10 +28,6 @@ const REQUEST_ID_LIMIT: usize = 128;
 /// What is logged when the client closed the connection before it was answered: nginx's code for it.
 static CLIENT_CLOSED_REQUEST: LazyLock<StatusCode> =
     LazyLock::new(|| StatusCode::from_u16(499).expect("a number of three digits"));
-
-/// The request's id: nginx's if it sent one, else a new one of the same form (32 hexadecimal digits).
-#[derive(Clone, Debug)]
-pub struct RequestId(pub HeaderValue);
 
 /// Adds [`Access`] to a service.
 #[derive(Clone, Debug)]

@@ -111,7 +111,7 @@ impl FromRequestParts<Arc<App>> for Client {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Self::Rejection> {
         let peer = parts.extensions.get::<Peer>().expect("every connection has a peer").0.ip();
         let user_agent = parts.headers.get(USER_AGENT).map(|value| user_agent(value.as_bytes()));
-        let request_id = parts.extensions.get::<super::access::RequestId>().and_then(|id| id.0.to_str().ok());
+        let request_id = parts.extensions.get::<RequestId>().and_then(|id| id.0.to_str().ok());
         Ok(Self {
             ip: client_address(peer, &parts.headers, &app.trusted_proxies),
             user_agent: user_agent.unwrap_or_default(),
@@ -131,6 +131,10 @@ fn user_agent(value: &[u8]) -> String {
     }
     kept
 }
+
+/// The request's id: nginx's if it sent one, else a new one of the same form (32 hexadecimal digits).
+#[derive(Clone, Debug)]
+pub struct RequestId(pub HeaderValue);
 
 /// The other end of the connection.
 #[derive(Clone, Copy, Debug)]

@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::App;
 use super::error::{self, FieldError, Problem};
 use super::extract::{Json, cookies};
-use crate::auth::token::{Claims, SessionId};
-use crate::auth::{self, Client, Opened, SignedIn};
+use crate::auth::token::Claims;
+use crate::auth::{self, Client, Opened, SessionId, SignedIn};
 
 /// Credentials: `email` or `username`, and `password`.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -6,8 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Created, Limits, MemorySessions, NewSession, RedisSessions, SessionKey, SessionStore};
-use crate::auth::token::SessionId;
+use super::{Created, Limits, MemorySessions, NewSession, RedisSessions, SessionId, SessionKey, SessionStore};
 use crate::clock::Clock;
 use crate::store::RedisHandle;
 

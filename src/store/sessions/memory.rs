@@ -5,8 +5,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionKey};
-use crate::auth::token::SessionId;
+use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionId, SessionKey};
 use crate::clock::Clock;
 use crate::store::ServerState;
 

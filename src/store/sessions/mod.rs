@@ -1,6 +1,7 @@
 //! What a session store promises. Both stores pass the same suite, in `conformance`.
 #[cfg(test)]
 mod conformance;
+mod id;
 mod memory;
 mod redis;
 
@@ -9,10 +10,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+pub use self::id::SessionId;
 pub use self::memory::MemorySessions;
 pub use self::redis::RedisSessions;
 use super::{ServerState, StoreError};
-use crate::auth::token::SessionId;
 
 /// Whose session, and which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

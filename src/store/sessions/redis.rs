@@ -23,8 +23,7 @@ use std::time::Duration;
 use redis::{Script, Value, cmd};
 use uuid::Uuid;
 
-use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionKey};
-use crate::auth::token::SessionId;
+use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionId, SessionKey};
 use crate::clock::Clock;
 use crate::store::redis::{Operation, RedisHandle, operation};
 use crate::store::{ServerState, StoreError};

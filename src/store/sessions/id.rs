@@ -1,0 +1,50 @@
+//! The public name of a session.
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest as _, Sha256};
+
+/// The first 128 bits of SHA-256 over the signed bytes, as 22 characters of base64url.
+/// It can be listed, logged and used to revoke, never to sign in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId([u8; 22]);
+
+impl SessionId {
+    /// The id of the session whose cookie has these signed bytes.
+    pub fn of(signed: &[u8]) -> Self {
+        let hash = Sha256::digest(signed);
+        let mut text = [0; 22];
+        URL_SAFE_NO_PAD.encode_slice(&hash[..16], &mut text).expect("16 bytes are 22 characters");
+        Self(text)
+    }
+
+    /// Reads an id as the API shows it; `None` if it can't be one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes: [u8; 22] = text.as_bytes().try_into().ok()?;
+        bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')).then_some(Self(bytes))
+    }
+
+    /// The 22 characters.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("base64url is ASCII")
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl serde::Serialize for SessionId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
