@@ -1,11 +1,13 @@
 //! Accounts: register, change the password, delete; disable, from the command line.
 use metrics::counter;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio_util::sync::CancellationToken;
 
-use super::password::Verdict;
+use super::password::{Origin, Verdict};
 use super::token::Claims;
 use super::{Auth, AuthError, Client, Opened, Registration, SignedIn, identity};
 use crate::metrics::REGISTRATIONS;
+use crate::store::sessions::Session;
 use crate::store::users::{NewUser, User, UserStoreError};
 
 impl Auth {
@@ -16,6 +18,9 @@ impl Auth {
     /// Invalid fields, all at once; a taken e-mail address or username; no room to hash; no store.
     pub async fn register(&self, registration: Registration, client: &Client) -> Result<User, AuthError> {
         let result = self.try_register(registration, client).await;
+        if matches!(result, Err(AuthError::Abandoned)) {
+            return result;
+        }
         let label = result.as_ref().map_or_else(AuthError::label, |_| "success");
         counter!(REGISTRATIONS, "result" => label).increment(1);
         match &result {
@@ -44,19 +49,19 @@ impl Auth {
         let (Ok(email), Ok(username), true) = (email, username, invalid.is_empty()) else {
             return Err(AuthError::Invalid(invalid));
         };
-        let attempt = self.throttle.admit_registration(client.ip).await?;
+        let attempt = self.throttle.admit_registration(client.ip, &client.gone).await?;
         // Asked before hashing, so that a form sent twice doesn't cost a hash; decided when inserting.
         match self.users.ensure_free(&email, username.as_deref()).await {
             Ok(()) => {}
             Err(taken @ (UserStoreError::EmailTaken | UserStoreError::UsernameTaken)) => {
                 // Counts too: otherwise anybody could ask for any number of addresses whether they have an account.
-                attempt.failed().await?;
+                attempt.charge_failure().await?;
                 return Err(taken.into());
             }
             Err(error) => return Err(error.into()),
         }
-        let password_hash = self.gate.hash(registration.password).await?;
-        attempt.failed().await?;
+        let password_hash = self.gate.hash(registration.password, client.origin(&email)).await?;
+        attempt.charge_failure().await?;
         Ok(self.users.create(NewUser { email, username, password_hash }).await?)
     }
 
@@ -74,9 +79,12 @@ impl Auth {
         new: SecretString,
         client: &Client,
     ) -> Result<Opened, AuthError> {
+        // First what can be refused without a hash. The names are those of the session, as good as any for this.
+        self.check_password("new_password", &new, &signed_in.session)?;
         let mut user = self.confirm(signed_in, current, client).await?;
-        self.check_password("new_password", &new, &user)?;
-        let new_hash = self.gate.hash(new).await?;
+        // Goes on although the client may have gone: it would be half a change.
+        let origin = Origin { gone: CancellationToken::new(), ..client.origin(&user.id.to_string()) };
+        let new_hash = self.gate.hash(new, origin).await?;
         let mut ended = self.sessions.fence_off(user.id, user.epoch + 1).await?;
         let epoch = loop {
             if let Some(epoch) = self.users.replace_password(user.id, user.epoch, &new_hash).await? {
@@ -130,7 +138,9 @@ impl Auth {
     /// Verifies the password of somebody who is signed in; failures count as those of a login.
     async fn confirm(&self, signed_in: &SignedIn, password: SecretString, client: &Client) -> Result<User, AuthError> {
         let result = self.try_confirm(signed_in, password, client).await;
-        if let Err(error) = &result {
+        if let Err(error) = &result
+            && !matches!(error, AuthError::Abandoned)
+        {
             let Claims { user_id, session_id, .. } = signed_in.claims;
             tracing::info!(target: "audit", event = "password_confirmation_failed", reason = error.label(),
                 user_id = %user_id, session_id = %session_id, ip = %client.ip, request_id = %client.request_id);
@@ -145,22 +155,23 @@ impl Auth {
         client: &Client,
     ) -> Result<User, AuthError> {
         let user_id = signed_in.claims.user_id;
-        let attempt = self.throttle.admit_login(&user_id.to_string(), client.ip).await?;
+        let attempt = self.throttle.admit_confirmation(user_id, client.ip, &client.gone).await?;
         let user = self.users.by_id(user_id).await?.filter(|user| user.disabled_at.is_none());
         let user = user.ok_or(AuthError::SessionInvalid)?;
-        match self.gate.verify(password, Some(user.password_hash.clone())).await? {
+        let origin = client.origin(&user_id.to_string());
+        match self.gate.verify(password, Some(user.password_hash.clone()), origin).await? {
             Verdict::Match { .. } => {
-                attempt.succeeded().await?;
+                attempt.charge_success().await?;
                 Ok(user)
             }
             Verdict::Mismatch => {
-                attempt.failed().await?;
+                attempt.charge_failure().await?;
                 Err(AuthError::WrongPassword)
             }
         }
     }
 
-    fn check_password(&self, field: &'static str, password: &SecretString, user: &User) -> Result<(), AuthError> {
+    fn check_password(&self, field: &'static str, password: &SecretString, user: &Session) -> Result<(), AuthError> {
         self.policy.check(password.expose_secret(), &[&user.email, &user.username]).map_err(|violations| {
             AuthError::Invalid(violations.iter().map(|violation| (field, violation.to_string())).collect())
         })

@@ -13,7 +13,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::identity;
-use super::password::{HashError, HashGate, PasswordPolicy, check_hash};
+use super::password::{HashError, HashGate, Origin, PasswordPolicy, check_hash};
 use super::token::{Inspected, TokenKeys};
 use crate::clock::Clock;
 use crate::config::{Config, HashingConfig};
@@ -398,7 +398,7 @@ impl Admin {
 
     async fn hash(&self, password: SecretString) -> Result<SecretString, AdminError> {
         let one = HashingConfig { concurrency: 1, queue: 1, ..self.config.hashing };
-        Ok(HashGate::start(&one).map_err(AdminError::Threads)?.hash(password).await?)
+        Ok(HashGate::start(&one).map_err(AdminError::Threads)?.hash(password, Origin::default()).await?)
     }
 
     fn audit(&self, event: &'static str, user_id: Uuid, sessions_ended: Option<u32>) {

@@ -12,15 +12,17 @@ mod sign_in;
 pub mod throttle;
 pub mod token;
 
+use std::hash::{Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::password::{HashError, HashGate, PasswordPolicy};
+use self::password::{HashError, HashGate, Origin, PasswordPolicy};
 use self::throttle::Throttle;
 use self::token::{Claims, TokenKeys};
 use crate::clock::Clock;
@@ -61,6 +63,20 @@ pub struct Client {
     pub user_agent: String,
     /// `X-Request-Id`.
     pub request_id: String,
+    /// Cancelled when the client has gone. What has begun by then is finished, charged and recorded all the same.
+    pub gone: CancellationToken,
+}
+
+impl Client {
+    /// For whom a password is hashed: what the queue is shared fairly among.
+    fn origin(&self, account: &str) -> Origin {
+        let flow = |text: &str| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            text.hash(&mut hasher);
+            hasher.finish().max(1)
+        };
+        Origin { flows: [flow(&throttle::network(self.ip)), flow(account)], gone: self.gone.clone() }
+    }
 }
 
 /// A checked and renewed session.
@@ -132,6 +148,9 @@ pub enum AuthError {
     /// Fields that are wrong: name and message.
     #[error("invalid fields: {0:?}")]
     Invalid(Vec<(&'static str, String)>),
+    /// The client went away before anything was decided.
+    #[error("the client has gone")]
+    Abandoned,
     /// More password hashing than fits the queue.
     #[error("too many logins at present")]
     Overloaded {
@@ -166,6 +185,7 @@ impl From<HashError> for AuthError {
     fn from(error: HashError) -> Self {
         match error {
             HashError::Overloaded { retry_after } => Self::Overloaded { retry_after },
+            HashError::Abandoned => Self::Abandoned,
             // This replica is going down; another one takes the next try.
             HashError::Closed => Self::Overloaded { retry_after: Duration::from_secs(1) },
             error @ HashError::Failed => Self::Internal(error.to_string()),
@@ -183,6 +203,7 @@ impl AuthError {
             Self::Throttled { .. } => "throttled",
             Self::EmailTaken | Self::UsernameTaken => "conflict",
             Self::Invalid(_) => "invalid",
+            Self::Abandoned => "abandoned",
             Self::Overloaded { .. } => "overloaded",
             Self::Unavailable(_) => "unavailable",
             Self::Internal(_) => "internal",

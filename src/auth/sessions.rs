@@ -189,6 +189,11 @@ impl Auth {
             request_id = %client.request_id);
     }
 
+    /// What the genuine ones of these cookies say, the latest end first.
+    pub fn brought<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Vec<Claims> {
+        self.read(cookies).map_or_else(|_| Vec::new(), |signed| signed.iter().collect())
+    }
+
     /// The cookies that are ours, or why there is none.
     pub(super) fn read<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<Signed, &'static str> {
         let mut signed = Signed([None; COOKIES_TRIED]);

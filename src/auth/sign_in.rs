@@ -14,20 +14,27 @@ use crate::store::users::{User, login_key};
 impl Auth {
     /// Verifies a password and makes a session. Living sessions that the client brought along end with it.
     ///
+    /// Runs to its end in a task of its own: an attempt whose hash has begun is charged and recorded whether or not the
+    /// client waits for it, or guesses that hang up would be free.
+    ///
     /// # Errors
     ///
     /// Wrong credentials; no room to hash; no store.
-    pub async fn sign_in<'a>(
+    pub async fn sign_in(
         &self,
         identifier: &str,
         password: SecretString,
-        cookies: impl Iterator<Item = &'a [u8]>,
+        brought: Vec<Claims>,
         client: &Client,
     ) -> Result<Opened, AuthError> {
-        let brought = self.read(cookies).map_or_else(|_| Vec::new(), |signed| signed.iter().collect());
         let mut tried = None;
         let result = self.try_sign_in(identifier, password, brought, client, &mut tried).await;
-        let label = result.as_ref().map_or_else(AuthError::label, |_| "success");
+        let label = match &result {
+            Ok(_) => "success",
+            // Before any hash: nothing has happened.
+            Err(AuthError::Abandoned) => return result,
+            Err(error) => error.label(),
+        };
         counter!(LOGINS, "result" => label).increment(1);
         match &result {
             Ok(Opened { user, claims, .. }) => {
@@ -53,19 +60,17 @@ impl Auth {
     ) -> Result<Opened, AuthError> {
         let user = self.users.by_login(identifier).await?;
         *tried = user.as_ref().map(|user| user.id);
-        // An account has one count, by whichever of its names it's tried; a name without account has one too, so that
-        // being throttled doesn't tell which exist.
-        let account = user.as_ref().map_or_else(|| unknown_account(identifier), |user| user.id.to_string());
-        let attempt = self.throttle.admit_login(&account, client.ip).await?;
+        let name = name_key(identifier);
+        let attempt = self.throttle.admit_login(&name, *tried, client.ip, &client.gone).await?;
         // Unknown and disabled users cost a hash too: the time must not tell them apart (ASVS 5.0 6.3.8).
-        let stored = user.as_ref().map(|user| user.password_hash.clone());
-        let verdict = self.gate.verify(password, stored).await?;
+        let stored = user.as_ref().filter(|_| !attempt.is_decoy()).map(|user| user.password_hash.clone());
+        let verdict = self.gate.verify(password, stored, client.origin(&name)).await?;
         let (Some(user), Verdict::Match { upgraded }) = (user.filter(|user| user.disabled_at.is_none()), verdict)
         else {
-            attempt.failed().await?;
+            attempt.charge_failure().await?;
             return Err(AuthError::InvalidCredentials);
         };
-        attempt.succeeded().await?;
+        attempt.charge_success().await?;
         if let Some(new_hash) = upgraded {
             // Not worth failing a login for; the next one tries again.
             if let Err(error) = self.users.upgrade_hash(user.id, &user.password_hash, &new_hash).await {
@@ -136,9 +141,9 @@ impl Auth {
     }
 }
 
-/// What the failures of a name without account are counted under: a hash of it, since the key is seen in Redis, and
-/// people type passwords there.
-fn unknown_account(identifier: &str) -> String {
+/// What attempts at a name are counted under, whether or not it has an account: a hash of it, the same for every spelling,
+/// since the key is seen in Redis, and people type passwords there.
+fn name_key(identifier: &str) -> String {
     let hash = Sha256::digest(login_key(identifier));
-    hash[..16].iter().fold(String::from("unknown:"), |text, byte| text + &format!("{byte:02x}"))
+    hash[..16].iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }

@@ -1,116 +1,259 @@
-//! Limits on guessing: per account and per client address, over all replicas (ASVS 5.0 6.3.1; NIST SP 800-63B-4
-//! §3.2.2). Only failures count.
-use std::net::IpAddr;
+//! Limits on guessing, and on hashing for one client: per account and per client address, over all replicas (ASVS 5.0
+//! 6.3.1; NIST SP 800-63B-4 §3.2.2).
+//!
+//! A sign-in is counted under three kinds of subjects: the client's networks, the name as typed, and the account that the
+//! name belongs to, if any. Only the first two are ever heard of: an account that is blocked by attempts at another one of
+//! its names answers as a name without account does, with 401 after a hash, until this name's own count is full. Otherwise
+//! 429 would tell which names belong together, and which exist.
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::AuthError;
 use crate::store::throttle::{Admission, Outcome, Subject, ThrottleStore};
 
-/// An attempt that can't be admitted yet asks again after this,
-const ASK_AGAIN: Duration = Duration::from_millis(25);
-/// as often as this.
-const ASK_TIMES: u32 = 60;
+/// An attempt that can't be admitted yet waits for this long at most.
+const WAIT: Duration = Duration::from_millis(1500);
+/// It asks again when an attempt before it has ended in this replica, or else after this, then twice this, and so on: for
+/// those that end elsewhere.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// Attempts of one subject that wait in this replica. One more is refused at once.
+const WAITING: usize = 64;
+/// IPv6: the prefixes that are counted, and how much more than an address each may do. A customer has a /64 at least, often
+/// a /56, sometimes a /48.
+const IPV6_PREFIXES: [(u8, u32); 3] = [(64, 1), (56, 4), (48, 16)];
 
 /// The limits, and where the counts are.
 #[derive(Clone, Debug)]
 pub struct Throttle {
-    store: Arc<ThrottleStore>,
+    shared: Arc<Shared>,
     limits: Limits,
 }
 
-/// How many failures are too many.
+#[derive(Debug)]
+struct Shared {
+    store: ThrottleStore,
+    queues: Mutex<HashMap<String, Queue>>,
+}
+
+/// Attempts in this replica that wait for others of the same subject.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: usize,
+    settled: Arc<Notify>,
+}
+
+/// How much is too much, within a window.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Failures of one account in a window.
+    /// Failures of one account, or of one name.
     pub per_account: u32,
-    /// Failures of one address in a window.
+    /// Failures of one address.
     pub per_address: u32,
-    /// Registrations from one address in a window.
+    /// Passwords that are hashed for one account.
+    pub attempts_per_account: u32,
+    /// Passwords that are hashed for one address.
+    pub attempts_per_address: u32,
+    /// Registrations from one address.
     pub registrations: u32,
-    /// The window, from the first failure.
+    /// The window, from the first of each.
     pub window: Duration,
 }
 
 impl Throttle {
     /// Counts in `store`.
     pub fn new(store: ThrottleStore, limits: Limits) -> Self {
-        Self { store: Arc::new(store), limits }
+        Self { shared: Arc::new(Shared { store, queues: Mutex::default() }), limits }
     }
 
-    /// Admits an attempt at an account's password, or refuses it.
+    /// Admits an attempt to sign in, or refuses it. `name` stands for the name as typed, in any spelling.
     ///
     /// # Errors
     ///
-    /// [`AuthError::Throttled`] with the time to wait; no store.
-    pub async fn admit_login(&self, account: &str, ip: IpAddr) -> Result<Attempt, AuthError> {
-        let subjects = [
-            // The address first: whoever is blocked there can't hold an account's places.
-            self.subject("address", &network(ip), self.limits.per_address),
-            self.subject("account", account, self.limits.per_account),
-        ];
-        self.admit(subjects.into()).await
+    /// [`AuthError::Throttled`] with the time to wait; [`AuthError::Overloaded`]; no store.
+    pub async fn admit_login(
+        &self,
+        name: &str,
+        account: Option<Uuid>,
+        ip: IpAddr,
+        gone: &CancellationToken,
+    ) -> Result<Attempt, AuthError> {
+        let mut subjects = self.networks("address", ip, self.limits.per_address, self.limits.attempts_per_address);
+        subjects.push(self.account(format!("name:{name}")));
+        let hidden = account.map(|id| self.account(format!("account:{id}")));
+        self.admit(subjects, hidden, gone).await
     }
 
-    /// Admits a registration, or refuses it. Each that is not released counts, made or not.
+    /// Admits somebody who is signed in to confirm the password, or refuses it.
     ///
     /// # Errors
     ///
     /// As [`Throttle::admit_login`].
-    pub async fn admit_registration(&self, ip: IpAddr) -> Result<Attempt, AuthError> {
-        self.admit(vec![self.subject("registrations", &network(ip), self.limits.registrations)]).await
+    pub async fn admit_confirmation(
+        &self,
+        account: Uuid,
+        ip: IpAddr,
+        gone: &CancellationToken,
+    ) -> Result<Attempt, AuthError> {
+        let mut subjects = self.networks("address", ip, self.limits.per_address, self.limits.attempts_per_address);
+        subjects.push(self.account(format!("account:{account}")));
+        self.admit(subjects, None, gone).await
     }
 
-    fn subject(&self, kind: &str, whose: &str, limit: u32) -> Subject {
-        Subject { name: format!("{kind}:{whose}"), limit, window: self.limits.window }
+    /// Admits a registration, or refuses it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Throttle::admit_login`].
+    pub async fn admit_registration(&self, ip: IpAddr, gone: &CancellationToken) -> Result<Attempt, AuthError> {
+        let subjects = self.networks("registrations", ip, self.limits.registrations, u32::MAX);
+        self.admit(subjects, None, gone).await
     }
 
-    async fn admit(&self, subjects: Vec<Subject>) -> Result<Attempt, AuthError> {
-        let mut attempt = Attempt {
-            store: Arc::clone(&self.store),
-            id: format!("{:016x}", fastrand::u64(..)),
-            reserved: Vec::with_capacity(subjects.len()),
+    fn account(&self, name: String) -> Subject {
+        let Limits { per_account, attempts_per_account, window, .. } = self.limits;
+        Subject { name, limit: per_account, attempts: attempts_per_account, window }
+    }
+
+    fn networks(&self, kind: &str, ip: IpAddr, limit: u32, attempts: u32) -> Vec<Subject> {
+        let subject = |(network, factor): (String, u32)| Subject {
+            name: format!("{kind}:{network}"),
+            limit: limit.saturating_mul(factor),
+            attempts: attempts.saturating_mul(factor),
+            window: self.limits.window,
         };
-        for subject in subjects {
-            attempt.reserve(subject).await?;
+        networks(ip).into_iter().map(subject).collect()
+    }
+
+    async fn admit(
+        &self,
+        visible: Vec<Subject>,
+        hidden: Option<Subject>,
+        gone: &CancellationToken,
+    ) -> Result<Attempt, AuthError> {
+        let deadline = Instant::now() + WAIT;
+        let mut pause = ASK_AGAIN;
+        let shown = visible.len();
+        let subjects: Vec<_> = visible.into_iter().chain(hidden).collect();
+        loop {
+            let mut attempt = Attempt {
+                shared: Arc::clone(&self.shared),
+                id: format!("{:016x}", fastrand::u64(..)),
+                reserved: Vec::new(),
+                is_decoy: false,
+            };
+            let said = self.shared.store.reserve(&subjects, &attempt.id).await?;
+            let mut blocked: Option<Duration> = None;
+            let mut waits_for = None;
+            for (n, (subject, admission)) in subjects.iter().zip(said).enumerate() {
+                match admission {
+                    Admission::Reserved => attempt.reserved.push(subject.clone()),
+                    _ if n >= shown => attempt.is_decoy = true,
+                    Admission::Blocked(left) => blocked = blocked.max(Some(left)),
+                    Admission::Wait => waits_for = waits_for.or(Some(subject)),
+                }
+            }
+            if let Some(retry_after) = blocked {
+                attempt.release().await?;
+                return Err(AuthError::Throttled { retry_after });
+            }
+            let Some(subject) = waits_for else { return Ok(attempt) };
+            attempt.release().await?;
+            let place = self.shared.join(&subject.name)?;
+            let until = deadline.min(Instant::now() + pause);
+            pause *= 2;
+            let waited = tokio::select! {
+                () = place.settled.notified() => Ok(()),
+                () = tokio::time::sleep_until(until) => Ok(()),
+                () = gone.cancelled() => Err(AuthError::Abandoned),
+            };
+            drop(place);
+            waited?;
+            if Instant::now() >= deadline {
+                return Err(AuthError::Overloaded { retry_after: Duration::from_secs(1) });
+            }
         }
-        Ok(attempt)
     }
 }
 
-/// An IPv4 address; of an IPv6 one the first 64 bits, which are one customer's.
-fn network(ip: IpAddr) -> String {
+impl Shared {
+    fn join(self: &Arc<Self>, subject: &str) -> Result<Place, AuthError> {
+        let mut queues = self.queues.lock();
+        let queue = queues.entry(subject.to_owned()).or_default();
+        if queue.waiting >= WAITING {
+            return Err(AuthError::Overloaded { retry_after: Duration::from_secs(1) });
+        }
+        queue.waiting += 1;
+        Ok(Place { shared: Arc::clone(self), subject: subject.to_owned(), settled: Arc::clone(&queue.settled) })
+    }
+
+    /// An attempt of this subject has ended: the next one may ask.
+    fn settled(&self, subject: &str) {
+        if let Some(queue) = self.queues.lock().get(subject) {
+            queue.settled.notify_one();
+        }
+    }
+}
+
+/// A place in a [`Queue`], left when dropped.
+struct Place {
+    shared: Arc<Shared>,
+    subject: String,
+    settled: Arc<Notify>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut queues = self.shared.queues.lock();
+        if let Some(queue) = queues.get_mut(&self.subject) {
+            queue.waiting -= 1;
+            if queue.waiting == 0 {
+                queues.remove(&self.subject);
+            }
+        }
+    }
+}
+
+/// The network that one client has for itself: its IPv4 address, or its IPv6 /64.
+pub(super) fn network(ip: IpAddr) -> String {
+    networks(ip).swap_remove(0).0
+}
+
+/// What an address is counted under: an IPv4 address; of an IPv6 one the prefixes that may be one customer's. With the factor
+/// of each one's limit.
+fn networks(ip: IpAddr) -> Vec<(String, u32)> {
     match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V4(ip) => vec![(ip.to_string(), 1)],
         IpAddr::V6(ip) => {
-            let prefix = std::net::Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX));
-            format!("{prefix}/64")
+            let network = |(length, factor): (u8, u32)| {
+                let prefix = Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << (128 - length)));
+                (format!("{prefix}/{length}"), factor)
+            };
+            IPV6_PREFIXES.map(network).into()
         }
     }
 }
 
-/// An admitted attempt. Dropped without a word, as when the client leaves, it gives its places back: the client never
-/// learned whether the password was right.
+/// An admitted attempt. Dropped without a word, as when it ended before any password was hashed, it gives its places back.
 #[derive(Debug)]
 pub struct Attempt {
-    store: Arc<ThrottleStore>,
+    shared: Arc<Shared>,
     id: String,
     reserved: Vec<Subject>,
+    is_decoy: bool,
 }
 
 impl Attempt {
-    async fn reserve(&mut self, subject: Subject) -> Result<(), AuthError> {
-        for _ in 0..ASK_TIMES {
-            match self.store.reserve(&subject, &self.id).await? {
-                Admission::Reserved => {
-                    self.reserved.push(subject);
-                    return Ok(());
-                }
-                Admission::Blocked(retry_after) => return Err(AuthError::Throttled { retry_after }),
-                Admission::Wait => tokio::time::sleep(ASK_AGAIN).await,
-            }
-        }
-        Err(AuthError::Overloaded { retry_after: Duration::from_secs(1) })
+    /// Whether the account is blocked although the name isn't: nothing but a wrong password must be seen.
+    pub fn is_decoy(&self) -> bool {
+        self.is_decoy
     }
 
     /// Charges a failure to every subject.
@@ -118,24 +261,36 @@ impl Attempt {
     /// # Errors
     ///
     /// No store: the failure isn't charged, so its outcome must not be told either.
-    pub async fn failed(mut self) -> Result<(), AuthError> {
+    pub async fn charge_failure(mut self) -> Result<(), AuthError> {
         self.settle(|_| Outcome::Failed).await
     }
 
-    /// Forgets the account's failures; the address keeps its own.
+    /// Charges an attempt to every subject, and forgets the failures of the account and the name; the address keeps its own.
     ///
     /// # Errors
     ///
     /// No store.
-    pub async fn succeeded(mut self) -> Result<(), AuthError> {
-        self.settle(|subject| if subject.name.starts_with("account:") { Outcome::Reset } else { Outcome::Released })
-            .await
+    pub async fn charge_success(mut self) -> Result<(), AuthError> {
+        self.settle(|subject| {
+            let is_network = subject.name.starts_with("address:");
+            if is_network { Outcome::Passed } else { Outcome::Reset }
+        })
+        .await
+    }
+
+    async fn release(mut self) -> Result<(), AuthError> {
+        self.settle(|_| Outcome::Released).await
     }
 
     async fn settle(&mut self, outcome: impl Fn(&Subject) -> Outcome) -> Result<(), AuthError> {
-        while let Some(subject) = self.reserved.last() {
-            self.store.settle(subject, &self.id, outcome(subject)).await?;
-            self.reserved.pop();
+        if self.reserved.is_empty() {
+            return Ok(());
+        }
+        let settled: Vec<_> = self.reserved.iter().map(|subject| (subject.clone(), outcome(subject))).collect();
+        self.shared.store.settle(&settled, &self.id).await?;
+        self.reserved.clear();
+        for (subject, _) in &settled {
+            self.shared.settled(&subject.name);
         }
         Ok(())
     }
@@ -143,16 +298,18 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        let (store, id, reserved) =
-            (Arc::clone(&self.store), std::mem::take(&mut self.id), std::mem::take(&mut self.reserved));
-        if reserved.is_empty() {
+        if self.reserved.is_empty() {
             return;
         }
-        // Dropping can't wait. Should this be lost too, the store gives the place up by itself.
+        let (shared, id, reserved) =
+            (Arc::clone(&self.shared), std::mem::take(&mut self.id), std::mem::take(&mut self.reserved));
+        // Dropping can't wait. Should this be lost too, the store gives the places up by itself.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            for subject in reserved {
-                drop(store.settle(&subject, &id, Outcome::Released).await);
+            let released: Vec<_> = reserved.into_iter().map(|subject| (subject, Outcome::Released)).collect();
+            drop(shared.store.settle(&released, &id).await);
+            for (subject, _) in &released {
+                shared.settled(&subject.name);
             }
         });
     }
@@ -164,10 +321,10 @@ mod tests {
 
     #[test]
     fn one_customer_is_one_address() {
-        let of = |text: &str| network(text.parse().expect("an address"));
-        assert_eq!(of("203.0.113.7"), "203.0.113.7");
-        assert_eq!(of("::ffff:203.0.113.7"), "203.0.113.7");
-        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2:ffff::1"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        let of = |text: &str| networks(text.parse().expect("an address"));
+        assert_eq!(of("203.0.113.7"), [("203.0.113.7".to_owned(), 1)]);
+        assert_eq!(of("::ffff:203.0.113.7"), of("203.0.113.7"));
+        let expected = [("2001:db8:1:203::/64", 1), ("2001:db8:1:200::/56", 4), ("2001:db8:1::/48", 16)];
+        assert_eq!(of("2001:db8:1:203:4:5:6:7"), expected.map(|(network, factor)| (network.to_owned(), factor)));
     }
 }

@@ -233,7 +233,7 @@ settings! {
 }
 
 settings! {
-    /// Limits on failed logins and on registrations.
+    /// Limits on failed logins, on hashing, and on registrations. For IPv6, a /56 has four times and a /48 sixteen times as much.
     #[derive(Clone, Copy, Debug)]
     pub struct ThrottleConfig {
         /// Failed logins of one account within the window, then 429.
@@ -245,11 +245,19 @@ settings! {
         #[setting("LOGIN_FAILURES_PER_ADDRESS", values: whole(1..=1_000_000), default: "100", scope: Fleet)]
         pub per_address: u32,
 
+        /// Passwords hashed for one account within the window, right ones included, then 429.
+        #[setting("LOGIN_ATTEMPTS_PER_ACCOUNT", values: whole(1..=100_000_000), default: "1000", scope: Fleet)]
+        pub attempts_per_account: u32,
+
+        /// Passwords hashed for one client address (IPv6: /64) within the window, right ones included, then 429.
+        #[setting("LOGIN_ATTEMPTS_PER_ADDRESS", values: whole(1..=100_000_000), default: "10000", scope: Fleet)]
+        pub attempts_per_address: u32,
+
         /// Registrations from one client address (IPv6: /64) within the window, then 429.
         #[setting("REGISTRATIONS_PER_ADDRESS", values: whole(1..=1_000_000), default: "1000", scope: Fleet)]
         pub registrations: u32,
 
-        /// How long a failed login or a registration counts.
+        /// How long an attempt, a failed login or a registration counts.
         #[setting("LOGIN_FAILURE_WINDOW", values: formats::lifetime(), default: "15m", scope: Fleet)]
         pub window: Duration,
     }

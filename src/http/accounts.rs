@@ -64,7 +64,10 @@ pub async fn register(
         return Err(required(&missing));
     };
     let registration = Registration { email, username: request.username, password };
-    let user = app.auth.register(registration, &client).await?;
+    let _present = client.gone.clone().drop_guard();
+    let registering = Arc::clone(&app);
+    let register = async move { registering.auth.register(registration, &client).await };
+    let user = tokio::spawn(continued(register)).await.map_err(|_| Problem::internal())??;
     let created_at = user.created_at.to_string();
     let body = RegisterResponse { user_id: user.id, email: user.email, username: user.username, created_at };
     Ok((StatusCode::CREATED, axum::Json(body)).into_response())
@@ -104,6 +107,7 @@ pub async fn password(
     let (Some(current), Some(new)) = (request.current_password, request.new_password) else {
         return Err(required(&missing));
     };
+    let _present = client.gone.clone().drop_guard();
     // Goes on if the client leaves: half a change would end the sessions and keep the password.
     let changing = Arc::clone(&app);
     let change = async move { changing.auth.change_password(&signed_in, current, new, &client).await };
@@ -137,6 +141,7 @@ pub async fn delete(
     Json(request): Json<DeleteRequest>,
 ) -> Result<Response, Problem> {
     let Some(password) = request.password else { return Err(required(&[("password", true)])) };
+    let _present = client.gone.clone().drop_guard();
     // As for a change of password.
     let deleting = Arc::clone(&app);
     let delete = async move { deleting.auth.delete_account(&signed_in, password, &client).await };

@@ -263,6 +263,8 @@ impl From<AuthError> for Problem {
                 fields.into_iter().map(|(name, message)| FieldError::new(name, message)).collect(),
             ),
             AuthError::Overloaded { retry_after } => Self::overloaded(whole_seconds(retry_after)),
+            // Nobody reads it.
+            AuthError::Abandoned => Self::overloaded(1),
             AuthError::Unavailable(why) => {
                 tracing::warn!(%why, "answered 503 store_unavailable");
                 Self::store_unavailable()

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::error::{FieldError, Problem};
@@ -116,6 +117,7 @@ impl FromRequestParts<Arc<App>> for Client {
             ip: client_address(peer, &parts.headers, &app.trusted_proxies),
             user_agent: user_agent.unwrap_or_default(),
             request_id: request_id.unwrap_or_default().to_owned(),
+            gone: CancellationToken::new(),
         })
     }
 }

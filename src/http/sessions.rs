@@ -16,6 +16,7 @@ use super::error::{self, FieldError, Problem};
 use super::extract::{Json, cookies};
 use crate::auth::token::Claims;
 use crate::auth::{self, Client, Opened, SessionId, SignedIn};
+use crate::telemetry::traces::continued;
 
 /// Credentials: `email` or `username`, and `password`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -80,7 +81,11 @@ pub async fn login(
         let missing = missing.into_iter().filter(|(.., is_missing)| *is_missing);
         return Err(Problem::validation_failed(missing.map(|(field, why, _)| FieldError::new(field, why)).collect()));
     };
-    let opened = app.auth.sign_in(&identifier, password, cookies(&headers, app.cookie.name()), &client).await?;
+    let brought = app.auth.brought(cookies(&headers, app.cookie.name()));
+    let _present = client.gone.clone().drop_guard();
+    let signing_in = Arc::clone(&app);
+    let sign_in = async move { signing_in.auth.sign_in(&identifier, password, brought, &client).await };
+    let opened = tokio::spawn(continued(sign_in)).await.map_err(|_| Problem::internal())??;
     Ok(signed_in(&app, opened))
 }
 

@@ -98,6 +98,8 @@ pub async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError
         throttle::Limits {
             per_account: config.throttle.per_account,
             per_address: config.throttle.per_address,
+            attempts_per_account: config.throttle.attempts_per_account,
+            attempts_per_address: config.throttle.attempts_per_address,
             registrations: config.throttle.registrations,
             window: config.throttle.window,
         },

@@ -1,18 +1,22 @@
-//! Counts of failed attempts, shared by all replicas.
+//! Counts of attempts and of failed ones, shared by all replicas.
 //!
-//! An attempt first reserves a place: failures and attempts under way together never exceed the limit, so attempts made
-//! at once can't pass it. Afterwards it is settled: a failure is charged, anything else gives its place back.
+//! An attempt first reserves a place: those that count and those under way together never exceed the limits, so attempts made
+//! at once can't pass them. Afterwards it is settled: it's charged, as an attempt or as a failure too, or gives its place
+//! back.
 //!
 //! | key | type | what | time to live |
 //! | --- | --- | --- | --- |
 //! | `throttle:{SUBJECT}:failures` | string | failures in this window | the window, from the first failure |
+//! | `throttle:{SUBJECT}:attempts` | string | attempts in this window | the window, from the first attempt |
 //! | `throttle:{SUBJECT}:pending` | sorted set | attempts under way, scored by when they're given up | 30 s |
+//!
+//! The scripts work while Redis is full, or nobody could change a password then. What they add is bounded: each reservation is
+//! followed by a hash, which takes thousands of times as long, and all of it is gone after a window.
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::Script;
 
 use super::StoreError;
 use super::redis::{Operation, RedisHandle, operation};
@@ -23,47 +27,47 @@ const PENDING_TTL: Duration = Duration::from_secs(30);
 
 static THROTTLE_TRIP: Operation = operation!("throttle");
 
-/// KEYS: failures, pending. ARGV: limit, attempt, pending's life in ms.
+/// KEYS: failures, pending, attempts. ARGV: limit of failures, of attempts, attempt, pending's life in ms.
 /// Returns {1, 0}: reserved; {2, 0}: attempts under way take the rest; {0, ms}: blocked for so long.
-static RESERVE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-local failures, limit = tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])
+const RESERVE: &str = r"#!lua flags=allow-oom
+local limit, attempts_limit = tonumber(ARGV[1]), tonumber(ARGV[2])
+local failures = tonumber(redis.call('GET', KEYS[1]) or '0')
 if failures >= limit then return {0, redis.call('PTTL', KEYS[1])} end
+local attempts = tonumber(redis.call('GET', KEYS[3]) or '0')
+if attempts >= attempts_limit then return {0, redis.call('PTTL', KEYS[3])} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-if failures + redis.call('ZCARD', KEYS[2]) >= limit then return {2, 0} end
-redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
+local pending = redis.call('ZCARD', KEYS[2])
+if failures + pending >= limit or attempts + pending >= attempts_limit then return {2, 0} end
+redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return {1, 0}
-",
-    )
-});
+";
 
-/// KEYS: failures, pending. ARGV: attempt, outcome (`failed`, `reset`, `released`), window in ms.
-static SETTLE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
+/// KEYS: failures, pending, attempts. ARGV: attempt, outcome (`failed`, `passed`, `reset`, `released`), window in ms.
+const SETTLE: &str = r"#!lua flags=allow-oom
 redis.call('ZREM', KEYS[2], ARGV[1])
+if ARGV[2] == 'released' then return 1 end
+if redis.call('INCR', KEYS[3]) == 1 then redis.call('PEXPIRE', KEYS[3], ARGV[3]) end
 if ARGV[2] == 'failed' then
   if redis.call('INCR', KEYS[1]) == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 elseif ARGV[2] == 'reset' then
   redis.call('DEL', KEYS[1])
 end
 return 1
-",
-    )
-});
+";
 
-/// Whose failures are counted, and how many are too many.
+/// Whose attempts are counted, and how many are too many.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// Such as `account:…` or `address:…`.
     pub name: String,
     /// Failures in a window.
     pub limit: u32,
-    /// The window, from the first failure.
+    /// Attempts in a window, failures included.
+    pub attempts: u32,
+    /// The window, from the first one of each.
     pub window: Duration,
 }
 
@@ -81,9 +85,11 @@ pub enum Admission {
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It counts.
+    /// It counts as a failure, and as an attempt.
     Failed,
-    /// It doesn't count, and those before it are forgotten.
+    /// It counts as an attempt.
+    Passed,
+    /// It counts as an attempt, and failures before it are forgotten.
     Reset,
     /// It doesn't count.
     Released,
@@ -93,6 +99,7 @@ impl Outcome {
     fn as_str(self) -> &'static str {
         match self {
             Self::Failed => "failed",
+            Self::Passed => "passed",
             Self::Reset => "reset",
             Self::Released => "released",
         }
@@ -108,8 +115,11 @@ pub enum ThrottleStore {
     Memory(MemoryCounters),
 }
 
-fn keys(subject: &Subject) -> (String, String) {
-    (format!("throttle:{{{}}}:failures", subject.name), format!("throttle:{{{}}}:pending", subject.name))
+/// One script, of one subject, in a pipeline of several: each has its own slot. By its text rather than its hash: in a
+/// pipeline, nobody can load it and ask again.
+fn call<'a>(pipeline: &'a mut redis::Pipeline, script: &str, subject: &Subject) -> &'a mut redis::Pipeline {
+    let key = |kind| format!("throttle:{{{}}}:{kind}", subject.name);
+    pipeline.cmd("EVAL").arg(script).arg(3).arg(key("failures")).arg(key("pending")).arg(key("attempts"))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -117,44 +127,59 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl ThrottleStore {
-    /// Reserves a place for `attempt`, a name of its own.
+    /// Reserves a place with each subject for `attempt`, a name of its own; in one round trip. What each says, in their order:
+    /// one that is blocked doesn't keep the others from being reserved.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn reserve(&self, subject: &Subject, attempt: &str) -> Result<Admission, StoreError> {
-        let redis = match self {
-            Self::Redis(redis) => redis,
-            Self::Memory(counters) => return Ok(counters.reserve(subject, attempt)),
-        };
-        let (failures, pending) = keys(subject);
-        let mut call = RESERVE.key(failures);
-        call.key(pending).arg(subject.limit).arg(attempt).arg(millis(PENDING_TTL));
-        let (answer, left): (u8, i64) = redis.script(&THROTTLE_TRIP, &call).await?;
-        Ok(match answer {
-            1 => Admission::Reserved,
-            2 => Admission::Wait,
-            _ => Admission::Blocked(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
-        })
-    }
-
-    /// Settles a reserved attempt.
-    ///
-    /// # Errors
-    ///
-    /// When the store doesn't answer; the place is then held until it's given up.
-    pub async fn settle(&self, subject: &Subject, attempt: &str, outcome: Outcome) -> Result<(), StoreError> {
+    pub async fn reserve(&self, subjects: &[Subject], attempt: &str) -> Result<Vec<Admission>, StoreError> {
         let redis = match self {
             Self::Redis(redis) => redis,
             Self::Memory(counters) => {
-                counters.settle(subject, attempt, outcome);
+                return Ok(subjects.iter().map(|subject| counters.reserve(subject, attempt)).collect());
+            }
+        };
+        let mut pipeline = redis::Pipeline::with_capacity(subjects.len());
+        for subject in subjects {
+            call(&mut pipeline, RESERVE, subject)
+                .arg(subject.limit)
+                .arg(subject.attempts)
+                .arg(attempt)
+                .arg(millis(PENDING_TTL));
+        }
+        let mut admissions = Vec::with_capacity(subjects.len());
+        for answer in redis.pipeline(&THROTTLE_TRIP, &pipeline).await? {
+            let (answer, left): (u8, i64) = redis::from_redis_value(answer).map_err(redis::RedisError::from)?;
+            admissions.push(match answer {
+                1 => Admission::Reserved,
+                2 => Admission::Wait,
+                _ => Admission::Blocked(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
+            });
+        }
+        Ok(admissions)
+    }
+
+    /// Settles a reserved attempt with each subject, in one round trip.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer; the places are then held until they're given up.
+    pub async fn settle(&self, subjects: &[(Subject, Outcome)], attempt: &str) -> Result<(), StoreError> {
+        let redis = match self {
+            Self::Redis(redis) => redis,
+            Self::Memory(counters) => {
+                for (subject, outcome) in subjects {
+                    counters.settle(subject, attempt, *outcome);
+                }
                 return Ok(());
             }
         };
-        let (failures, pending) = keys(subject);
-        let mut call = SETTLE.key(failures);
-        call.key(pending).arg(attempt).arg(outcome.as_str()).arg(millis(subject.window));
-        redis.script::<i64>(&THROTTLE_TRIP, &call).await.map(drop)
+        let mut pipeline = redis::Pipeline::with_capacity(subjects.len());
+        for (subject, outcome) in subjects {
+            call(&mut pipeline, SETTLE, subject).arg(attempt).arg(outcome.as_str()).arg(millis(subject.window));
+        }
+        redis.pipeline(&THROTTLE_TRIP, &pipeline).await.map(drop)
     }
 }
 
@@ -162,40 +187,97 @@ impl ThrottleStore {
 #[derive(Debug)]
 pub struct MemoryCounters {
     clock: Clock,
-    subjects: Mutex<HashMap<String, Counter>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    subjects: HashMap<String, Counter>,
+    /// Reservations since the last sweep.
+    since_sweep: usize,
+}
+
+impl State {
+    /// Forgets what no longer counts now and then, so that memory follows what does.
+    fn sweep(&mut self, now: i64) {
+        self.since_sweep += 1;
+        if self.since_sweep > self.subjects.len() {
+            self.since_sweep = 0;
+            self.subjects.retain(|_, counter| {
+                counter.forget(now);
+                !counter.is_empty()
+            });
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Counter {
-    failures: u32,
-    until_ms: i64,
+    failures: Count,
+    attempts: Count,
     pending: Vec<(String, i64)>,
+}
+
+/// How many since the window began.
+#[derive(Debug, Default)]
+struct Count {
+    number: u32,
+    until_ms: i64,
+}
+
+impl Count {
+    fn forget(&mut self, now: i64) {
+        if self.until_ms <= now {
+            self.number = 0;
+        }
+    }
+
+    fn add(&mut self, now: i64, window: Duration) {
+        self.number += 1;
+        if self.number == 1 {
+            self.until_ms = now.saturating_add(i64::try_from(millis(window)).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn left(&self, now: i64) -> Duration {
+        Duration::from_millis(u64::try_from(self.until_ms - now).unwrap_or(0))
+    }
 }
 
 impl Counter {
     fn forget(&mut self, now: i64) {
-        if self.until_ms <= now {
-            self.failures = 0;
-        }
+        self.failures.forget(now);
+        self.attempts.forget(now);
         self.pending.retain(|(_, until)| *until > now);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.failures.number == 0 && self.attempts.number == 0 && self.pending.is_empty()
     }
 }
 
 impl MemoryCounters {
-    /// No failures yet.
+    /// No attempts yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, subjects: Mutex::default() }
+        Self { clock, state: Mutex::default() }
     }
 
     fn reserve(&self, subject: &Subject, attempt: &str) -> Admission {
         let now = self.clock.now_ms();
-        let mut subjects = self.subjects.lock();
-        let counter = subjects.entry(subject.name.clone()).or_default();
+        let mut state = self.state.lock();
+        state.sweep(now);
+        let counter = state.subjects.entry(subject.name.clone()).or_default();
         counter.forget(now);
-        if counter.failures >= subject.limit {
-            return Admission::Blocked(Duration::from_millis(u64::try_from(counter.until_ms - now).unwrap_or(0)));
+        if counter.failures.number >= subject.limit {
+            return Admission::Blocked(counter.failures.left(now));
         }
-        if counter.failures as usize + counter.pending.len() >= subject.limit as usize {
+        if counter.attempts.number >= subject.attempts {
+            return Admission::Blocked(counter.attempts.left(now));
+        }
+        let pending = u32::try_from(counter.pending.len()).unwrap_or(u32::MAX);
+        if counter.failures.number.saturating_add(pending) >= subject.limit
+            || counter.attempts.number.saturating_add(pending) >= subject.attempts
+        {
             return Admission::Wait;
         }
         let until = now.saturating_add(i64::try_from(millis(PENDING_TTL)).unwrap_or(i64::MAX));
@@ -205,22 +287,49 @@ impl MemoryCounters {
 
     fn settle(&self, subject: &Subject, attempt: &str, outcome: Outcome) {
         let now = self.clock.now_ms();
-        let mut subjects = self.subjects.lock();
-        let Some(counter) = subjects.get_mut(&subject.name) else { return };
+        let mut state = self.state.lock();
+        let counter = state.subjects.entry(subject.name.clone()).or_default();
         counter.pending.retain(|(pending, _)| pending != attempt);
         counter.forget(now);
+        if outcome != Outcome::Released {
+            counter.attempts.add(now, subject.window);
+        }
         match outcome {
-            Outcome::Failed => {
-                counter.failures += 1;
-                if counter.failures == 1 {
-                    counter.until_ms = now.saturating_add(i64::try_from(millis(subject.window)).unwrap_or(i64::MAX));
-                }
-            }
-            Outcome::Reset => counter.failures = 0,
-            Outcome::Released => {}
+            Outcome::Failed => counter.failures.add(now, subject.window),
+            Outcome::Reset => counter.failures.number = 0,
+            Outcome::Passed | Outcome::Released => {}
         }
-        if counter.failures == 0 && counter.pending.is_empty() {
-            subjects.remove(&subject.name);
+        if counter.is_empty() {
+            state.subjects.remove(&subject.name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn counters_in_memory_are_swept() {
+        let clock = Clock::fixed(Timestamp::from_second(1_800_000_000).expect("a time"));
+        let store = ThrottleStore::Memory(MemoryCounters::new(clock.clone()));
+        let subject =
+            |n: u32| Subject { name: format!("name:{n}"), limit: 10, attempts: 10, window: Duration::from_secs(900) };
+        let count = || match &store {
+            ThrottleStore::Memory(counters) => counters.state.lock().subjects.len(),
+            ThrottleStore::Redis(_) => unreachable!(),
+        };
+        for n in 0..1000 {
+            store.reserve(&[subject(n)], "a").await.expect("memory answers");
+            store.settle(&[(subject(n), Outcome::Failed)], "a").await.expect("memory answers");
+        }
+        assert_eq!(count(), 1000);
+        clock.advance(Duration::from_secs(901));
+        for n in 0..1001 {
+            store.reserve(&[subject(n % 3)], &n.to_string()).await.expect("memory answers");
+        }
+        assert!(count() <= 3, "{} subjects are kept whose windows are over", count());
     }
 }

@@ -1,5 +1,6 @@
 //! Redis absent, killed, frozen or full: the right answer, soon, and nobody is logged out.
 use futures::future::join_all;
+use serde_json::json;
 
 use crate::fleet::{Call, Fleet, PASSWORD, PATIENTLY, PROMPTLY, Session, within};
 
@@ -137,7 +138,7 @@ async fn redis_full_ends_sessions_in_every_way() {
         let limit = if is_full { "1" } else { "0" };
         fleet.redis.run::<String>(&["CONFIG", "SET", "maxmemory", limit]);
     };
-    for (round, way) in ["revoke", "revoke all", "disable", "delete"].into_iter().enumerate() {
+    for (round, way) in ["revoke", "revoke all", "password", "disable", "delete"].into_iter().enumerate() {
         let name = format!("ada-{round}");
         let ada = fleet[0].register(&name).await;
         let (session, other) = (fleet[0].login(&ada).await, fleet[0].login(&ada).await);
@@ -150,6 +151,13 @@ async fn redis_full_ends_sessions_in_every_way() {
                 }
             }
             "revoke all" => drop(fleet[0].call("DELETE", "/auth/sessions").session(&session).send().await.expect(204)),
+            "password" => {
+                let change = json!({ "current_password": PASSWORD, "new_password": "staple a battery horse" });
+                let call = fleet[0].post("/auth/password").session(&session).json(&change);
+                // It's changed; there may be no room for the new session.
+                let answer = call.send().await;
+                assert!(matches!(answer.status, 200 | 503), "{}", answer.text());
+            }
             "delete" => drop(fleet.command(&["user", "delete", &name, "--yes"], &[]).await.expect_code(0)),
             _ => drop(fleet.command(&["user", "disable", &name], &[]).await.expect_code(0)),
         }
@@ -157,6 +165,9 @@ async fn redis_full_ends_sessions_in_every_way() {
             assert_eq!(fleet[0].check(ended).await, 401, "{way}");
         }
         full(false);
+        if way == "password" {
+            fleet[0].try_login(&name, "staple a battery horse").send().await.expect(200);
+        }
     }
 }
 

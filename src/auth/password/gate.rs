@@ -1,5 +1,8 @@
 //! The hashing gate: a fixed number of threads, a bounded queue, an answer at once when it's full.
 //!
+//! - Room is shared fairly among those who ask: addresses and accounts take turns, and when the queue is full, the last
+//!   job of whoever has most in it makes room for somebody who has less. So one address with some accounts of its own
+//!   keeps nobody else from signing in.
 //! - A thread is the permit. It's taken by the work, not by the request: a request that goes away neither frees it
 //!   early nor leaks it. Work that nobody waits for any more is dropped before it begins; once begun it runs to its end.
 //! - The threads run at a lower priority and let others run every 50 µs ([`super::paced`]), so that a storm of logins
@@ -8,7 +11,7 @@
 //!   parameters. A hash with other parameters costs its own time until the user's next login upgrades it.
 //! - Argon2's memory is shared by the threads, most recently used first, and given back to the operating system after
 //!   [`IDLE`].
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -19,6 +22,7 @@ use metrics::{counter, gauge, histogram};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::{Span, error, info_span, warn};
 
 use super::stored::{Blocks, ComputeError, Scheme, StoredError};
@@ -60,6 +64,9 @@ pub enum HashError {
         /// When the work that is waiting now will be done: whole seconds, at least one.
         retry_after: Duration,
     },
+    /// The client went away before the work began.
+    #[error("nobody waits for the password to be hashed any more")]
+    Abandoned,
     /// The server is shutting down.
     #[error("password hashing has ended")]
     Closed,
@@ -87,7 +94,9 @@ struct Shared {
 }
 
 struct State {
+    /// In the order of their turns.
     queue: VecDeque<Job>,
+    turns: Turns,
     /// Threads that wait for work. Jobs in the queue up to this number are about to begin.
     idle: usize,
     closed: bool,
@@ -109,6 +118,10 @@ impl std::fmt::Debug for State {
 
 struct Job {
     work: Work,
+    /// Its place in the order; see [`Turns`].
+    turn: u64,
+    /// Cancelled when nobody waits for it any more.
+    gone: CancellationToken,
     queued: Instant,
     /// From admission until a thread takes it.
     waiting: Span,
@@ -119,6 +132,46 @@ struct Job {
 enum Work {
     Hash { password: SecretString, reply: oneshot::Sender<Result<SecretString, HashError>> },
     Verify { password: SecretString, stored: Option<SecretString>, reply: oneshot::Sender<Result<Verdict, HashError>> },
+}
+
+/// For whom a password is hashed.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// What the queue is shared fairly among: the client's network, the account. 0 stands for none.
+    pub flows: [u64; 2],
+    /// Cancelled when the client has gone: work that has not begun is dropped then.
+    pub gone: CancellationToken,
+}
+
+/// Whose turn it is: start-time fair queueing (Goyal, Vin and Cheng, 1996) with jobs of equal size. A job's turn is the
+/// present one, or that after the last job of its address or account, whichever is later. Those of one turn are served in
+/// the order in which they came.
+#[derive(Debug, Default)]
+struct Turns {
+    /// The turn of the job that was taken last.
+    now: u64,
+    /// Each flow's next turn, while that lies ahead.
+    next: HashMap<u64, u64>,
+}
+
+impl Turns {
+    fn of(&self, flows: [u64; 2]) -> u64 {
+        flows.iter().filter_map(|flow| self.next.get(flow)).copied().fold(self.now, u64::max)
+    }
+
+    fn queued(&mut self, flows: [u64; 2], turn: u64) {
+        for flow in flows.into_iter().filter(|flow| *flow != 0) {
+            self.next.insert(flow, turn + 1);
+        }
+    }
+
+    /// `is_last`: nobody waits any more.
+    fn taken(&mut self, turn: u64, is_last: bool) {
+        self.now = self.now.max(turn);
+        if is_last {
+            self.next.clear();
+        }
+    }
 }
 
 impl HashGate {
@@ -133,7 +186,8 @@ impl HashGate {
         let concurrency = config.concurrency.max(1);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let mean = scheme.block_writes() as f64 * SECONDS_PER_BLOCK;
-        let state = State { queue: VecDeque::new(), idle: 0, closed: false, spare: Vec::new(), mean };
+        let state =
+            State { queue: VecDeque::new(), turns: Turns::default(), idle: 0, closed: false, spare: Vec::new(), mean };
         state.report_queued();
         set(HASH_QUEUE_LIMIT, config.queue);
         set(HASH_THREADS, concurrency);
@@ -162,9 +216,9 @@ impl HashGate {
     /// # Errors
     ///
     /// At once if the queue is full or the gate closed; otherwise when the machine can't do it.
-    pub async fn hash(&self, password: SecretString) -> Result<SecretString, HashError> {
+    pub async fn hash(&self, password: SecretString, origin: Origin) -> Result<SecretString, HashError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.admit(Work::Hash { password, reply })?;
+        self.shared.admit(Work::Hash { password, reply }, origin)?;
         answer.await.unwrap_or(Err(HashError::Failed))
     }
 
@@ -174,9 +228,14 @@ impl HashGate {
     /// # Errors
     ///
     /// At once if the queue is full or the gate closed; otherwise when the machine can't do it.
-    pub async fn verify(&self, password: SecretString, stored: Option<SecretString>) -> Result<Verdict, HashError> {
+    pub async fn verify(
+        &self,
+        password: SecretString,
+        stored: Option<SecretString>,
+        origin: Origin,
+    ) -> Result<Verdict, HashError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.admit(Work::Verify { password, stored, reply })?;
+        self.shared.admit(Work::Verify { password, stored, reply }, origin)?;
         answer.await.unwrap_or(Err(HashError::Failed))
     }
 
@@ -211,7 +270,7 @@ fn join(threads: Vec<JoinHandle<()>>) {
 }
 
 impl Shared {
-    fn admit(&self, work: Work) -> Result<(), HashError> {
+    fn admit(&self, work: Work, origin: Origin) -> Result<(), HashError> {
         let waiting = traces::span!("password queue");
         let request = if traces::is_recorded() { Span::current() } else { Span::none() };
         let mut state = self.state.lock();
@@ -222,11 +281,20 @@ impl Shared {
         if state.queue.len() >= room {
             state.drop_abandoned();
         }
+        let turn = state.turns.of(origin.flows);
         if state.queue.len() >= room {
             counter!(HASH_SHED).increment(1);
-            return Err(HashError::Overloaded { retry_after: state.backlog(self.concurrency) });
+            let error = HashError::Overloaded { retry_after: state.backlog(self.concurrency) };
+            if state.queue.back().is_none_or(|last| last.turn <= turn) {
+                return Err(error);
+            }
+            let last = state.queue.pop_back().expect("just seen");
+            last.work.refuse(error);
         }
-        state.queue.push_back(Job { work, queued: Instant::now(), waiting, request });
+        state.turns.queued(origin.flows, turn);
+        let place = state.queue.partition_point(|job| job.turn <= turn);
+        let job = Job { work, turn, gone: origin.gone, queued: Instant::now(), waiting, request };
+        state.queue.insert(place, job);
         state.report_queued();
         drop(state);
         self.wake.notify_one();
@@ -266,8 +334,11 @@ impl Shared {
         loop {
             while let Some(job) = state.queue.pop_front() {
                 state.report_queued();
-                if job.work.is_abandoned() {
+                let is_last = state.queue.is_empty();
+                state.turns.taken(job.turn, is_last);
+                if job.is_abandoned() {
                     counter!(HASH_ABANDONED).increment(1);
+                    job.work.refuse(HashError::Abandoned);
                     continue;
                 }
                 let blocks = state.spare.pop().map(|(_, blocks)| blocks).unwrap_or_default();
@@ -298,13 +369,13 @@ impl Shared {
                 drop(reply.send(hash.map_err(HashError::from)));
             }
             Work::Verify { password, stored, reply } => {
-                let verdict = self.judge(&password, stored.as_ref(), &reply, blocks);
+                let verdict = self.compare(&password, stored.as_ref(), &reply, blocks);
                 drop(reply.send(verdict.map_err(HashError::from)));
             }
         }
     }
 
-    fn judge(
+    fn compare(
         &self,
         password: &SecretString,
         stored: Option<&SecretString>,
@@ -348,10 +419,12 @@ fn timed<T>(operation: &'static str, work: impl FnOnce() -> T) -> T {
 impl State {
     /// Abandoned jobs keep nobody else out.
     fn drop_abandoned(&mut self) {
-        let before = self.queue.len();
-        self.queue.retain(|job| !job.work.is_abandoned());
-        let dropped = before - self.queue.len();
-        counter!(HASH_ABANDONED).increment(dropped as u64);
+        let (abandoned, wanted): (VecDeque<_>, _) = mem::take(&mut self.queue).into_iter().partition(Job::is_abandoned);
+        self.queue = wanted;
+        counter!(HASH_ABANDONED).increment(abandoned.len() as u64);
+        for job in abandoned {
+            job.work.refuse(HashError::Abandoned);
+        }
         self.report_queued();
     }
 
@@ -372,7 +445,21 @@ fn set(name: &'static str, count: usize) {
     gauge!(name).set(count as f64);
 }
 
+impl Job {
+    fn is_abandoned(&self) -> bool {
+        self.gone.is_cancelled() || self.work.is_abandoned()
+    }
+}
+
 impl Work {
+    /// Nobody minds if the requester has gone.
+    fn refuse(self, error: HashError) {
+        match self {
+            Self::Hash { reply, .. } => drop(reply.send(Err(error))),
+            Self::Verify { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
+
     fn span(&self, request: &Span) -> Span {
         match self {
             Self::Hash { .. } => info_span!(target: traces::TARGET, parent: request, "password hash"),

@@ -15,7 +15,7 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfkc_qui
 
 use crate::config::HashingConfig;
 
-pub use self::gate::{HashError, HashGate, Verdict};
+pub use self::gate::{HashError, HashGate, Origin, Verdict};
 pub use self::policy::{MAX_LENGTH, PasswordPolicy, PolicyViolation};
 pub use self::stored::{MAX_BCRYPT_COST, MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PARALLELISM, OUTPUT_LENGTHS};
 

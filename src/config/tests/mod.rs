@@ -190,6 +190,8 @@ fn the_fingerprint_is_of_what_all_replicas_share() {
         ("ARGON2_PARALLELISM", "2"),
         ("LOGIN_FAILURES_PER_ACCOUNT", "11"),
         ("LOGIN_FAILURES_PER_ADDRESS", "101"),
+        ("LOGIN_ATTEMPTS_PER_ACCOUNT", "1002"),
+        ("LOGIN_ATTEMPTS_PER_ADDRESS", "1003"),
         ("REGISTRATIONS_PER_ADDRESS", "1001"),
         ("LOGIN_FAILURE_WINDOW", "16m"),
         ("SESSION_SECRET", KEY_B),

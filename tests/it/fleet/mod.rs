@@ -85,6 +85,8 @@ impl Fleet {
             ("HASH_QUEUE", "1000"),
             ("REGISTRATIONS_PER_ADDRESS", "1000000"),
             ("LOGIN_FAILURES_PER_ADDRESS", "1000000"),
+            ("LOGIN_ATTEMPTS_PER_ACCOUNT", "100000000"),
+            ("LOGIN_ATTEMPTS_PER_ADDRESS", "100000000"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         Builder { replicas: 1, settings, redis: Some(true), redis_over_tcp: false, migrate: true }

@@ -45,7 +45,7 @@ fn small() -> Arc<HashGate> {
 }
 
 async fn verify(gate: &HashGate, password: &str, stored: &str) -> Verdict {
-    gate.verify(password.into(), Some(stored.into())).await.unwrap()
+    gate.verify(password.into(), Some(stored.into()), Origin::default()).await.unwrap()
 }
 
 fn is_match(verdict: &Verdict) -> bool {
@@ -71,8 +71,8 @@ async fn queued<T>(request: impl Future<Output = T>) -> std::pin::Pin<Box<impl F
 #[tokio::test]
 async fn a_hash_is_argon2id_in_phc_format_with_the_configured_parameters_and_a_salt_of_its_own() {
     let gate = small();
-    let first = gate.hash(PASSWORD.into()).await.unwrap();
-    let second = gate.hash(PASSWORD.into()).await.unwrap();
+    let first = gate.hash(PASSWORD.into(), Origin::default()).await.unwrap();
+    let second = gate.hash(PASSWORD.into(), Origin::default()).await.unwrap();
     let fields: Vec<_> = first.expose_secret().split('$').collect();
     assert_eq!(fields[..4], ["", "argon2id", "v=19", SMALL_WORK]);
     assert_eq!([fields[4].len(), fields[5].len()], [22, 43], "16 bytes of salt, 32 of output, in base64");
@@ -111,7 +111,7 @@ async fn hashes_with_other_parameters_and_bcrypt_hashes_verify_and_are_upgraded(
 #[tokio::test]
 async fn stronger_parameters_than_configured_are_honoured_too_with_memory_of_their_own() {
     let strong = gate(HashingConfig { memory_kib: 4096, iterations: 3, ..SMALL });
-    let stored = strong.hash(PASSWORD.into()).await.unwrap();
+    let stored = strong.hash(PASSWORD.into(), Origin::default()).await.unwrap();
     let small = small();
     assert!(is_match(&verify(&small, PASSWORD, stored.expose_secret()).await));
     assert!(!is_match(&verify(&small, "wrong", stored.expose_secret()).await));
@@ -123,7 +123,7 @@ const TYPED: &str = "\u{fb01}ne-A\u{30a}ngstro\u{308}m";
 #[tokio::test]
 async fn nist_3_1_1_2_a_password_verifies_however_it_is_composed() {
     let gate = small();
-    let stored = gate.hash(TYPED.into()).await.unwrap();
+    let stored = gate.hash(TYPED.into(), Origin::default()).await.unwrap();
     for typed in [TYPED, "fine-\u{c5}ngstr\u{f6}m"] {
         assert!(is_match(&verify(&gate, typed, stored.expose_secret()).await));
     }
@@ -153,7 +153,7 @@ async fn bcrypt_accepts_what_the_predecessor_accepted_beyond_72_bytes_but_never_
 async fn a_nul_ends_no_password() {
     let gate = small();
     let bcrypt = "$2b$04$dCXUtSZdu3ea1QDo2sj6oOGRB0DDVptlGc3ndhK0JxncBLp5REj8S";
-    let argon2 = gate.hash("nul\0 in the middle".into()).await.unwrap();
+    let argon2 = gate.hash("nul\0 in the middle".into(), Origin::default()).await.unwrap();
     for stored in [bcrypt, argon2.expose_secret()] {
         assert!(is_match(&verify(&gate, "nul\0 in the middle", stored).await));
         assert!(!is_match(&verify(&gate, "nul", stored).await));
@@ -197,12 +197,12 @@ async fn a_stored_hash_that_is_malformed_or_asks_too_much_costs_one_hash_and_nev
 #[tokio::test]
 async fn asvs_6_3_8_an_unknown_user_costs_the_same_work_as_a_wrong_password() {
     let gate = small();
-    let stored = gate.hash(PASSWORD.into()).await.unwrap();
+    let stored = gate.hash(PASSWORD.into(), Origin::default()).await.unwrap();
     let computed = || mem::take(&mut *gate.shared.scheme.computed.lock());
     computed();
-    assert!(!is_match(&gate.verify("wrong".into(), Some(stored)).await.unwrap()));
+    assert!(!is_match(&gate.verify("wrong".into(), Some(stored), Origin::default()).await.unwrap()));
     let wrong = computed();
-    assert!(!is_match(&gate.verify("wrong".into(), None).await.unwrap()));
+    assert!(!is_match(&gate.verify("wrong".into(), None, Origin::default()).await.unwrap()));
     let unknown = computed();
     assert_eq!(wrong, [SMALL_WORK]);
     assert_eq!(unknown, wrong);
@@ -214,27 +214,28 @@ async fn a_full_queue_refuses_at_once_and_admits_again_when_there_is_room() {
     let hold = gate.shared.probe.hold.lock().await;
     let mut waiting = Vec::new();
     for _ in 0..2 {
-        waiting.push(queued(gate.hash(PASSWORD.into())).await);
+        waiting.push(queued(gate.hash(PASSWORD.into(), Origin::default())).await);
     }
     until("both threads are at work", || gate.shared.probe.running.load(Ordering::SeqCst) == 2).await;
     for _ in 0..3 {
-        waiting.push(queued(gate.hash(PASSWORD.into())).await);
+        waiting.push(queued(gate.hash(PASSWORD.into(), Origin::default())).await);
     }
-    let refused = poll_immediate(Box::pin(gate.hash(PASSWORD.into()))).await.expect("an answer at once");
+    let refused =
+        poll_immediate(Box::pin(gate.hash(PASSWORD.into(), Origin::default()))).await.expect("an answer at once");
     let HashError::Overloaded { retry_after } = refused.unwrap_err() else { panic!("not overloaded") };
     assert_eq!(retry_after, Duration::from_secs(1), "five tiny hashes take less");
     drop(hold);
     for hash in join_all(waiting).await {
         assert!(hash.is_ok());
     }
-    assert!(gate.hash(PASSWORD.into()).await.is_ok());
+    assert!(gate.hash(PASSWORD.into(), Origin::default()).await.is_ok());
 }
 
 #[tokio::test]
 async fn idle_threads_take_work_beyond_the_queue() {
     let gate = gate(HashingConfig { concurrency: 4, queue: 1, ..SMALL });
     until("all threads wait", || gate.shared.state.lock().idle == 4).await;
-    let hashes = join_all((0..5).map(|_| gate.hash(PASSWORD.into()))).await;
+    let hashes = join_all((0..5).map(|_| gate.hash(PASSWORD.into(), Origin::default()))).await;
     assert!(hashes.iter().all(Result::is_ok), "four threads and one place");
 }
 
@@ -246,7 +247,14 @@ fn retry_after_is_the_time_of_the_backlog() {
     assert_eq!(state.backlog(2), Duration::from_secs(4), "what is under way");
     for _ in 0..6 {
         let work = Work::Hash { password: PASSWORD.into(), reply: oneshot::channel().0 };
-        state.queue.push_back(Job { work, queued: Instant::now(), waiting: Span::none(), request: Span::none() });
+        state.queue.push_back(Job {
+            work,
+            turn: 0,
+            gone: CancellationToken::new(),
+            queued: Instant::now(),
+            waiting: Span::none(),
+            request: Span::none(),
+        });
     }
     assert_eq!(state.backlog(2), Duration::from_secs(13), "(6 + 2) / 2 * 3.2 s");
     state.mean = 0.02;
@@ -257,12 +265,21 @@ fn retry_after_is_the_time_of_the_backlog() {
 async fn abandoned_jobs_are_not_hashed_and_keep_nobody_out() {
     let gate = gate(HashingConfig { concurrency: 1, queue: 2, ..SMALL });
     let hold = gate.shared.probe.hold.lock().await;
-    let under_way = queued(gate.hash(PASSWORD.into())).await;
+    let under_way = queued(gate.hash(PASSWORD.into(), Origin::default())).await;
     until("the thread is at work", || gate.shared.probe.running.load(Ordering::SeqCst) == 1).await;
-    let abandoned = [queued(gate.hash(PASSWORD.into())).await, queued(gate.hash(PASSWORD.into())).await];
+    let abandoned = [
+        queued(gate.hash(PASSWORD.into(), Origin::default())).await,
+        queued(gate.hash(PASSWORD.into(), Origin::default())).await,
+    ];
     drop(abandoned);
-    let after = [queued(gate.hash(PASSWORD.into())).await, queued(gate.hash(PASSWORD.into())).await];
-    assert!(matches!(gate.hash(PASSWORD.into()).await, Err(HashError::Overloaded { .. })), "now it is really full");
+    let after = [
+        queued(gate.hash(PASSWORD.into(), Origin::default())).await,
+        queued(gate.hash(PASSWORD.into(), Origin::default())).await,
+    ];
+    assert!(
+        matches!(gate.hash(PASSWORD.into(), Origin::default()).await, Err(HashError::Overloaded { .. })),
+        "now it is really full"
+    );
     drop(hold);
     assert!(under_way.await.is_ok());
     assert!(join_all(after).await.iter().all(Result::is_ok));
@@ -275,10 +292,13 @@ async fn a_request_that_goes_away_neither_frees_its_thread_early_nor_leaks_it() 
     for _ in 0..4 {
         until("all threads wait", || gate.shared.state.lock().idle == 2).await;
         let hold = gate.shared.probe.hold.lock().await;
-        let under_way = [queued(gate.hash(PASSWORD.into())).await, queued(gate.hash(PASSWORD.into())).await];
+        let under_way = [
+            queued(gate.hash(PASSWORD.into(), Origin::default())).await,
+            queued(gate.hash(PASSWORD.into(), Origin::default())).await,
+        ];
         until("both threads are at work", || gate.shared.probe.running.load(Ordering::SeqCst) == 2).await;
         drop(under_way);
-        let next = queued(gate.hash(PASSWORD.into())).await;
+        let next = queued(gate.hash(PASSWORD.into(), Origin::default())).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(gate.shared.probe.running.load(Ordering::SeqCst), 2, "the work is still under way");
         assert_eq!(gate.shared.state.lock().queue.len(), 1, "nobody took its place");
@@ -289,7 +309,7 @@ async fn a_request_that_goes_away_neither_frees_its_thread_early_nor_leaks_it() 
     let hold = gate.shared.probe.hold.lock().await;
     let mut storm = Vec::new();
     for _ in 0..60 {
-        storm.push(queued(gate.hash(PASSWORD.into())).await);
+        storm.push(queued(gate.hash(PASSWORD.into(), Origin::default())).await);
     }
     drop(hold);
     let mut index = 0;
@@ -306,13 +326,13 @@ async fn a_request_that_goes_away_neither_frees_its_thread_early_nor_leaks_it() 
 async fn close_finishes_what_somebody_waits_for_and_admits_nothing_more() {
     let gate = gate(HashingConfig { concurrency: 1, ..SMALL });
     let hold = gate.shared.probe.hold.lock().await;
-    let mut waiting = vec![queued(gate.hash(PASSWORD.into())).await];
+    let mut waiting = vec![queued(gate.hash(PASSWORD.into(), Origin::default())).await];
     until("the thread is at work", || gate.shared.probe.running.load(Ordering::SeqCst) == 1).await;
-    waiting.push(queued(gate.hash(PASSWORD.into())).await);
-    drop(queued(gate.hash(PASSWORD.into())).await);
+    waiting.push(queued(gate.hash(PASSWORD.into(), Origin::default())).await);
+    drop(queued(gate.hash(PASSWORD.into(), Origin::default())).await);
     let close = queued(gate.close()).await;
-    assert_eq!(gate.hash(PASSWORD.into()).await.unwrap_err(), HashError::Closed);
-    assert_eq!(gate.verify(PASSWORD.into(), None).await.unwrap_err(), HashError::Closed);
+    assert_eq!(gate.hash(PASSWORD.into(), Origin::default()).await.unwrap_err(), HashError::Closed);
+    assert_eq!(gate.verify(PASSWORD.into(), None, Origin::default()).await.unwrap_err(), HashError::Closed);
     drop(hold);
     close.await;
     for request in waiting {
@@ -338,7 +358,7 @@ async fn hashing_threads_run_at_a_lower_priority_than_the_rest() {
     }
 
     let gate = small();
-    gate.hash(PASSWORD.into()).await.unwrap();
+    gate.hash(PASSWORD.into(), Origin::default()).await.unwrap();
     until("all threads wait", || gate.shared.state.lock().idle == SMALL.concurrency).await;
     let own = nice_of(&std::fs::read_to_string("/proc/thread-self/stat").unwrap());
     // Gates of other tests come and go meanwhile, so a thread may be gone before it's read, or not have begun.
@@ -382,9 +402,52 @@ async fn measured_alone() {
     let gate = gate(HashingConfig { memory_kib: 19 * 1024, iterations: 1, parallelism: 1, concurrency: 2, queue: 64 });
     let before = resident_kib();
     for _round in 0..3 {
-        let hashes = join_all((0..8).map(|_| gate.hash(PASSWORD.into()))).await;
+        let hashes = join_all((0..8).map(|_| gate.hash(PASSWORD.into(), Origin::default()))).await;
         assert!(hashes.iter().all(Result::is_ok));
         assert!(resident_kib() > before + 15 * 1024, "memory is kept between hashes that follow each other");
         until("memory is back", || resident_kib() < before + 3 * 1024).await;
     }
+}
+
+/// One address with accounts of its own, however many it has in the queue, leaves room for others.
+#[tokio::test]
+async fn addresses_and_accounts_take_turns() {
+    let gate = gate(HashingConfig { concurrency: 1, queue: 6, ..SMALL });
+    let hold = gate.shared.probe.hold.lock().await;
+    let under_way = queued(gate.hash(PASSWORD.into(), Origin::default())).await;
+    until("one is under way", || gate.shared.probe.begun.load(Ordering::SeqCst) == 1).await;
+    let from = |address: u64, account: u64| Origin { flows: [address, account], ..Origin::default() };
+    // Six of one address, of three accounts.
+    let mut flood = Vec::new();
+    for n in 0..6 {
+        flood.push(queued(gate.hash(PASSWORD.into(), from(1, 10 + n % 3))).await);
+    }
+    assert!(gate.hash(PASSWORD.into(), from(1, 99)).await.is_err(), "the queue is full, and it has the most of it");
+    // Others come, and the last of the flood make room.
+    let other = queued(gate.hash(PASSWORD.into(), from(2, 20))).await;
+    let another = queued(gate.hash(PASSWORD.into(), from(3, 30))).await;
+    assert!(gate.hash(PASSWORD.into(), from(2, 10)).await.is_err(), "nor by another address for the same account");
+    drop(hold);
+    under_way.await.unwrap();
+    other.await.unwrap();
+    another.await.unwrap();
+    let ended = join_all(flood).await;
+    let results: Vec<_> = ended.iter().map(Result::is_ok).collect();
+    assert_eq!(results, [true, true, true, true, false, false]);
+}
+
+/// The client has gone, but the task that would record the outcome waits.
+#[tokio::test]
+async fn work_is_dropped_when_the_client_goes_before_it_begins() {
+    let gate = gate(HashingConfig { concurrency: 1, ..SMALL });
+    let hold = gate.shared.probe.hold.lock().await;
+    let under_way = queued(gate.hash(PASSWORD.into(), Origin::default())).await;
+    until("one is under way", || gate.shared.probe.begun.load(Ordering::SeqCst) == 1).await;
+    let origin = Origin::default();
+    let waiting = queued(gate.hash(PASSWORD.into(), origin.clone())).await;
+    origin.gone.cancel();
+    drop(hold);
+    under_way.await.unwrap();
+    assert_eq!(waiting.await.unwrap_err(), HashError::Abandoned);
+    assert_eq!(gate.shared.probe.begun.load(Ordering::SeqCst), 1);
 }
