@@ -155,16 +155,18 @@ impl Throttle {
             for (n, (subject, admission)) in subjects.iter().zip(said).enumerate() {
                 match admission {
                     Admission::Reserved => attempt.reserved.push(subject.clone()),
-                    _ if n >= shown => attempt.is_decoy = true,
+                    Admission::Blocked(_) if n >= shown => attempt.is_decoy = true,
                     Admission::Blocked(left) => blocked = blocked.max(Some(left)),
-                    Admission::Wait => waits_for = waits_for.or(Some(subject)),
+                    // Those under way may be right, and give their places back: it's too early for a decoy.
+                    Admission::Wait if n >= shown && Instant::now() >= deadline => attempt.is_decoy = true,
+                    Admission::Wait => waits_for = waits_for.or(Some((subject, n >= shown))),
                 }
             }
             if let Some(retry_after) = blocked {
                 attempt.release().await?;
                 return Err(AuthError::Throttled { retry_after });
             }
-            let Some(subject) = waits_for else { return Ok(attempt) };
+            let Some((subject, is_hidden)) = waits_for else { return Ok(attempt) };
             attempt.release().await?;
             let place = self.shared.join(&subject.name)?;
             let until = deadline.min(Instant::now() + pause);
@@ -176,7 +178,7 @@ impl Throttle {
             };
             drop(place);
             waited?;
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline && !is_hidden {
                 return Err(AuthError::Overloaded { retry_after: Duration::from_secs(1) });
             }
         }
@@ -221,9 +223,9 @@ impl Drop for Place {
     }
 }
 
-/// The network that one client has for itself: its IPv4 address, or its IPv6 /64.
+/// The largest network that may be one client's: its IPv4 address, or its IPv6 /48.
 pub(super) fn network(ip: IpAddr) -> String {
-    networks(ip).swap_remove(0).0
+    networks(ip).pop().expect("at least one").0
 }
 
 /// What an address is counted under: an IPv4 address; of an IPv6 one the prefixes that may be one customer's. With the factor

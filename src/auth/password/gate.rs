@@ -134,6 +134,9 @@ enum Work {
     Verify { password: SecretString, stored: Option<SecretString>, reply: oneshot::Sender<Result<Verdict, HashError>> },
 }
 
+/// Flows that are remembered before those whose turn has come are forgotten. Those ahead are as many as the queue at most.
+const FLOWS_KEPT: usize = 1024;
+
 /// For whom a password is hashed.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
@@ -170,6 +173,8 @@ impl Turns {
         self.now = self.now.max(turn);
         if is_last {
             self.next.clear();
+        } else if self.next.len() > FLOWS_KEPT {
+            self.next.retain(|_, next| *next > self.now);
         }
     }
 }
