@@ -160,6 +160,7 @@ def requests():
             Query("sum(rate(authfleet_http_connections_refused_total{@}[$__rate_interval]))", "refused a second"),
         ],
         "short",
+        alerts="AuthfleetConnectionsNearLimit",
     )
 
 
