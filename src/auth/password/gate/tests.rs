@@ -373,7 +373,7 @@ async fn hashing_threads_run_at_a_lower_priority_than_the_rest() {
     assert_eq!(nice_of(&std::fs::read_to_string("/proc/thread-self/stat").unwrap()), own);
 }
 
-/// Resident memory is the whole process's, so this one is measured in a process of its own.
+/// Memory is the whole process's, so this one is measured in a process of its own.
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_goes_back_to_the_system_when_hashing_stops() {
@@ -393,19 +393,21 @@ fn memory_goes_back_to_the_system_when_hashing_stops() {
 #[tokio::test]
 #[ignore = "run by memory_goes_back_to_the_system_when_hashing_stops, in a process of its own"]
 async fn measured_alone() {
-    fn resident_kib() -> usize {
+    // Without the pages of the program's file: how many of those the kernel maps at a time is its own affair.
+    fn anonymous_kib() -> usize {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     let gate = gate(HashingConfig { memory_kib: 19 * 1024, iterations: 1, parallelism: 1, concurrency: 2, queue: 64 });
-    let before = resident_kib();
+    let before = anonymous_kib();
     for _round in 0..3 {
         let hashes = join_all((0..8).map(|_| gate.hash(PASSWORD.into(), Origin::default()))).await;
         assert!(hashes.iter().all(Result::is_ok));
-        assert!(resident_kib() > before + 15 * 1024, "memory is kept between hashes that follow each other");
-        until("memory is back", || resident_kib() < before + 3 * 1024).await;
+        assert!(anonymous_kib() > before + 15 * 1024, "memory is kept between hashes that follow each other");
+        // Half of one thread's memory. Threads' stacks are in `before` in part only, and huge pages make them 2 MiB each.
+        until("memory is back", || anonymous_kib() < before + 19 * 1024 / 2).await;
     }
 }
 
