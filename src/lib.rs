@@ -6,8 +6,9 @@
 //! ```text
 //! cli        the command line: serve, migrate, healthcheck, openapi, config, doctor, user, session, import
 //! server     listeners, accept loops, drain
-//! vitals     every few seconds: do the parts answer, clocks, memory, sizes, sessions; as gauges
+//! gauges     every few seconds: do the parts answer, clocks, memory, sizes, sessions; as gauges
 //! http       every route, the layer order, error envelope, request and response types
+//! readiness  whether this replica should get requests: what `/readyz` answers
 //! auth       flows without HTTP types: register, sign in, check, sign out; password, token
 //! store      what the stores promise; users (SQL) and sessions (Redis, memory)
 //! telemetry  log output, traces and the metrics recorder
@@ -21,9 +22,10 @@ pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod gauges;
 pub mod http;
 pub mod metrics;
+pub mod readiness;
 pub mod server;
 pub mod store;
 pub mod telemetry;
-pub mod vitals;

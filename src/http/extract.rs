@@ -1,5 +1,4 @@
 //! What handlers take from a request.
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,14 +6,14 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use http::header::{CONTENT_TYPE, COOKIE, USER_AGENT};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::error::{FieldError, Problem};
+use super::request::{Peer, RequestId, client_address};
 use crate::auth::{Client, SignedIn};
 
 /// The largest body that is read.
@@ -23,7 +22,6 @@ pub const BODY_LIMIT: usize = 16 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a user agent that are kept with each session; `hash-max-listpack-value` in deploy/redis/redis.conf is the same.
 const USER_AGENT_LIMIT: usize = 256;
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// A JSON body. Every way in which it can be wrong has its own problem.
 #[derive(Debug)]
@@ -134,87 +132,12 @@ fn user_agent(value: &[u8]) -> String {
     kept
 }
 
-/// The request's id: nginx's if it sent one, else a new one of the same form (32 hexadecimal digits).
-#[derive(Clone, Debug)]
-pub struct RequestId(pub HeaderValue);
-
-/// The other end of the connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
-
-/// The client's address: the peer, or, if that is a trusted proxy, the rightmost address of `X-Forwarded-For` that
-/// isn't one. Whatever stands further left was written by somebody who isn't trusted.
-pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let peer = peer.to_canonical();
-    let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
-    let mut client = peer;
-    if !is_trusted(&peer) {
-        return client;
-    }
-    // From the right, byte by byte, up to the first hop that can't be read: whatever stands before that, be it a whole line,
-    // may have been written by the client.
-    let lines: Vec<_> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
-    for hop in lines.iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b',')) {
-        let Some(address) = std::str::from_utf8(hop.trim_ascii()).ok().and_then(parse_hop) else { break };
-        client = address;
-        if !is_trusted(&address) {
-            break;
-        }
-    }
-    client
-}
-
-/// An address as proxies write it: bare, in brackets, or with a port.
-fn parse_hop(text: &str) -> Option<IpAddr> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let address = bare.parse().or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip())).ok()?;
-    Some(IpAddr::to_canonical(&address))
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;
-
-    fn forwarded<L: AsRef<[u8]>>(lines: &[L]) -> HeaderMap {
-        let value = |line: &L| HeaderValue::from_bytes(line.as_ref()).expect("a header value");
-        lines.iter().map(|line| (X_FORWARDED_FOR, value(line))).collect()
-    }
-
-    fn from<L: AsRef<[u8]>>(peer: &str, lines: &[L], trusted: &[&str]) -> String {
-        let trusted: Vec<_> = trusted.iter().map(|net| net.parse().expect("a network")).collect();
-        client_address(peer.parse().expect("an address"), &forwarded(lines), &trusted).to_string()
-    }
-
-    #[test]
-    fn forwarded_addresses_count_only_through_trusted_proxies() {
-        let proxies = &["10.0.0.0/8", "127.0.0.1/32"];
-        assert_eq!(from("192.0.2.1", &["203.0.113.7"], proxies), "192.0.2.1", "an untrusted peer");
-        assert_eq!(from("10.0.0.1", &["203.0.113.7"], proxies), "203.0.113.7");
-        assert_eq!(from("10.0.0.1", &["1.1.1.1, 203.0.113.7"], proxies), "203.0.113.7", "what a client made up");
-        assert_eq!(from("10.0.0.1", &["1.1.1.1, 203.0.113.7, 10.2.3.4"], proxies), "203.0.113.7", "two proxies");
-        assert_eq!(from("10.0.0.1", &["1.1.1.1", "203.0.113.7"], proxies), "203.0.113.7", "two lines");
-        assert_eq!(from("10.0.0.1", &["nonsense, 10.2.3.4"], proxies), "10.2.3.4", "stops at nonsense");
-        assert_eq!(from::<&str>("10.0.0.1", &[], proxies), "10.0.0.1");
-        assert_eq!(from("::ffff:10.0.0.1", &["[2001:db8::1]:4711"], proxies), "2001:db8::1");
-        assert_eq!(from("10.0.0.1", &["203.0.113.7:80"], &[]), "10.0.0.1");
-    }
-
-    /// A proxy appends the peer's address to whatever the client sent.
-    #[test]
-    fn what_a_client_wrote_is_not_read() {
-        let proxies = &["10.0.0.0/8"];
-        let appended = |sent: &[u8]| [sent, b", 203.0.113.7"].concat();
-        assert_eq!(from("10.0.0.1", &[appended(b"\xe9")], proxies), "203.0.113.7");
-        let lines = [b"9.9.9.9".to_vec(), appended(b"\xe9")];
-        assert_eq!(from("10.0.0.1", &lines, proxies), "203.0.113.7", "the client's own line");
-        let lines = [b"9.9.9.9".to_vec(), b"\xe9, 10.2.3.4".to_vec()];
-        assert_eq!(from("10.0.0.1", &lines, proxies), "10.2.3.4", "stops at what can't be read");
-        assert_eq!(from("10.0.0.1", &["9.9.9.9,"], proxies), "10.0.0.1", "nobody named the last hop");
-        assert_eq!(from("10.0.0.1", &["9.9.9.9", ""], proxies), "10.0.0.1");
-        assert_eq!(from("10.0.0.1", &["9.9.9.9, 203.0.113.7 "], proxies), "203.0.113.7");
-    }
 
     #[test]
     fn a_user_agent_is_bounded_in_bytes() {
@@ -234,30 +157,7 @@ mod tests {
         assert_eq!(found, [b"x", b"y", b"z"]);
     }
 
-    /// What a field's value may hold (RFC 9110 section 5.5), bytes beyond ASCII included.
-    fn field_byte() -> impl Strategy<Value = u8> {
-        prop_oneof![Just(b'\t'), 0x20..0x7f_u8, 0x80..=0xff_u8, Just(b','), Just(b'9'), Just(b'.')]
-    }
-
     proptest! {
-        #[test]
-        fn nothing_that_a_client_writes_becomes_its_address(
-            sent in proptest::collection::vec(proptest::collection::vec(field_byte(), 0..80), 0..4)
-        ) {
-            let proxies = &["10.0.0.0/8"];
-            prop_assert_eq!(from("192.0.2.1", &sent, proxies), "192.0.2.1");
-            // A proxy appends to the last line, or adds one.
-            let mut appended = sent.clone();
-            let mut last = sent.last().cloned().unwrap_or_default();
-            last.extend_from_slice(b",203.0.113.7");
-            appended.pop();
-            appended.push(last);
-            prop_assert_eq!(from("10.0.0.1", &appended, proxies), "203.0.113.7");
-            let mut added = sent;
-            added.push(b"203.0.113.7, 10.9.9.9".to_vec());
-            prop_assert_eq!(from("10.0.0.1", &added, proxies), "203.0.113.7");
-        }
-
         #[test]
         fn no_cookie_header_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
             if let Ok(value) = HeaderValue::from_bytes(&bytes) {

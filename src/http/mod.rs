@@ -1,14 +1,13 @@
 //! HTTP: every route, the layer order, request and response types.
-mod access;
 mod accounts;
 mod cookie;
 mod docs;
 mod error;
 mod extract;
-mod metering;
+mod metrics;
 pub mod ops;
-pub mod readiness;
 mod refusals;
+mod request;
 mod sessions;
 
 use std::sync::Arc;
@@ -24,8 +23,8 @@ use utoipa_axum::routes;
 
 pub use self::cookie::SessionCookie;
 use self::error::Problem;
-pub use self::extract::Peer;
 pub use self::refusals::HEAD_LIMIT;
+pub use self::request::Peer;
 use crate::auth::Auth;
 use crate::clock::Clock;
 
@@ -50,7 +49,7 @@ pub struct App {
 
 /// The public API: every route, and what each request passes on its way, outermost first.
 pub fn router(app: Arc<App>) -> Router {
-    metering::in_flight();
+    metrics::in_flight();
     let (mut routes, document) = api().split_for_parts();
     if app.api_docs {
         routes = routes.merge(docs::routes(&document));
@@ -60,7 +59,7 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         // In one step: each `layer` of its own would cost every request a boxed service and a boxed future.
         .layer((
-            access::AccessLayer(Arc::clone(&app)),
+            request::RequestLayer(Arc::clone(&app)),
             CatchPanicLayer::custom(|_| Problem::internal().into_response()),
             refusals::RefusalLayer(Arc::clone(&app)),
         ))

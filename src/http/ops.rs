@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::App;
 use super::error::Problem;
-use super::readiness::Readiness;
+use crate::readiness::Readiness;
 
 /// What the ops routes can reach.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub fn router(ops: Ops) -> Router {
 }
 
 async fn readyz(State(ops): State<Ops>) -> Response {
-    let readiness = Readiness::of(&ops.app).await;
+    let readiness = Readiness::of(&ops.app.auth, ops.app.drain.is_cancelled()).await;
     let code = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, [(CACHE_CONTROL, "no-store")], Json(readiness)).into_response()
 }

@@ -23,7 +23,7 @@ use tower_service::Service;
 
 use super::App;
 use super::error::Problem;
-use super::extract::Peer;
+use super::request::Peer;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");

@@ -23,7 +23,7 @@ use crate::http::ops::{self, Ops};
 use crate::http::{App, SessionCookie};
 use crate::metrics::{HTTP_CONNECTIONS, HTTP_CONNECTIONS_LIMIT};
 use crate::store::Stores;
-use crate::vitals;
+use crate::gauges;
 
 /// Connections that the ops listener serves at once: orchestrators and Prometheus. Apart from the public ones, so that a
 /// flood of those leaves the replica in sight.
@@ -169,13 +169,13 @@ pub async fn run(
     };
     tokio::spawn(ops.run(listeners.ops));
 
-    tokio::spawn(vitals::watch(Arc::clone(&app)));
+    tokio::spawn(gauges::watch(Arc::clone(&app)));
 
     stop.cancelled().await;
     app.drain.cancel();
-    vitals::drain_begins();
+    gauges::drain_begins();
     // A replica alone has no balancer that would have to notice.
-    let delay = if app.auth.sessions.kind() == "memory" { Duration::ZERO } else { config.drain_delay };
+    let delay = if !app.auth.sessions.is_shared() { Duration::ZERO } else { config.drain_delay };
     tracing::info!(?delay, timeout = ?config.drain_timeout, "draining");
     tokio::time::sleep(delay).await;
     closing.cancel();

@@ -1,7 +1,6 @@
 //! The real binary, a real Redis, a real SQLite file. `fleet` starts them; each other file is about one concern.
 mod fleet;
 
-mod accounts;
 mod admin_cli;
 mod audit;
 mod command_line;
@@ -15,16 +14,18 @@ mod hashing;
 mod hostile_clients;
 mod http_contract;
 mod known_races;
+mod login;
 mod logs;
 mod memory;
 mod metrics;
-mod passwords_api;
+mod outage_redis;
+mod outage_sqlite;
+mod passwords;
 mod process_memory;
-mod redis_failures;
+mod registration;
+mod revocation;
 mod sessions;
-mod sessions_api;
 mod shutdown;
-mod sqlite_failures;
 mod stress;
 mod throttle;
 mod traces;

@@ -188,6 +188,11 @@ impl SessionStore {
         }
     }
 
+    /// Whether other replicas know these sessions.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Redis(_))
+    }
+
     /// Reads a session and renews its idle limit to `idle_for` from now, both or neither; in one round trip.
     /// A session that has ended stays so, whatever happens at the same time.
     ///

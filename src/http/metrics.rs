@@ -1,4 +1,4 @@
-//! Request metrics. Handles are cheap to use and dear to look up, so each thread keeps those that it has used.
+//! Request metrics. Looking up a metric's handle costs more than using it, so each thread keeps the handles that it has used.
 use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use crate::metrics::{HTTP_IN_FLIGHT, HTTP_REQUESTS, HTTP_SECONDS};
 
-/// The route label of requests that matched none: their paths are anybody's, so they make one series together.
+/// The route label of requests that matched none: a client may send any path, so all of them share one series.
 const UNMATCHED: &str = "unmatched";
 
 struct Series {
@@ -80,7 +80,7 @@ impl Series {
     }
 }
 
-/// Methods are anybody's too.
+/// The method as a label. A client may send any method, so all but the usual ones share a label.
 pub fn bounded(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

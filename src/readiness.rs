@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::error::Elapsed;
 
-use super::App;
+use crate::auth::Auth;
 
 /// A dependency that takes longer than this isn't ready.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(1800);
@@ -36,20 +36,19 @@ pub struct Part {
 
 impl Readiness {
     /// Asks all parts, at the same time.
-    pub async fn of(app: &App) -> Self {
-        let auth = &app.auth;
+    pub async fn of(auth: &Auth, draining: bool) -> Self {
         let (sessions, users) = tokio::join!(
             tokio::time::timeout(CHECK_TIMEOUT, auth.sessions.ping()),
             tokio::time::timeout(CHECK_TIMEOUT, auth.users.ping()),
         );
-        let in_memory = auth.sessions.kind() == "memory";
         let mut readiness = Self {
             status: "not ready",
             replica: auth.replica.clone(),
             version: env!("CARGO_PKG_VERSION"),
-            draining: app.drain.is_cancelled(),
+            draining,
             sessions: Part {
-                note: in_memory.then_some("one replica only: other replicas don't know these sessions; set REDIS_URL"),
+                note: (!auth.sessions.is_shared())
+                    .then_some("one replica only: other replicas don't know these sessions; set REDIS_URL"),
                 ..Part::new(auth.sessions.kind(), sessions)
             },
             users: Part::new("sqlite", users),

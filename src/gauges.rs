@@ -9,12 +9,12 @@ use metrics::{Gauge, gauge};
 use tokio::time::MissedTickBehavior;
 
 use crate::http::App;
-use crate::http::readiness::Readiness;
 use crate::metrics::{
     CLOCK_SKEW, DRAINING, PART_READY, READY, REDIS_EVICTED, REDIS_MEMORY, REDIS_MEMORY_LIMIT, REDIS_PERSISTENCE_OK,
     SESSIONS_ALIVE, SQL_CONNECTIONS, USERS_DATABASE_BYTES, USERS_JOURNAL_BYTES, USERS_VOLUME_BYTES,
     USERS_VOLUME_FREE_BYTES,
 };
+use crate::readiness::Readiness;
 use crate::store::StoreError;
 use crate::store::users::Usage;
 
@@ -25,12 +25,12 @@ const COUNT_EVERY: Duration = Duration::from_secs(30);
 
 /// Looks, again and again, until the process ends.
 pub async fn watch(app: Arc<App>) {
-    let mut vitals = Vitals::new();
+    let mut gauges = Gauges::new();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        vitals.look(&app).await;
+        gauges.look(&app).await;
     }
 }
 
@@ -40,7 +40,7 @@ pub fn drain_begins() {
     gauge!(READY).set(0);
 }
 
-struct Vitals {
+struct Gauges {
     ready: Gauge,
     sessions_ready: Gauge,
     users_ready: Gauge,
@@ -63,7 +63,7 @@ struct Vitals {
     counted: Option<Instant>,
 }
 
-impl Vitals {
+impl Gauges {
     fn new() -> Self {
         // 0 until somebody sets it.
         drop(gauge!(DRAINING));
@@ -94,7 +94,7 @@ impl Vitals {
     async fn look(&mut self, app: &App) {
         // Before the question, which keeps a connection busy itself.
         self.look_at_users(app.auth.users.usage());
-        let readiness = Readiness::of(app).await;
+        let readiness = Readiness::of(&app.auth, app.drain.is_cancelled()).await;
         self.sessions_ready.set(flag(readiness.sessions.is_ready()));
         self.users_ready.set(flag(readiness.users.is_ready()));
         self.ready.set(flag(readiness.is_ready()));
@@ -119,7 +119,7 @@ impl Vitals {
 
     async fn look_at_sessions(&mut self, app: &App, is_there: bool) {
         let store = &app.auth.sessions;
-        // Whoever doesn't answer isn't asked more, but counted as soon as it's back.
+        // A store that doesn't answer is asked nothing more. Its sessions are counted as soon as it's back.
         let (skew, state) = if is_there {
             let skew = self.asking_time.ask(store.clock_skew()).await.flatten();
             (skew, self.asking_info.ask(store.server_state()).await.flatten().unwrap_or_default())

@@ -1,0 +1,100 @@
+//! Login: what it answers to whom, and what happens to the sessions that the browser brings along.
+use crate::fleet::{Fleet, PASSWORD, Session};
+
+/// ASVS 5.0 6.3.8.
+#[tokio::test]
+async fn a_wrong_password_and_an_unknown_user_look_alike() {
+    let fleet = Fleet::builder().full_hashing().start().await;
+    let ada = fleet[0].register("ada").await;
+    let hashes = async || fleet[0].count("authfleet_hash_duration_seconds_count", &[]).await;
+    let mut answers = Vec::new();
+    let mut before = hashes().await;
+    for identifier in [ada.email.as_str(), "ada", "eve@example.org", "eve"] {
+        let answer = fleet[0].try_login(identifier, "a wrong password").send().await;
+        let answer = answer.expect_problem(401, "invalid_credentials");
+        assert_eq!(answer.header("set-cookie"), None);
+        let mut headers: Vec<_> = answer.headers.keys().map(|name| name.as_str().to_owned()).collect();
+        headers.sort();
+        answers.push((answer.text(), headers));
+        let after = hashes().await;
+        assert_eq!(after - before, 1, "one hash for {identifier}");
+        before = after;
+    }
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_disabled_user_is_signed_in_nowhere() {
+    let fleet = Fleet::start(2).await;
+    let ada = fleet[0].register("ada").await;
+    let mut db = fleet.sql().await;
+    sqlx::query("UPDATE users SET disabled_at = 1, epoch = epoch + 1").execute(&mut db).await.expect("an update");
+    let refused = fleet[1].try_login("ada", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+    let unknown = fleet[1].try_login("nobody", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+    assert_eq!(refused.body, unknown.body);
+    assert!(fleet.redis.keys("session:*").is_empty());
+    sqlx::query("UPDATE users SET disabled_at = NULL").execute(&mut db).await.expect("an update");
+    let session = fleet[1].login(&ada).await;
+    assert_eq!(fleet[0].check(&session).await, 200);
+}
+
+/// A browser sends several cookies of one name when a sibling domain or another path planted some.
+#[tokio::test]
+async fn of_several_cookies_the_living_session_counts() {
+    let fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    let ended = [fleet[0].login(&ada).await, fleet[0].login(&ada).await];
+    for session in &ended {
+        fleet[0].post("/auth/logout").session(session).send().await.expect(200);
+    }
+    let alive = fleet[0].login(&ada).await;
+    let forged: Vec<_> = (0..5).map(|n| format!("session={}", "ABCDE"[n..=n].repeat(116))).collect();
+    let jars = [
+        format!("{}; {}", ended[0].cookie, alive.cookie),
+        format!("{}; {}", alive.cookie, ended[0].cookie),
+        format!("{}; {}; {}", ended[0].cookie, ended[1].cookie, alive.cookie),
+        format!("{}; {}; {}", forged.join("; "), alive.forged(), alive.cookie),
+    ];
+    for jar in &jars {
+        let profile = fleet[0].get("/profile").cookie(jar).send().await.expect(200).json();
+        assert_eq!(profile["session"]["session_id"], alive.id.as_str(), "{jar}");
+    }
+    // A login ends what was brought along; the new session is another one.
+    let next = Session::opened_by(&fleet[0].try_login("ada", PASSWORD).cookie(&jars[0]).send().await);
+    assert_eq!((fleet[0].check(&alive).await, fleet[0].check(&next).await), (401, 200));
+    // A logout ends all that the browser holds.
+    let other = fleet[0].login(&ada).await;
+    let jar = format!("{}; {}; {}; {}", forged.join("; "), ended[0].cookie, next.cookie, other.cookie);
+    fleet[0].post("/auth/logout").cookie(&jar).send().await.expect(200);
+    assert_eq!((fleet[0].check(&next).await, fleet[0].check(&other).await), (401, 401));
+    fleet[0].get("/profile").cookie(&jar).send().await.expect_problem(401, "session_invalid");
+}
+
+/// A login that brings a session makes a new one, so nobody can plant theirs, and ends the old one (ASVS 5.0 7.2.4).
+#[tokio::test]
+async fn a_login_replaces_the_session_that_it_brings() {
+    let fleet = Fleet::start(2).await;
+    let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
+    let first = fleet[0].login(&ada).await;
+    let other_browser = fleet[0].login(&ada).await;
+    let again = async |session: &Session, name: &str| {
+        Session::opened_by(&fleet[1].try_login(name, PASSWORD).session(session).send().await)
+    };
+    let second = again(&first, "ada").await;
+    assert!(second.token != first.token && second.id != first.id);
+    assert_eq!((fleet[0].check(&first).await, fleet[0].check(&second).await), (401, 200));
+
+    let of_eve = again(&second, "eve").await;
+    assert_eq!((fleet[0].check(&second).await, fleet[0].check(&of_eve).await), (401, 200));
+    assert_eq!(of_eve.user_id, eve.id);
+
+    // Ended or forged ones are no reason to refuse, and a login that fails ends nothing.
+    let fifth = again(&second, "eve").await;
+    let forged = fleet[0].try_login("ada", PASSWORD).cookie(&fifth.forged()).send().await;
+    forged.expect(200);
+    fleet[0].try_login("ada", "a wrong password").session(&fifth).send().await.expect(401);
+    for session in [&other_browser, &of_eve, &fifth] {
+        assert_eq!(fleet[0].check(session).await, 200);
+    }
+}
