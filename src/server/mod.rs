@@ -19,11 +19,11 @@ use crate::auth::throttle::{self, Throttle};
 use crate::auth::token::TokenKeys;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::gauges;
 use crate::http::ops::{self, Ops};
 use crate::http::{App, SessionCookie};
 use crate::metrics::{HTTP_CONNECTIONS, HTTP_CONNECTIONS_LIMIT};
 use crate::store::Stores;
-use crate::gauges;
 
 /// Connections that the ops listener serves at once: orchestrators and Prometheus. Apart from the public ones, so that a
 /// flood of those leaves the replica in sight.
@@ -175,7 +175,7 @@ pub async fn run(
     app.drain.cancel();
     gauges::drain_begins();
     // A replica alone has no balancer that would have to notice.
-    let delay = if !app.auth.sessions.is_shared() { Duration::ZERO } else { config.drain_delay };
+    let delay = if app.auth.sessions.is_shared() { config.drain_delay } else { Duration::ZERO };
     tracing::info!(?delay, timeout = ?config.drain_timeout, "draining");
     tokio::time::sleep(delay).await;
     closing.cancel();
