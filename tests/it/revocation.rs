@@ -422,7 +422,7 @@ async fn an_index_of_the_previous_version_is_taken_over() {
     let index = format!("user:{{{}}}:sessions", ada.id);
     let old = fleet[0].login(&ada).await;
     let time = |session: &Session, field: &str| -> i64 {
-        let time: jiff::Timestamp = session.body[field].as_str().expect("a time").parse().expect("a time");
+        let time: Timestamp = session.body[field].as_str().expect("a time").parse().expect("a time");
         time.as_millisecond()
     };
     fleet.redis.run::<i64>(&["ZADD", &index, &(time(&old, "created_at") - 1000).to_string(), &old.id]);

@@ -1,7 +1,6 @@
 //! Sessions over a fleet: made on one replica, they are known, renewed and limited on all.
 use std::time::Duration;
 
-use futures::future::join_all;
 use redis::Value;
 use serde_json::json;
 
