@@ -4,10 +4,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 
 use super::password::{Origin, Verdict};
+use super::revocation::{Change, Revocation, Revoked};
 use super::token::Claims;
 use super::{Auth, AuthError, Client, Opened, Registration, SignedIn, identity};
 use crate::metrics::REGISTRATIONS;
-use crate::store::sessions::Session;
+use crate::store::sessions::{Session, SessionId};
 use crate::store::users::{NewUser, User, UserStoreError};
 
 impl Auth {
@@ -81,26 +82,12 @@ impl Auth {
     ) -> Result<Opened, AuthError> {
         // First what can be refused without a hash. The names are those of the session, as good as any for this.
         self.check_password("new_password", &new, &signed_in.session)?;
-        let mut user = self.confirm(signed_in, current, client).await?;
+        let user = self.confirm(signed_in, current, client).await?;
         // Goes on although the client may have gone: it would be half a change.
         let origin = Origin { gone: CancellationToken::new(), ..client.origin(&user.id.to_string()) };
         let new_hash = self.gate.hash(new, origin).await?;
-        let mut ended = self.sessions.fence_off(user.id, user.epoch + 1).await?;
-        let epoch = loop {
-            if let Some(epoch) = self.users.replace_password(user.id, user.epoch, &new_hash).await? {
-                break epoch;
-            }
-            // A login that met the fence took over its epoch, which doesn't make the confirmed password wrong; or
-            // somebody else changed it first, and then it is.
-            let now = self.users.by_id(user.id).await?.filter(|now| now.disabled_at.is_none() && same_hash(now, &user));
-            user = now.ok_or(AuthError::WrongPassword)?;
-            ended += self.sessions.fence_off(user.id, user.epoch + 1).await?;
-        };
         let asked = signed_in.claims.session_id;
-        tracing::info!(target: "audit", event = "password_changed", user_id = %user.id, session_id = %asked,
-            ip = %client.ip, request_id = %client.request_id);
-        ended += self.sessions.end_all(user.id, None, Some(epoch)).await?;
-        Self::ended_many(user.id, ended, "password_changed", Some(asked), client);
+        let (user, epoch) = self.revoke_with(Change::Password(&new_hash), user, asked, client).await?;
         let opened = self.open(User { epoch, password_hash: new_hash, ..user }, Vec::new(), client).await?;
         tracing::info!(target: "audit", event = "session_created", reason = "password_changed",
             user_id = %opened.user.id, session_id = %opened.claims.session_id, ip = %client.ip,
@@ -119,20 +106,36 @@ impl Auth {
         password: SecretString,
         client: &Client,
     ) -> Result<(), AuthError> {
-        let mut user = self.confirm(signed_in, password, client).await?;
-        let mut ended = self.sessions.fence_off(user.id, user.epoch + 1).await?;
-        while !self.users.delete(user.id, user.epoch).await? {
-            // As for a change of password.
-            let now = self.users.by_id(user.id).await?.filter(|now| now.disabled_at.is_none() && same_hash(now, &user));
-            user = now.ok_or(AuthError::WrongPassword)?;
-            ended += self.sessions.fence_off(user.id, user.epoch + 1).await?;
+        let user = self.confirm(signed_in, password, client).await?;
+        self.revoke_with(Change::Deletion, user, signed_in.claims.session_id, client).await.map(drop)
+    }
+
+    /// Makes a change for somebody who has just confirmed the password, and ends all sessions; `asked` is the session that
+    /// asked for it. Answers with the account as it was before, and the epoch that a session needs from now on.
+    async fn revoke_with(
+        &self,
+        change: Change<'_>,
+        user: User,
+        asked: SessionId,
+        client: &Client,
+    ) -> Result<(User, i64), AuthError> {
+        let (user_id, confirmed) = (user.id, user.password_hash.clone());
+        // A login that met the fence raised the epoch, and the confirmed password is still the right one. If somebody else
+        // changed the password first, it no longer is.
+        let still_wanted = |now: Option<User>| {
+            let is_confirmed = |now: &User| now.password_hash.expose_secret() == confirmed.expose_secret();
+            now.filter(|now| now.disabled_at.is_none() && is_confirmed(now)).ok_or(AuthError::WrongPassword)
+        };
+        let changed = |user: &User| {
+            tracing::info!(target: "audit", event = change.event(), user_id = %user.id, session_id = %asked,
+                ip = %client.ip, request_id = %client.request_id);
+        };
+        let revocation = Revocation { users: &self.users, sessions: Some(&self.sessions) };
+        let Revoked { ended, result } = revocation.run(user, change, still_wanted, changed).await;
+        if ended > 0 || result.is_ok() {
+            Self::ended_many(user_id, ended, change.event(), Some(asked), client);
         }
-        let asked = signed_in.claims.session_id;
-        tracing::info!(target: "audit", event = "account_deleted", user_id = %user.id, session_id = %asked,
-            ip = %client.ip, request_id = %client.request_id);
-        ended += self.sessions.end_all(user.id, None, Some(user.epoch + 1)).await?;
-        Self::ended_many(user.id, ended, "account_deleted", Some(asked), client);
-        Ok(())
+        result
     }
 
     /// Verifies the password of somebody who is signed in; failures count as those of a login.
@@ -176,9 +179,4 @@ impl Auth {
             AuthError::Invalid(violations.iter().map(|violation| (field, violation.to_string())).collect())
         })
     }
-}
-
-/// Whether nobody changed the password in between.
-fn same_hash(now: &User, then: &User) -> bool {
-    now.password_hash.expose_secret() == then.password_hash.expose_secret()
 }

@@ -1,7 +1,6 @@
 //! Administration: what an operator does to accounts and sessions from the command line.
 //!
-//! Whatever must end a user's sessions follows the rule of [`super`]: fence and end, change the database unless somebody
-//! else changed the account meanwhile, end again. Cut off anywhere, it can be run again.
+//! Whatever ends a user's sessions follows [`super::revocation`], so that a command that was cut off can be run again.
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use uuid::Uuid;
 
 use super::identity;
 use super::password::{HashError, HashGate, Origin, PasswordPolicy, check_hash};
+use super::revocation::{Change, Revocation, Revoked};
 use super::token::{Inspected, TokenKeys};
 use crate::clock::Clock;
 use crate::config::{Config, HashingConfig};
@@ -215,12 +215,7 @@ impl Admin {
     ///
     /// No such user; no database; sessions that can't be reached, unless `offline`.
     pub async fn disable(&self, user: &User, offline: bool) -> Result<Changed, AdminError> {
-        let users = self.users().await?;
-        self.cut_off("account_disabled", user, offline, async |user| match user.disabled_at {
-            Some(_) => Ok(Some(user.epoch)),
-            None => users.disable(user.id, user.epoch).await,
-        })
-        .await
+        self.revoke_with(Change::Disabling, user, offline).await
     }
 
     /// Enables an account; whether it was disabled.
@@ -249,11 +244,7 @@ impl Admin {
     ) -> Result<Changed, AdminError> {
         self.check_password(&password, &[&user.email, &user.username])?;
         let new_hash = self.hash(password).await?;
-        let users = self.users().await?;
-        self.cut_off("password_changed", user, offline, async |user| {
-            users.replace_password(user.id, user.epoch, &new_hash).await
-        })
-        .await
+        self.revoke_with(Change::Password(&new_hash), user, offline).await
     }
 
     /// Deletes an account and ends its sessions on all replicas.
@@ -262,42 +253,33 @@ impl Admin {
     ///
     /// No such user; no database; sessions that can't be reached, unless `offline`.
     pub async fn delete(&self, user: &User, offline: bool) -> Result<Changed, AdminError> {
-        let users = self.users().await?;
-        self.cut_off("account_deleted", user, offline, async |user| {
-            Ok(users.delete(user.id, user.epoch).await?.then_some(user.epoch + 1))
-        })
-        .await
+        self.revoke_with(Change::Deletion, user, offline).await
     }
 
-    /// Makes a change that ends all of a user's sessions. `change` answers with the epoch from which on sessions may
-    /// live, or with nothing if the account is no longer as it was given.
-    async fn cut_off(
-        &self,
-        event: &'static str,
-        user: &User,
-        offline: bool,
-        change: impl AsyncFn(&User) -> Result<Option<i64>, UserStoreError>,
-    ) -> Result<Changed, AdminError> {
-        let sessions = self.endable(offline)?;
-        let end_all = async |fence| match sessions {
-            Some(sessions) => sessions.end_all(user.id, None, Some(fence)).await,
-            None => Ok(0),
-        };
+    async fn revoke_with(&self, change: Change<'_>, user: &User, offline: bool) -> Result<Changed, AdminError> {
+        let (user_id, sessions) = (user.id, self.endable(offline)?);
         let users = self.users().await?;
-        let mut sessions_ended = 0;
-        for _ in 0..TRIES {
-            let found = users.by_id(user.id).await?;
-            let user = found.ok_or_else(|| AdminError::NoSuchUser(user.id.to_string()))?;
-            sessions_ended += end_all(user.epoch + 1).await?;
-            let Some(epoch) = change(&user).await? else { continue };
-            let again = end_all(epoch).await;
-            sessions_ended += again.as_ref().copied().unwrap_or(0);
-            // What was done is recorded, whatever came after it.
-            self.audit(event, user.id, Some(sessions_ended));
-            again?;
-            return Ok(Changed { user, sessions_ended });
+        let mut tries = 0;
+        let mut still_wanted = |now: Option<User>| {
+            tries += 1;
+            match now {
+                None => Err(AdminError::NoSuchUser(user_id.to_string())),
+                Some(_) if tries > TRIES => Err(AdminError::Contended),
+                Some(user) => Ok(user),
+            }
+        };
+        // The operator may have taken time over the password, or over the question whether to go on.
+        let user = still_wanted(users.by_id(user_id).await?)?;
+        let mut is_changed = false;
+        let revocation = Revocation { users, sessions };
+        let Revoked { ended, result } = revocation.run(user, change, still_wanted, |_| is_changed = true).await;
+        if is_changed {
+            self.audit(change.event(), user_id, Some(ended));
+        } else if ended > 0 {
+            self.audit_ended(change.event(), user_id, ended);
         }
-        Err(AdminError::Contended)
+        let (user, _) = result?;
+        Ok(Changed { user, sessions_ended: ended })
     }
 
     /// The sessions that a change must end; none if the operator says that no server runs.
@@ -346,9 +328,7 @@ impl Admin {
     /// Sessions that can't be reached.
     pub async fn revoke_all(&self, user_id: Uuid) -> Result<u32, AdminError> {
         let count = self.sessions()?.end_all(user_id, None, None).await?;
-        let Actor { name, sudo_user } = &self.actor;
-        tracing::info!(target: "audit", event = "sessions_ended", reason = "revoked", count, user_id = %user_id,
-            actor = name, sudo_user, via = "cli");
+        self.audit_ended("revoked", user_id, count);
         Ok(count)
     }
 
@@ -404,6 +384,12 @@ impl Admin {
     fn audit(&self, event: &'static str, user_id: Uuid, sessions_ended: Option<u32>) {
         let Actor { name, sudo_user } = &self.actor;
         tracing::info!(target: "audit", event, user_id = %user_id, sessions_ended, actor = name, sudo_user, via = "cli");
+    }
+
+    fn audit_ended(&self, reason: &'static str, user_id: Uuid, count: u32) {
+        let Actor { name, sudo_user } = &self.actor;
+        tracing::info!(target: "audit", event = "sessions_ended", reason, count, user_id = %user_id, actor = name,
+            sudo_user, via = "cli");
     }
 
     /// Begins an import.

@@ -1,12 +1,13 @@
 //! The flows, without HTTP types.
 //!
-//! Two rules hold them together. A session is made only under the epoch that its user had before the password was
-//! verified; and whatever must end a user's sessions ends them first, and raises the fence that keeps late logins out,
-//! then changes the database, then ends them again. Wherever that is cut off, no session lives that should be dead.
+//! Two rules hold them together. A session is created only under the epoch that its user had before the password was
+//! verified (`sign_in`), and whatever ends all of a user's sessions follows one protocol (`revocation`). Wherever that is
+//! cut off, no session lives that should be dead.
 mod accounts;
 pub mod admin;
 pub mod identity;
 pub mod password;
+mod revocation;
 mod sessions;
 mod sign_in;
 pub mod throttle;

@@ -88,6 +88,27 @@ async fn disabling_ends_the_sessions_on_every_replica_and_refuses_logins() {
     assert_eq!(fleet[0].check(&one).await, 401, "what ended stays so");
 }
 
+/// Sessions end before SQL is changed: the record has them although the change failed.
+#[tokio::test]
+async fn sessions_that_ended_are_recorded_although_the_change_failed() {
+    let fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    for (arguments, reason) in
+        [(["disable", "ada"].as_slice(), "account_disabled"), (&["delete", "ada", "--yes"], "account_deleted")]
+    {
+        let (one, other) = (fleet[0].login(&ada).await, fleet[0].login(&ada).await);
+        let mut db = fleet.sql().await;
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
+        let failed = fleet.command(&[&["user"], arguments].concat(), &[]).await.expect_code(1);
+        sqlx::query("ROLLBACK").execute(&mut db).await.expect("the lock is free");
+
+        assert_eq!((fleet[0].check(&one).await, fleet[0].check(&other).await), (401, 401));
+        assert_audited(&failed, "sessions_ended", &ada.id, &[&one.token]);
+        let event = &audit(&failed)[0];
+        assert_eq!((&event["reason"], &event["count"]), (&json!(reason), &json!(2)));
+    }
+}
+
 /// Logins that were verified before the account was disabled must not outlive it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_login_slips_past_a_disable() {

@@ -119,6 +119,35 @@ async fn asvs_16_3_1_each_event_is_recorded() {
     expect!(["sessions_ended", "revoked", &ada.id, "", &changed.id]);
 }
 
+/// Sessions end before SQL is changed. When SQL then refuses the change, they have ended all the same, and whoever reads the
+/// record must find out.
+#[tokio::test]
+async fn sessions_that_ended_are_recorded_although_the_change_failed() {
+    let fleet = Fleet::start(1).await;
+    let ended = async || fleet[0].count("authfleet_sessions_ended_total", &[]).await;
+    let change = json!({ "current_password": PASSWORD, "new_password": NEW_PASSWORD });
+    let delete = json!({ "password": PASSWORD });
+    for (name, reason) in [("ada", "password_changed"), ("eve", "account_deleted")] {
+        let user = fleet[0].register(name).await;
+        let (asking, _other) = (fleet[0].login(&user).await, fleet[0].login(&user).await);
+        let (mut seen, before) = (events(&fleet).len(), ended().await);
+        let mut db = fleet.sql().await;
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
+        let call = match reason {
+            "password_changed" => fleet[0].post("/auth/password").json(&change),
+            _ => fleet[0].call("DELETE", "/auth/account").json(&delete),
+        };
+        call.session(&asking).send().await.expect_problem(503, "store_unavailable");
+        sqlx::query("ROLLBACK").execute(&mut db).await.expect("the lock is free");
+
+        assert_eq!(fleet[0].check(&asking).await, 401);
+        let all = events(&fleet);
+        assert_eq!(since(&all, &mut seen), [["sessions_ended", reason, &user.id, "", &asking.id]]);
+        assert_eq!(all[seen - 1]["count"], 2);
+        assert_eq!(ended().await - before, 2, "{reason}");
+    }
+}
+
 /// ASVS 5.0 14.2.1, 16.2.5: however much is logged, whatever goes wrong, nothing says a password, a token or a key.
 #[tokio::test]
 async fn asvs_16_2_5_no_password_or_token_is_logged() {
