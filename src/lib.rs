@@ -18,7 +18,7 @@
 //! ```
 #[cfg(test)]
 mod architecture;
-pub mod auth;
+pub(crate) mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;

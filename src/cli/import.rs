@@ -16,6 +16,7 @@ use crate::auth::admin::{Admin, AdminError, Import, ImportOptions, Row};
 
 /// Names under which other systems keep a password's hash, the likeliest first.
 const HASH_COLUMNS: &[&str] = &["password_hash", "passwordHash", "password", "hash"];
+const CUT_OFF: &str = "error: the import was cut off; run it again";
 
 #[derive(Debug, Args)]
 #[command(
@@ -114,16 +115,24 @@ pub(super) async fn run(admin: &Admin, arguments: Arguments) -> Result<ExitCode,
         Ok(()) if report.failed > 0 => Ok(ExitCode::FAILURE),
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(Stop::Usage(why)) => Ok(fail(why, USAGE)),
+        Err(Stop::Unreadable(why)) => {
+            eprintln!("{CUT_OFF}");
+            Ok(fail(why, ExitCode::FAILURE))
+        }
         Err(Stop::Failed(error)) => {
-            eprintln!("error: the import was cut off; run it again");
+            eprintln!("{CUT_OFF}");
             Err(error)
         }
     }
 }
 
-/// Why reading came to an end before its time.
+/// Why an import ended before the last row.
 enum Stop {
+    /// The command line doesn't fit the file.
     Usage(String),
+    /// The file can't be read.
+    Unreadable(String),
+    /// Our database doesn't take the rows.
     Failed(AdminError),
 }
 
@@ -134,8 +143,8 @@ impl From<AdminError> for Stop {
 }
 
 impl Stop {
-    fn source(path: &Path, message: &dyn Display) -> Self {
-        Self::Failed(AdminError::Source { file: path.display().to_string(), message: message.to_string() })
+    fn unreadable(path: &Path, error: &dyn Display) -> Self {
+        Self::Unreadable(format!("{}: {error}", path.display()))
     }
 }
 
@@ -178,10 +187,10 @@ async fn from_csv(path: &Path, arguments: &Arguments, import: &mut Import<'_>) -
     let file: Box<dyn Read> = if path.as_os_str() == "-" {
         Box::new(io::stdin())
     } else {
-        Box::new(File::open(path).map_err(|error| Stop::source(path, &error))?)
+        Box::new(File::open(path).map_err(|error| Stop::unreadable(path, &error))?)
     };
     let mut reader = ReaderBuilder::new().delimiter(delimiter).trim(Trim::All).from_reader(file);
-    let headers = reader.headers().map_err(|error| Stop::source(path, &error))?;
+    let headers = reader.headers().map_err(|error| Stop::unreadable(path, &error))?;
     let columns = arguments.columns(path, &headers.iter().map(str::to_owned).collect::<Vec<_>>())?;
     let mut record = StringRecord::new();
     loop {
@@ -197,14 +206,14 @@ async fn from_csv(path: &Path, arguments: &Arguments, import: &mut Import<'_>) -
                 csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
                     import.fault(line, "row", format!("has {len} fields where the header has {expected_len}"));
                 }
-                _ => return Err(Stop::source(path, &error)),
+                _ => return Err(Stop::unreadable(path, &error)),
             },
         }
     }
 }
 
 async fn from_sqlite(path: &Path, arguments: &Arguments, import: &mut Import<'_>) -> Result<(), Stop> {
-    let failed = |error: sqlx::Error| Stop::source(path, &error);
+    let failed = |error: sqlx::Error| Stop::unreadable(path, &error);
     let options = SqliteConnectOptions::new().filename(path).read_only(true).create_if_missing(false);
     let mut db: SqliteConnection = options.connect().await.map_err(failed)?;
     let table = &arguments.table;

@@ -1,5 +1,6 @@
 //! The command line.
 mod doctor;
+mod explain;
 mod healthcheck;
 mod import;
 mod memory;
@@ -121,7 +122,7 @@ fn administer(config: Config, command: impl AsyncFnOnce(&Admin) -> Result<ExitCo
     let telemetry = telemetry::log_to_stderr(&config.log);
     let outcome = runtime(1, async { command(&Admin::new(config, Clock::system(), actor())?).await });
     drop(telemetry);
-    outcome.unwrap_or_else(|error| fail(error, ExitCode::FAILURE))
+    outcome.unwrap_or_else(|error| fail(explain::error(&error), ExitCode::FAILURE))
 }
 
 /// Who runs this process. A user without an entry in the system's list is named by number.

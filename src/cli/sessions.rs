@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::users::Output;
-use super::{USAGE, answer, fail, printable, prompt, table};
+use super::{USAGE, answer, explain, fail, printable, prompt, table};
 use crate::auth::admin::{Admin, AdminError, Inspection};
 use crate::auth::token::TEXT_LENGTH;
 use crate::store::sessions::{SessionEntry, SessionId};
@@ -147,7 +147,7 @@ async fn inspect(admin: &Admin, session: Option<String>, json: bool) -> Result<E
              time give it on standard input"
         );
     }
-    let code = if inspection.refused_because().is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let code = if inspection.refusal().is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let view = View::of(&inspection);
     answer(json, &view, || view.text());
     Ok(code)
@@ -157,9 +157,8 @@ async fn inspect(admin: &Admin, session: Option<String>, json: bool) -> Result<E
 #[derive(Debug, Serialize)]
 struct View<'a> {
     session_id: SessionId,
-    /// Whether a server would accept it now,
+    /// Whether a server would accept it now.
     accepted: bool,
-    /// and if not, why.
     refused_because: Option<&'static str>,
     /// Whose; from the cookie if the session is gone.
     user_id: Option<Uuid>,
@@ -198,8 +197,8 @@ impl<'a> View<'a> {
         });
         Self {
             session_id: inspection.session_id,
-            accepted: inspection.refused_because().is_none(),
-            refused_because: inspection.refused_because(),
+            accepted: inspection.refusal().is_none(),
+            refused_because: inspection.refusal().map(explain::refusal),
             user_id: inspection.user_id,
             username: session.map(|(session, _)| session.username.as_str()),
             email: session.map(|(session, _)| session.email.as_str()),

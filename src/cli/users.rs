@@ -6,7 +6,7 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{USAGE, answer, fail, printable, prompt, table};
+use super::{USAGE, answer, explain, fail, printable, prompt, table};
 use crate::auth::admin::{Admin, AdminError, Changed};
 use crate::store::users::User;
 
@@ -262,7 +262,7 @@ async fn show(admin: &Admin, target: &Target) -> Result<ExitCode, AdminError> {
     let sessions = match admin.list_sessions(user.id).await {
         Ok(sessions) => Some(sessions.len()),
         Err(error) => {
-            eprintln!("warning: {error}");
+            eprintln!("warning: {}", explain::error(&error));
             None
         }
     };
