@@ -56,13 +56,13 @@ impl Auth {
             Ok(()) => {}
             Err(taken @ (UserStoreError::EmailTaken | UserStoreError::UsernameTaken)) => {
                 // Counts too: otherwise anybody could ask for any number of addresses whether they have an account.
-                attempt.charge_failure().await?;
+                attempt.charge().await?;
                 return Err(taken.into());
             }
             Err(error) => return Err(error.into()),
         }
         let password_hash = self.gate.hash(registration.password, client.origin(&email)).await?;
-        attempt.charge_failure().await?;
+        attempt.charge().await?;
         Ok(self.users.create(NewUser { email, username, password_hash }).await?)
     }
 
@@ -164,11 +164,11 @@ impl Auth {
         let origin = client.origin(&user_id.to_string());
         match self.gate.verify(password, Some(user.password_hash.clone()), origin).await? {
             Verdict::Match { .. } => {
-                attempt.charge_success().await?;
+                attempt.pardon().await?;
                 Ok(user)
             }
             Verdict::Mismatch => {
-                attempt.charge_failure().await?;
+                attempt.charge().await?;
                 Err(AuthError::WrongPassword)
             }
         }

@@ -67,10 +67,10 @@ impl Auth {
         let verdict = self.gate.verify(password, stored, client.origin(&name)).await?;
         let (Some(user), Verdict::Match { upgraded }) = (user.filter(|user| user.disabled_at.is_none()), verdict)
         else {
-            attempt.charge_failure().await?;
+            attempt.charge().await?;
             return Err(AuthError::InvalidCredentials);
         };
-        attempt.charge_success().await?;
+        attempt.pardon().await?;
         if let Some(new_hash) = upgraded {
             // Not worth failing a login for; the next one tries again.
             if let Err(error) = self.users.upgrade_hash(user.id, &user.password_hash, &new_hash).await {

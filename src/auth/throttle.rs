@@ -2,9 +2,9 @@
 //! 6.3.1; NIST SP 800-63B-4 §3.2.2).
 //!
 //! A sign-in is counted under three kinds of subjects: the client's networks, the name as typed, and the account that the
-//! name belongs to, if any. Only the first two are ever heard of: an account that is blocked by attempts at another one of
-//! its names answers as a name without account does, with 401 after a hash, until this name's own count is full. Otherwise
-//! 429 would tell which names belong together, and which exist.
+//! name belongs to, if any. Only the first two can cause a 429. An account that is blocked because of attempts at another
+//! of its names answers as a name without account does, with 401 after a hash, until the count of this name is full.
+//! Otherwise a 429 would tell which names belong together, and which exist.
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -19,18 +19,17 @@ use uuid::Uuid;
 use super::AuthError;
 use crate::store::throttle::{Admission, Outcome, Subject, ThrottleStore};
 
-/// An attempt that can't be admitted yet waits for this long at most.
+/// How long an attempt that can't be admitted yet waits.
 const WAIT: Duration = Duration::from_millis(1500);
-/// It asks again when an attempt before it has ended in this replica, or else after this, then twice this, and so on: for
-/// those that end elsewhere.
+/// An attempt that waits asks again when one before it has ended in this replica. For those that end in another replica it
+/// also asks after this pause, which doubles each time.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
-/// Attempts of one subject that wait in this replica. One more is refused at once.
+/// How many attempts of one subject wait in this replica. One more is refused at once.
 const WAITING: usize = 64;
-/// IPv6: the prefixes that are counted, and how much more than an address each may do. A customer has a /64 at least, often
-/// a /56, sometimes a /48.
+/// IPv6 prefixes that are counted, each with the factor by which its limit exceeds that of an address. A customer has at
+/// least a /64, often a /56, sometimes a /48.
 const IPV6_PREFIXES: [(u8, u32); 3] = [(64, 1), (56, 4), (48, 16)];
 
-/// The limits, and where the counts are.
 #[derive(Clone, Debug)]
 pub struct Throttle {
     shared: Arc<Shared>,
@@ -50,12 +49,12 @@ struct Queue {
     settled: Arc<Notify>,
 }
 
-/// How much is too much, within a window.
+/// How many of each are admitted within a window.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Failures of one account, or of one name.
     pub per_account: u32,
-    /// Failures of one address.
+    /// Failures from one address.
     pub per_address: u32,
     /// Passwords that are hashed for one account.
     pub attempts_per_account: u32,
@@ -63,21 +62,20 @@ pub struct Limits {
     pub attempts_per_address: u32,
     /// Registrations from one address.
     pub registrations: u32,
-    /// The window, from the first of each.
+    /// Begins with the first attempt that is counted.
     pub window: Duration,
 }
 
 impl Throttle {
-    /// Counts in `store`.
     pub fn new(store: ThrottleStore, limits: Limits) -> Self {
         Self { shared: Arc::new(Shared { store, queues: Mutex::default() }), limits }
     }
 
-    /// Admits an attempt to sign in, or refuses it. `name` stands for the name as typed, in any spelling.
+    /// Admits an attempt to sign in. `name` stands for the name as typed, in any spelling.
     ///
     /// # Errors
     ///
-    /// [`AuthError::Throttled`] with the time to wait; [`AuthError::Overloaded`]; no store.
+    /// [`AuthError::Throttled`]; [`AuthError::Overloaded`]; [`AuthError::Abandoned`]; no store.
     pub async fn admit_login(
         &self,
         name: &str,
@@ -91,7 +89,7 @@ impl Throttle {
         self.admit(subjects, hidden, gone).await
     }
 
-    /// Admits somebody who is signed in to confirm the password, or refuses it.
+    /// Admits an attempt of somebody who is signed in to confirm the password.
     ///
     /// # Errors
     ///
@@ -107,7 +105,7 @@ impl Throttle {
         self.admit(subjects, None, gone).await
     }
 
-    /// Admits a registration, or refuses it.
+    /// Admits a registration.
     ///
     /// # Errors
     ///
@@ -157,7 +155,7 @@ impl Throttle {
                     Admission::Reserved => attempt.reserved.push(subject.clone()),
                     Admission::Blocked(_) if n >= shown => attempt.is_decoy = true,
                     Admission::Blocked(left) => blocked = blocked.max(Some(left)),
-                    // Those under way may be right, and give their places back: it's too early for a decoy.
+                    // Attempts under way may have the right password and free their places, so a decoy would be too early.
                     Admission::Wait if n >= shown && Instant::now() >= deadline => attempt.is_decoy = true,
                     Admission::Wait => waits_for = waits_for.or(Some((subject, n >= shown))),
                 }
@@ -196,7 +194,7 @@ impl Shared {
         Ok(Place { shared: Arc::clone(self), subject: subject.to_owned(), settled: Arc::clone(&queue.settled) })
     }
 
-    /// An attempt of this subject has ended: the next one may ask.
+    /// Wakes the next attempt of this subject, because one has ended.
     fn settled(&self, subject: &str) {
         if let Some(queue) = self.queues.lock().get(subject) {
             queue.settled.notify_one();
@@ -228,8 +226,8 @@ pub(super) fn network(ip: IpAddr) -> String {
     networks(ip).pop().expect("at least one").0
 }
 
-/// What an address is counted under: an IPv4 address; of an IPv6 one the prefixes that may be one customer's. With the factor
-/// of each one's limit.
+/// What an address is counted under, each with the factor of its limit: an IPv4 address itself, and of an IPv6 address the
+/// prefixes that may be one customer's.
 fn networks(ip: IpAddr) -> Vec<(String, u32)> {
     match ip.to_canonical() {
         IpAddr::V4(ip) => vec![(ip.to_string(), 1)],
@@ -243,7 +241,7 @@ fn networks(ip: IpAddr) -> Vec<(String, u32)> {
     }
 }
 
-/// An admitted attempt. Dropped without a word, as when it ended before any password was hashed, it gives its places back.
+/// An admitted attempt. If it's dropped before any password was hashed, it gives its places back.
 #[derive(Debug)]
 pub struct Attempt {
     shared: Arc<Shared>,
@@ -253,26 +251,28 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Whether the account is blocked although the name isn't: nothing but a wrong password must be seen.
+    /// Whether the account is blocked although the name isn't. The answer must then be that of a wrong password.
     pub fn is_decoy(&self) -> bool {
         self.is_decoy
     }
 
-    /// Charges a failure to every subject.
+    /// Counts the attempt towards the limit of every subject. Failures are charged, and registrations whatever became of
+    /// them.
     ///
     /// # Errors
     ///
-    /// No store: the failure isn't charged, so its outcome must not be told either.
-    pub async fn charge_failure(mut self) -> Result<(), AuthError> {
+    /// No store: the attempt isn't charged, so its outcome must not be told either.
+    pub async fn charge(mut self) -> Result<(), AuthError> {
         self.settle(|_| Outcome::Failed).await
     }
 
-    /// Charges an attempt to every subject, and forgets the failures of the account and the name; the address keeps its own.
+    /// For a right password: forgets the failures of the account and the name, but not those of the address. The attempt
+    /// itself counts only towards the limits of attempts.
     ///
     /// # Errors
     ///
     /// No store.
-    pub async fn charge_success(mut self) -> Result<(), AuthError> {
+    pub async fn pardon(mut self) -> Result<(), AuthError> {
         self.settle(|subject| {
             let is_network = subject.name.starts_with("address:");
             if is_network { Outcome::Passed } else { Outcome::Reset }
@@ -305,7 +305,7 @@ impl Drop for Attempt {
         }
         let (shared, id, reserved) =
             (Arc::clone(&self.shared), std::mem::take(&mut self.id), std::mem::take(&mut self.reserved));
-        // Dropping can't wait. Should this be lost too, the store gives the places up by itself.
+        // `drop` can't wait. If this task is lost, the store gives the places up by itself.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             let released: Vec<_> = reserved.into_iter().map(|subject| (subject, Outcome::Released)).collect();

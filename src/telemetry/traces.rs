@@ -445,7 +445,8 @@ impl<E> Watched<E> {
         }
     }
 
-    fn judge(&self, spans: u64, result: &OTelSdkResult) {
+    /// Counts the spans, and logs when the collector begins or ceases to take them.
+    fn note(&self, spans: u64, result: &OTelSdkResult) {
         let was_failing = std::mem::replace(&mut *self.is_failing.lock(), result.is_err());
         let endpoint = &self.endpoint;
         match result {
@@ -471,7 +472,7 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
         let spans = batch.len() as u64;
         self.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
         let result = self.exporter.export(batch).await;
-        self.judge(spans, &result);
+        self.note(spans, &result);
         // Said and counted: the processor would log each failed batch.
         Ok(())
     }

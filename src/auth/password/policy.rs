@@ -300,7 +300,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_judged_without_a_panic(password in "\\PC{0,140}", email in "\\PC{0,40}") {
+        fn any_text_is_checked_without_a_panic(password in "\\PC{0,140}", email in "\\PC{0,40}") {
             let _ = POLICY.check(&password, &[&email]);
         }
 

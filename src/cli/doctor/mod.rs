@@ -220,9 +220,9 @@ fn secrets(config: &Config) -> Check {
     const MAKE: &str = "make one with `openssl rand -hex 32`; put it before the old one, and remove that after \
                         SESSION_MAX_AGE";
     let keys = &config.session.secrets;
-    let judged = keys.iter().enumerate().map(|(index, key)| (weakness(key.expose_secret()), index + 1));
+    let weaknesses = keys.iter().enumerate().map(|(index, key)| (weakness(key.expose_secret()), index + 1));
     // The worst, and of several the first.
-    let worst = judged.max_by_key(|((status, _), index)| (*status, std::cmp::Reverse(*index)));
+    let worst = weaknesses.max_by_key(|((status, _), index)| (*status, std::cmp::Reverse(*index)));
     match worst {
         Some(((Status::Fail, why), key)) => fail("secrets", format!("SESSION_SECRET: key {key} {why}"), MAKE),
         Some(((Status::Warn, why), key)) => warn("secrets", format!("SESSION_SECRET: key {key} {why}"), MAKE),
