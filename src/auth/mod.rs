@@ -5,6 +5,7 @@
 //! cut off, no session lives that should be dead.
 mod accounts;
 pub mod admin;
+mod flows;
 pub mod identity;
 pub mod password;
 mod revocation;
@@ -23,6 +24,7 @@ use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use self::flows::Flows;
 use self::password::{HashError, HashGate, Origin, PasswordPolicy};
 use self::throttle::Throttle;
 use self::token::{Claims, TokenKeys};
@@ -41,6 +43,8 @@ pub struct Auth {
     pub sessions: SessionStore,
     /// Password hashing, bounded.
     pub gate: Arc<HashGate>,
+    /// What goes on although its client has gone.
+    pub flows: Flows,
     /// Password rules.
     pub policy: PasswordPolicy,
     /// Limits on guessing.

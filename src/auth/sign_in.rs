@@ -12,14 +12,8 @@ use crate::store::sessions::{Created, NewSession, SessionKey};
 use crate::store::users::{User, login_key};
 
 impl Auth {
-    /// Verifies a password and makes a session. Living sessions that the client brought along end with it.
-    ///
-    /// Runs to its end in a task of its own: an attempt whose hash has begun is charged and recorded whether or not the
-    /// client waits for it, or guesses that hang up would be free.
-    ///
-    /// # Errors
-    ///
-    /// Wrong credentials; no room to hash; no store.
+    /// Verifies a password and creates a session. Living sessions whose cookies the client sent along end with it. To be run
+    /// by [`super::Flows`].
     pub async fn sign_in(
         &self,
         identifier: &str,

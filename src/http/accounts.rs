@@ -15,7 +15,6 @@ use super::error::{self, FieldError, Problem};
 use super::extract::Json;
 use super::sessions::{LoginResponse, signed_in as signed_in_response};
 use crate::auth::{Client, Registration, SignedIn};
-use crate::telemetry::traces::continued;
 
 /// A registration.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -67,7 +66,7 @@ pub async fn register(
     let _present = client.gone.clone().drop_guard();
     let registering = Arc::clone(&app);
     let register = async move { registering.auth.register(registration, &client).await };
-    let user = tokio::spawn(continued(register)).await.map_err(|_| Problem::internal())??;
+    let user = app.auth.flows.run(register).await?;
     let created_at = user.created_at.to_string();
     let body = RegisterResponse { user_id: user.id, email: user.email, username: user.username, created_at };
     Ok((StatusCode::CREATED, axum::Json(body)).into_response())
@@ -111,7 +110,7 @@ pub async fn password(
     // Goes on if the client leaves: half a change would end the sessions and keep the password.
     let changing = Arc::clone(&app);
     let change = async move { changing.auth.change_password(&signed_in, current, new, &client).await };
-    let opened = tokio::spawn(continued(change)).await.map_err(|_| Problem::internal())??;
+    let opened = app.auth.flows.run(change).await?;
     Ok(signed_in_response(&app, opened))
 }
 
@@ -145,7 +144,7 @@ pub async fn delete(
     // As for a change of password.
     let deleting = Arc::clone(&app);
     let delete = async move { deleting.auth.delete_account(&signed_in, password, &client).await };
-    tokio::spawn(continued(delete)).await.map_err(|_| Problem::internal())??;
+    app.auth.flows.run(delete).await?;
     Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, app.cookie.clear())]).into_response())
 }
 

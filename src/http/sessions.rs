@@ -16,7 +16,6 @@ use super::error::{self, FieldError, Problem};
 use super::extract::{Json, cookies};
 use crate::auth::token::Claims;
 use crate::auth::{self, Client, Opened, SessionId, SignedIn};
-use crate::telemetry::traces::continued;
 
 /// Credentials: `email` or `username`, and `password`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -85,7 +84,7 @@ pub async fn login(
     let _present = client.gone.clone().drop_guard();
     let signing_in = Arc::clone(&app);
     let sign_in = async move { signing_in.auth.sign_in(&identifier, password, brought, &client).await };
-    let opened = tokio::spawn(continued(sign_in)).await.map_err(|_| Problem::internal())??;
+    let opened = app.auth.flows.run(sign_in).await?;
     Ok(signed_in(&app, opened))
 }
 

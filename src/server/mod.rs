@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connections::{Acceptor, Places};
-use crate::auth::Auth;
+use crate::auth::{Auth, Flows};
 use crate::auth::password::{HashGate, PasswordPolicy};
 use crate::auth::throttle::{self, Throttle};
 use crate::auth::token::TokenKeys;
@@ -108,6 +108,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError
         users,
         sessions,
         gate: HashGate::start(&config.hashing).map_err(StartError::Threads)?,
+        flows: Flows::default(),
         policy: PasswordPolicy::new(&config.password),
         throttle,
         keys: TokenKeys::new(&config.session.secrets),
@@ -128,7 +129,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError
 
 /// Serves until `stop` is cancelled, then drains: readiness fails and answers close their connections for
 /// `drain_delay`, while balancers look elsewhere; then the listener closes, and requests in flight have
-/// `drain_timeout` to finish. Says whether all of them did.
+/// `drain_timeout` to finish, those whose clients have gone included. Says whether all of them did.
 pub async fn run(
     app: Arc<App>,
     listeners: Listeners,
@@ -181,9 +182,15 @@ pub async fn run(
     closing.cancel();
     drop(public.await);
     requests.close();
-    let is_drained = tokio::time::timeout(config.drain_timeout, requests.wait()).await.is_ok();
+    let finished = async {
+        requests.wait().await;
+        // After the requests, which begin flows, and before the gate closes, which they need.
+        app.auth.flows.finished().await;
+    };
+    let is_drained = tokio::time::timeout(config.drain_timeout, finished).await.is_ok();
     if !is_drained {
-        tracing::warn!(connections = requests.len(), "requests were still in flight after DRAIN_TIMEOUT");
+        tracing::warn!(connections = requests.len(), flows = app.auth.flows.count(),
+            "requests were still in flight after DRAIN_TIMEOUT");
     }
     app.auth.gate.close().await;
     is_drained

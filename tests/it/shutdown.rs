@@ -2,6 +2,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::fleet::{Fleet, PASSWORD, PATIENTLY, PROMPTLY, within};
 
@@ -66,6 +67,48 @@ async fn requests_in_flight_are_finished() {
     let said = slow.read_to_end(PATIENTLY).await.expect("closed after the answer");
     assert!(said.starts_with("HTTP/1.1 200 ") && said.contains("Login successful"), "{said}");
     assert_eq!(fleet[0].ended().await.code(), Some(0));
+}
+
+/// A login whose client has hung up goes on without a connection: only the login itself can hold the end up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_its_client_gave_up_is_finished_and_recorded() {
+    let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
+    let ada = fleet[0].register("ada").await;
+    // With other parameters than those of the stored hash, the login stores a new one, for which it waits here.
+    fleet[0].restart(&[("ARGON2_ITERATIONS", "2")]).await;
+    let mut db = fleet.sql().await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
+    let login = tokio::spawn(fleet[0].try_login("ada", PASSWORD).try_send());
+    let attempts = format!("throttle:{{account:{}}}:attempts", ada.id);
+    within(PATIENTLY, "verified", async || fleet.redis.run::<bool>(&["EXISTS", &attempts])).await;
+    login.abort();
+
+    fleet[0].signal(Signal::TERM);
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+    let is_recorded = |line: &Value| line["event"] == "login" && line["user_id"] == ada.id.as_str();
+    assert!(fleet[0].log().iter().any(is_recorded), "{}", fleet[0].output_text());
+}
+
+/// Otherwise guesses would be free while replicas are replaced (ASVS 5.0 6.3.1).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guess_that_its_client_gave_up_is_charged_and_recorded() {
+    let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
+    let ada = fleet[0].register("ada").await;
+    // Long enough to hang up meanwhile. With other parameters the output is another one: any password is wrong.
+    let hash = fleet.query("SELECT password_hash FROM users").await.remove(0);
+    let hash = format!("$argon2id$v=19$m=65536,t=2,p=1${}", hash.splitn(5, '$').nth(4).expect("salt and output"));
+    let update = sqlx::query("UPDATE users SET password_hash = ?1").bind(hash);
+    update.execute(&mut fleet.sql().await).await.expect("an update");
+    let login = tokio::spawn(fleet[0].try_login("ada", PASSWORD).try_send());
+    within(PATIENTLY, "hashing", async || fleet[0].count("authfleet_hash_running", &[]).await == 1).await;
+    login.abort();
+
+    fleet[0].signal(Signal::TERM);
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+    let is_recorded = |line: &Value| line["event"] == "login_failed" && line["user_id"] == ada.id.as_str();
+    assert!(fleet[0].log().iter().any(is_recorded), "{}", fleet[0].output_text());
+    let failures: Option<u32> = fleet.redis.run(&["GET", &format!("throttle:{{account:{}}}:failures", ada.id)]);
+    assert_eq!(failures, Some(1));
 }
 
 #[tokio::test]
