@@ -1,4 +1,5 @@
 //! What the process says of itself: log lines, traces, and the metrics recorder.
+mod chain;
 mod output;
 mod recorder;
 pub mod traces;
@@ -17,6 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
 
+pub use self::chain::chain;
 use self::output::{Kind, LINE_LIMIT, Output};
 pub use self::recorder::install_metrics;
 use crate::clock::Clock;

@@ -19,7 +19,7 @@ impl Flows {
         &self,
         flow: impl Future<Output = Result<T, AuthError>> + Send + 'static,
     ) -> Result<T, AuthError> {
-        self.0.spawn(continued(flow)).await.unwrap_or_else(|error| Err(AuthError::Internal(error.to_string())))
+        self.0.spawn(continued(flow)).await.unwrap_or_else(|error| Err(AuthError::Internal(error.into())))
     }
 
     /// Waits for those under way. To be called when no request can begin another one.

@@ -14,6 +14,7 @@ mod sign_in;
 pub mod throttle;
 pub mod token;
 
+use std::error::Error;
 use std::hash::{Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -123,6 +124,9 @@ pub struct Registration {
     pub password: SecretString,
 }
 
+/// What made a flow fail, for the log.
+type Cause = Box<dyn Error + Send + Sync>;
+
 /// Why a flow ended without its result.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
@@ -163,16 +167,16 @@ pub enum AuthError {
         retry_after: Duration,
     },
     /// A store failed, so nothing is known.
-    #[error("store unavailable: {0}")]
-    Unavailable(String),
+    #[error("store unavailable")]
+    Unavailable(#[source] Cause),
     /// A bug or a broken machine.
-    #[error("internal: {0}")]
-    Internal(String),
+    #[error("internal error")]
+    Internal(#[source] Cause),
 }
 
 impl From<StoreError> for AuthError {
     fn from(error: StoreError) -> Self {
-        Self::Unavailable(error.to_string())
+        Self::Unavailable(error.into())
     }
 }
 
@@ -181,7 +185,7 @@ impl From<UserStoreError> for AuthError {
         match error {
             UserStoreError::EmailTaken => Self::EmailTaken,
             UserStoreError::UsernameTaken => Self::UsernameTaken,
-            UserStoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            UserStoreError::Unavailable(_) => Self::Unavailable(error.into()),
         }
     }
 }
@@ -193,7 +197,7 @@ impl From<HashError> for AuthError {
             HashError::Abandoned => Self::Abandoned,
             // This replica is going down; another one takes the next try.
             HashError::Closed => Self::Overloaded { retry_after: Duration::from_secs(1) },
-            error @ HashError::Failed => Self::Internal(error.to_string()),
+            HashError::Failed(_) => Self::Internal(error.into()),
         }
     }
 }

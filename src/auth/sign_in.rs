@@ -10,6 +10,7 @@ use super::{Auth, AuthError, Client, Opened, key_of};
 use crate::metrics::{LOGINS, SESSIONS_CREATED};
 use crate::store::sessions::{Created, NewSession, SessionKey};
 use crate::store::users::{User, login_key};
+use crate::telemetry::chain;
 
 impl Auth {
     /// Verifies a password and creates a session. Living sessions whose cookies the client sent along end with it. To be run
@@ -37,7 +38,7 @@ impl Auth {
             }
             Err(error) => {
                 // Not the name as typed: people type passwords there.
-                tracing::info!(target: "audit", event = "login_failed", reason = label, %error,
+                tracing::info!(target: "audit", event = "login_failed", reason = label, error = chain(error),
                     user_id = tried.map(tracing::field::display), ip = %client.ip, request_id = %client.request_id);
             }
         }
@@ -68,7 +69,7 @@ impl Auth {
         if let Some(new_hash) = upgraded {
             // Not worth failing a login for; the next one tries again.
             if let Err(error) = self.users.upgrade_hash(user.id, &user.password_hash, &new_hash).await {
-                tracing::warn!(%error, user_id = %user.id, "password hash not upgraded");
+                tracing::warn!(error = chain(&error), user_id = %user.id, "password hash not upgraded");
             }
         }
         self.open(user, brought, client).await

@@ -1,24 +1,26 @@
 //! Errors of administration as an operator reads them: what to change, and what to do next.
 use crate::auth::admin::{AdminError, Refusal};
+use crate::telemetry::chain;
 
 pub(super) fn error(error: &AdminError) -> String {
+    let what = chain(error);
     match error {
-        AdminError::Ambiguous(_) => format!("{error}: name the user by e-mail address"),
-        AdminError::OutOfReach => format!("REDIS_URL is not set: {error}, out of reach from here"),
+        AdminError::Ambiguous(_) => format!("{what}: name the user by e-mail address"),
+        AdminError::OutOfReach => format!("REDIS_URL is not set: {what}, out of reach from here"),
         AdminError::MustBeOffline => {
-            format!("REDIS_URL is not set: {error}. Stop the server, then say --offline")
+            format!("REDIS_URL is not set: {what}. Stop the server, then say --offline")
         }
         AdminError::Contended => {
-            format!("{error}; nothing was changed, but its sessions may have ended: try again")
+            format!("{what}; nothing was changed, but its sessions may have ended: try again")
         }
-        AdminError::Database(_) => format!("DATABASE_URL: {error}"),
-        AdminError::Redis(_) => format!("REDIS_URL: {error}"),
-        AdminError::Thread(_) => format!("HASH_CONCURRENCY: {error}"),
+        AdminError::Database(_) => format!("DATABASE_URL: {what}"),
+        AdminError::Redis(_) => format!("REDIS_URL: {what}"),
+        AdminError::Thread(_) => format!("HASH_CONCURRENCY: {what}"),
         AdminError::NoSuchUser(_)
         | AdminError::NoSuchSession(_)
         | AdminError::Invalid { .. }
         | AdminError::Users(_)
-        | AdminError::Hash(_) => error.to_string(),
+        | AdminError::Hash(_) => what,
     }
 }
 

@@ -1,5 +1,5 @@
 //! `import`.
-use std::fmt::Display;
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
 
 use super::{USAGE, answer, fail};
 use crate::auth::admin::{Admin, AdminError, Import, ImportOptions, Row};
+use crate::telemetry::chain;
 
 /// Names under which other systems keep a password's hash, the likeliest first.
 const HASH_COLUMNS: &[&str] = &["password_hash", "passwordHash", "password", "hash"];
@@ -143,8 +144,8 @@ impl From<AdminError> for Stop {
 }
 
 impl Stop {
-    fn unreadable(path: &Path, error: &dyn Display) -> Self {
-        Self::Unreadable(format!("{}: {error}", path.display()))
+    fn unreadable(path: &Path, error: &(dyn Error + 'static)) -> Self {
+        Self::Unreadable(format!("{}: {}", path.display(), chain(error)))
     }
 }
 

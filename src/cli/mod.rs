@@ -185,7 +185,7 @@ async fn migrate(config: &Config) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            tracing::error!("DATABASE_URL: {error}");
+            tracing::error!("DATABASE_URL: {}", telemetry::chain(&error));
             ExitCode::FAILURE
         }
     }

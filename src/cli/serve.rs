@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::metrics::{BUILD_INFO, CONFIG_INFO, SECRET_FILE_TIME};
 use crate::server::{self, Listeners};
 use crate::store::users;
-use crate::telemetry;
+use crate::telemetry::{self, chain};
 
 pub(super) async fn serve(config: &Config, kept_private: io::Result<()>) -> ExitCode {
     let begin = Instant::now();
@@ -34,7 +34,7 @@ pub(super) async fn serve(config: &Config, kept_private: io::Result<()>) -> Exit
         );
         // Trying it out takes one command; a fleet migrates once, before its replicas start.
         if let Err(error) = users::migrate(&config.database).await {
-            tracing::error!(%error, "the database could not be prepared");
+            tracing::error!(error = chain(&error), "the database could not be prepared");
             return ExitCode::FAILURE;
         }
     }
@@ -45,7 +45,7 @@ pub(super) async fn serve(config: &Config, kept_private: io::Result<()>) -> Exit
     let (app, listeners) = match started.await {
         Ok(started) => started,
         Err(error) => {
-            tracing::error!("{error}");
+            tracing::error!("{}", chain(&error));
             return ExitCode::FAILURE;
         }
     };

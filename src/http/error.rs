@@ -11,6 +11,7 @@ use utoipa::openapi as document;
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::auth::AuthError;
+use crate::telemetry::chain;
 
 /// A failure, as the client sees it.
 #[derive(Clone, Debug)]
@@ -266,11 +267,11 @@ impl From<AuthError> for Problem {
             // Nobody reads it.
             AuthError::Abandoned => Self::overloaded(1),
             AuthError::Unavailable(why) => {
-                tracing::warn!(%why, "answered 503 store_unavailable");
+                tracing::warn!(why = chain(&*why), "answered 503 store_unavailable");
                 Self::store_unavailable()
             }
             AuthError::Internal(why) => {
-                tracing::error!(%why, "answered 500");
+                tracing::error!(why = chain(&*why), "answered 500");
                 Self::internal()
             }
         }

@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connections::{Acceptor, Places};
-use crate::auth::{Auth, Flows};
 use crate::auth::password::{HashGate, PasswordPolicy};
 use crate::auth::throttle::{self, Throttle};
 use crate::auth::token::TokenKeys;
+use crate::auth::{Auth, Flows};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::gauges;
@@ -189,8 +189,11 @@ pub async fn run(
     };
     let is_drained = tokio::time::timeout(config.drain_timeout, finished).await.is_ok();
     if !is_drained {
-        tracing::warn!(connections = requests.len(), flows = app.auth.flows.count(),
-            "requests were still in flight after DRAIN_TIMEOUT");
+        tracing::warn!(
+            connections = requests.len(),
+            flows = app.auth.flows.count(),
+            "requests were still in flight after DRAIN_TIMEOUT"
+        );
     }
     app.auth.gate.close().await;
     is_drained

@@ -12,6 +12,7 @@ use super::{Admin, AdminError};
 use crate::auth::identity;
 use crate::auth::password::check_hash;
 use crate::store::users::{Imported, NewUser, UserStoreError, login_key};
+use crate::telemetry::chain;
 
 /// Users per transaction: a few milliseconds, so that registrations go on meanwhile.
 const BATCH: usize = 200;
@@ -153,7 +154,7 @@ impl Import<'_> {
             match users.import(imported, self.options.dry_run).await {
                 Ok(outcomes) => break outcomes,
                 Err(error) if tries == BATCH_TRIES => return Err(error.into()),
-                Err(error) => tracing::warn!(%error, "import: the database is asked again"),
+                Err(error) => tracing::warn!(error = chain(&error), "import: the database is asked again"),
             }
             tries += 1;
             tokio::time::sleep(BATCH_PAUSE).await;

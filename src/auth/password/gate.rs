@@ -12,6 +12,7 @@
 //! - Argon2's memory is shared by the threads, most recently used first, and given back to the operating system after
 //!   [`IDLE`].
 use std::collections::{HashMap, VecDeque};
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -31,7 +32,7 @@ use crate::metrics::{
     HASH_ABANDONED, HASH_QUEUE_LIMIT, HASH_QUEUE_SECONDS, HASH_QUEUED, HASH_RUNNING, HASH_SECONDS, HASH_SHED,
     HASH_THREADS,
 };
-use crate::telemetry::traces;
+use crate::telemetry::{chain, traces};
 
 /// Argon2's memory goes back to the operating system when it was unused for this long.
 const IDLE: Duration = Duration::from_secs(1);
@@ -56,7 +57,7 @@ pub enum Verdict {
 }
 
 /// Why a password was neither hashed nor verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum HashError {
     /// The queue is full.
     #[error("too many passwords are waiting to be hashed")]
@@ -70,9 +71,9 @@ pub enum HashError {
     /// The server is shutting down.
     #[error("password hashing has ended")]
     Closed,
-    /// No memory, no randomness, or a bug; the log has the reason.
+    /// No memory, no randomness, or a bug.
     #[error("password hashing failed")]
-    Failed,
+    Failed(#[source] Box<dyn Error + Send + Sync>),
 }
 
 /// The threads that hash and verify passwords, and their queue. One per process.
@@ -224,7 +225,7 @@ impl HashGate {
     pub async fn hash(&self, password: SecretString, origin: Origin) -> Result<SecretString, HashError> {
         let (reply, answer) = oneshot::channel();
         self.shared.admit(Work::Hash { password, reply }, origin)?;
-        answer.await.unwrap_or(Err(HashError::Failed))
+        answer.await.unwrap_or_else(|error| Err(HashError::Failed(error.into())))
     }
 
     /// Compares a password as typed with a stored hash: Argon2 in the PHC string format, or bcrypt. `None`, for a user
@@ -241,7 +242,7 @@ impl HashGate {
     ) -> Result<Verdict, HashError> {
         let (reply, answer) = oneshot::channel();
         self.shared.admit(Work::Verify { password, stored, reply }, origin)?;
-        answer.await.unwrap_or(Err(HashError::Failed))
+        answer.await.unwrap_or_else(|error| Err(HashError::Failed(error.into())))
     }
 
     /// Admits no more work and returns when all that somebody waits for is done and the threads have ended.
@@ -403,9 +404,9 @@ impl Shared {
         }
         let upgrade = self.scheme.outdates(&stored, password) && !reply.is_closed();
         // A login that was right is not refused because its upgrade failed.
-        let upgraded = upgrade
-            .then(|| timed("hash", || self.scheme.hash(password, blocks)))
-            .and_then(|hash| hash.inspect_err(|error| warn!(%error, "a stored password hash was not upgraded")).ok());
+        let upgraded = upgrade.then(|| timed("hash", || self.scheme.hash(password, blocks))).and_then(|hash| {
+            hash.inspect_err(|error| warn!(error = chain(error), "a stored password hash was not upgraded")).ok()
+        });
         Ok(Verdict::Match { upgraded })
     }
 }
@@ -482,8 +483,7 @@ impl Work {
 
 impl From<ComputeError> for HashError {
     fn from(error: ComputeError) -> Self {
-        error!(%error, "password hashing failed");
-        Self::Failed
+        Self::Failed(error.into())
     }
 }
 

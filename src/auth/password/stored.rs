@@ -46,9 +46,9 @@ pub(super) enum StoredError {
 /// Why a hash couldn't be computed although its parameters are fine.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ComputeError {
-    #[error("no memory for Argon2's blocks: {0}")]
+    #[error("no memory for Argon2's blocks")]
     Memory(#[from] TryReserveError),
-    #[error("the operating system gave no randomness: {0}")]
+    #[error("the operating system gave no randomness")]
     Random(#[from] getrandom::Error),
 }
 

@@ -85,7 +85,7 @@ pub enum UserStoreError {
     UsernameTaken,
     /// The database is locked, gone, full or broken, or took too long. A write may or may not have happened.
     #[error("the users database is unavailable: {0}")]
-    Unavailable(Box<dyn Error + Send + Sync>),
+    Unavailable(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl UserStoreError {
