@@ -12,11 +12,7 @@ use crate::store::sessions::{Session, SessionId};
 use crate::store::users::{NewUser, User, UserStoreError};
 
 impl Auth {
-    /// Makes an account.
-    ///
-    /// # Errors
-    ///
-    /// Invalid fields, all at once; a taken e-mail address or username; no room to hash; no store.
+    /// Creates an account. An error names all invalid fields at once.
     pub async fn register(&self, registration: Registration, client: &Client) -> Result<User, AuthError> {
         let result = self.try_register(registration, client).await;
         if matches!(result, Err(AuthError::Abandoned)) {
@@ -51,11 +47,11 @@ impl Auth {
             return Err(AuthError::Invalid(invalid));
         };
         let attempt = self.throttle.admit_registration(client.ip, &client.gone).await?;
-        // Asked before hashing, so that a form sent twice doesn't cost a hash; decided when inserting.
+        // Asked before hashing, so that a form sent twice doesn't cost a hash. The insertion decides.
         match self.users.ensure_free(&email, username.as_deref()).await {
             Ok(()) => {}
             Err(taken @ (UserStoreError::EmailTaken | UserStoreError::UsernameTaken)) => {
-                // Counts too: otherwise anybody could ask for any number of addresses whether they have an account.
+                // Charged too. Otherwise anybody could find out which of any number of addresses have an account.
                 attempt.charge().await?;
                 return Err(taken.into());
             }
@@ -67,12 +63,11 @@ impl Auth {
     }
 
     /// Sets a new password for somebody who knows the present one. Every session of the user ends, the one that asked
-    /// included, and a new one is made (ASVS 5.0 7.4.3).
+    /// included, and a new one is created (ASVS 5.0 7.4.3).
     ///
     /// # Errors
     ///
-    /// A wrong present password; a new one against the rules; throttled; no room to hash; no store. Whatever the error,
-    /// either the old password holds or the new one does, and no session is alive that should be dead.
+    /// Whatever the error, either the old password holds or the new one does, and no session is alive that should have ended.
     pub async fn change_password(
         &self,
         signed_in: &SignedIn,
@@ -80,10 +75,10 @@ impl Auth {
         new: SecretString,
         client: &Client,
     ) -> Result<Opened, AuthError> {
-        // First what can be refused without a hash. The names are those of the session, as good as any for this.
+        // What can be refused without a hash is refused first. The session has the user's names.
         self.check_password("new_password", &new, &signed_in.session)?;
         let user = self.confirm(signed_in, current, client).await?;
-        // Goes on although the client may have gone: it would be half a change.
+        // Hashed even if the client has gone, because the present password has been verified and charged.
         let origin = Origin { gone: CancellationToken::new(), ..client.origin(&user.id.to_string()) };
         let new_hash = self.gate.hash(new, origin).await?;
         let asked = signed_in.claims.session_id;
@@ -95,11 +90,7 @@ impl Auth {
         Ok(opened)
     }
 
-    /// Deletes the account of somebody who knows its password, and all its sessions.
-    ///
-    /// # Errors
-    ///
-    /// A wrong password; throttled; no room to hash; no store.
+    /// Deletes the account of somebody who knows its password, and ends all its sessions.
     pub async fn delete_account(
         &self,
         signed_in: &SignedIn,
@@ -138,7 +129,7 @@ impl Auth {
         result
     }
 
-    /// Verifies the password of somebody who is signed in; failures count as those of a login.
+    /// Verifies the password of somebody who is signed in. Failures count as those of a login.
     async fn confirm(&self, signed_in: &SignedIn, password: SecretString, client: &Client) -> Result<User, AuthError> {
         let result = self.try_confirm(signed_in, password, client).await;
         if let Err(error) = &result

@@ -1,17 +1,13 @@
 //! E-mail addresses and usernames as users type them.
 use crate::store::users::names::{RefusedName, canonical, written};
 
-/// RFC 5321 §4.5.3.1.3, less the angle brackets.
+/// Bytes: RFC 5321 §4.5.3.1.3, less the angle brackets.
 const EMAIL_LIMIT: usize = 254;
 /// Characters of a username.
 const USERNAME_LIMIT: usize = 64;
 
-/// Reads an e-mail address: trimmed, NFKC, one `@`, a domain by UTS 46, no more than 254 bytes (RFC 5321), no characters
-/// that nobody sees.
-///
-/// # Errors
-///
-/// What is wrong, for the client to read.
+/// Reads an e-mail address: trimmed, NFKC, one `@`, a domain by UTS 46, at most 254 bytes (RFC 5321), no invisible
+/// characters. The error is for the client to read.
 pub fn email(text: &str) -> Result<String, &'static str> {
     let email = written(text);
     if email.len() > EMAIL_LIMIT {
@@ -21,7 +17,7 @@ pub fn email(text: &str) -> Result<String, &'static str> {
     let is_address = email_address::EmailAddress::parse_with_options(&email, options).is_ok()
         && !email.chars().any(char::is_control);
     match canonical(&email) {
-        // Said first: whoever typed the address doesn't see what is wrong with it.
+        // Reported first, because whoever typed the address can't see what is wrong with it.
         Err(refused @ (RefusedName::Invisible | RefusedName::Unassigned)) => Err(refused.message()),
         _ if !is_address => Err("must be an e-mail address such as ada@example.org"),
         Err(refused @ RefusedName::Domain) => Err(refused.message()),
@@ -30,11 +26,7 @@ pub fn email(text: &str) -> Result<String, &'static str> {
 }
 
 /// Reads a username: trimmed, NFKC, 1 to 64 characters, no `@` (so it can't be taken for an e-mail address), no white
-/// space, no control characters, none that nobody sees.
-///
-/// # Errors
-///
-/// What is wrong, for the client to read.
+/// space, no control characters, no invisible characters. The error is for the client to read.
 pub fn username(text: &str) -> Result<String, &'static str> {
     let name = written(text);
     match name.chars().count() {

@@ -38,23 +38,14 @@ use crate::store::users::{User, UserStore, UserStoreError};
 /// Everything that the flows need. One per process.
 #[derive(Debug)]
 pub struct Auth {
-    /// Users, in SQL.
     pub users: UserStore,
-    /// Sessions, in Redis or memory.
     pub sessions: SessionStore,
-    /// Password hashing, bounded.
     pub gate: Arc<HashGate>,
-    /// What goes on although its client has gone.
     pub flows: Flows,
-    /// Password rules.
     pub policy: PasswordPolicy,
-    /// Limits on guessing.
     pub throttle: Throttle,
-    /// Cookie keys.
     pub keys: TokenKeys,
-    /// Session limits.
     pub limits: Limits,
-    /// The time.
     pub clock: Clock,
     /// This replica's name.
     pub replica: String,
@@ -63,18 +54,17 @@ pub struct Auth {
 /// Who asks.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// The address, through trusted proxies.
+    /// The address as trusted proxies report it.
     pub ip: IpAddr,
-    /// `User-Agent`, bounded.
+    /// `User-Agent`, cut at a limit.
     pub user_agent: String,
-    /// `X-Request-Id`.
     pub request_id: String,
-    /// Cancelled when the client has gone. What has begun by then is finished, charged and recorded all the same.
+    /// Cancelled when the client has gone. What has begun by then is still finished, charged and recorded.
     pub gone: CancellationToken,
 }
 
 impl Client {
-    /// For whom a password is hashed: what the queue is shared fairly among.
+    /// For whom a password is hashed. The queue is shared fairly among addresses and accounts.
     fn origin(&self, account: &str) -> Origin {
         let flow = |text: &str| {
             let mut hasher = std::hash::DefaultHasher::new();
@@ -92,35 +82,31 @@ pub struct SignedIn {
     pub claims: Claims,
     /// What the store says.
     pub session: Session,
-    /// When the session ends unless it's used before.
+    /// When the session ends if it isn't used before.
     pub idle_expires_at: Timestamp,
 }
 
-/// A session that was just made.
+/// A session that was just created.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// The user.
     pub user: User,
     /// The cookie's value.
     pub token: SecretString,
-    /// What it says.
+    /// What the token says.
     pub claims: Claims,
-    /// When the session was made.
     pub created_at: Timestamp,
-    /// When it ends unless it's used before.
+    /// When the session ends if it isn't used before.
     pub idle_expires_at: Timestamp,
     /// When it ends at the latest.
     pub expires_at: Timestamp,
 }
 
-/// A registration, as sent.
+/// A registration as sent.
 #[derive(Debug)]
 pub struct Registration {
-    /// E-mail address.
     pub email: String,
-    /// Username; made from the e-mail address if absent.
+    /// Made from the e-mail address if absent.
     pub username: Option<String>,
-    /// Password.
     pub password: SecretString,
 }
 
@@ -130,37 +116,33 @@ type Cause = Box<dyn Error + Send + Sync>;
 /// Why a flow ended without its result.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// No session: no cookie, a forged one, or one whose session has ended.
+    /// There is no cookie, a forged one, or one whose session has ended.
     #[error("session expired or invalid")]
     SessionInvalid,
-    /// Unknown user, wrong password or disabled user: not told apart.
+    /// The user is unknown or disabled, or the password is wrong. Clients must not be able to tell which.
     #[error("wrong user name or password")]
     InvalidCredentials,
-    /// Somebody who is signed in got the password wrong.
+    /// Somebody who is signed in typed a wrong password.
     #[error("wrong password")]
     WrongPassword,
-    /// The user has no such session.
     #[error("no such session")]
     SessionNotFound,
-    /// Too many failed attempts.
     #[error("too many failed attempts")]
     Throttled {
         /// When the next one is admitted.
         retry_after: Duration,
     },
-    /// An account has this e-mail address.
     #[error("e-mail address taken")]
     EmailTaken,
-    /// An account has this username.
     #[error("username taken")]
     UsernameTaken,
-    /// Fields that are wrong: name and message.
+    /// The names of wrong fields, each with a message.
     #[error("invalid fields: {0:?}")]
     Invalid(Vec<(&'static str, String)>),
     /// The client went away before anything was decided.
     #[error("the client has gone")]
     Abandoned,
-    /// More password hashing than fits the queue.
+    /// The queue for hashing is full.
     #[error("too many logins at present")]
     Overloaded {
         /// When a place should be free.
@@ -195,7 +177,7 @@ impl From<HashError> for AuthError {
         match error {
             HashError::Overloaded { retry_after } => Self::Overloaded { retry_after },
             HashError::Abandoned => Self::Abandoned,
-            // This replica is going down; another one takes the next try.
+            // This replica is shutting down. Another one takes the next try.
             HashError::Closed => Self::Overloaded { retry_after: Duration::from_secs(1) },
             HashError::Failed(_) => Self::Internal(error.into()),
         }
@@ -203,7 +185,7 @@ impl From<HashError> for AuthError {
 }
 
 impl AuthError {
-    /// The label that metrics and audit events use.
+    /// The value in metrics and audit events.
     pub fn label(&self) -> &'static str {
         match self {
             Self::SessionInvalid => "session_invalid",

@@ -12,12 +12,12 @@ use crate::metrics::{SESSION_CHECKS, SESSIONS_ACCEPTED, SESSIONS_ENDED};
 use crate::store::StoreError;
 use crate::store::sessions::{SessionEntry, SessionId, SessionKey};
 
-/// Genuine cookies of our name that are taken from one request, each of which may cost a question to the store. A browser
-/// sends several if a sibling domain or another path planted one. Forged ones don't count, so they can't hide a real one;
-/// the limit on request heads bounds them.
+/// How many genuine cookies of one request are tried, each of which may cost a round trip to the store. A browser sends
+/// several if a sibling domain or another path planted one. Forged cookies don't count, so they can't hide a genuine one.
+/// The limit on request heads bounds them.
 const COOKIES_TRIED: usize = 4;
 
-/// The genuine cookies of one request, the one with the latest end first.
+/// The genuine cookies of one request, those that expire last first.
 pub(super) struct Signed([Option<Claims>; COOKIES_TRIED]);
 
 impl Signed {
@@ -25,7 +25,7 @@ impl Signed {
         self.0.iter().copied().flatten()
     }
 
-    /// Keeps the latest ends.
+    /// Keeps those that expire last.
     fn add(&mut self, mut claims: Claims) {
         for place in &mut self.0 {
             match place {
@@ -41,7 +41,7 @@ impl Signed {
     }
 }
 
-/// The counters of session checks, by result: looked up once, not per request.
+/// The counters of session checks, by result. They are looked up once, not per request.
 struct Checks(LazyLock<[(&'static str, Counter); 6]>);
 
 static CHECKS: Checks = Checks(LazyLock::new(|| {
@@ -57,7 +57,7 @@ impl Checks {
     }
 }
 
-/// The counters of accepted sessions: those that this replica made, and those that another one made.
+/// The counters of accepted sessions: those that this replica created, and those that another one created.
 static ACCEPTED: LazyLock<[Counter; 2]> =
     LazyLock::new(|| ["self", "other"].map(|made_by| counter!(SESSIONS_ACCEPTED, "made_by" => made_by)));
 
@@ -79,11 +79,7 @@ impl From<StoreError> for Refused {
 
 impl Auth {
     /// Checks the session that a cookie names and renews its idle limit. Of several genuine cookies the first one whose
-    /// session lives counts.
-    ///
-    /// # Errors
-    ///
-    /// No session, or no store.
+    /// session is alive counts.
     pub async fn check<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<SignedIn, AuthError> {
         let signed = match self.read(cookies) {
             Ok(signed) => signed,
@@ -125,8 +121,8 @@ impl Auth {
         let ends = Timestamp::from_millisecond(claims.expires_at_ms).unwrap_or(Timestamp::MAX);
         let ends_ms = self.limits.end_of(created_at, ends).as_millisecond();
         if ends_ms < claims.expires_at_ms {
-            // `SESSION_MAX_AGE` was lowered after the session was made. Only then, and only within the last idle period,
-            // does a check take a second trip: the first one renewed the session for too long.
+            // `SESSION_MAX_AGE` was lowered after the session was created. Only then, and only within the last idle period,
+            // does a check take a second round trip, because the first one renewed the session for too long.
             claims.expires_at_ms = ends_ms;
             let Some(less) = self.idle_for(now_ms, ends_ms) else {
                 self.sessions.end(key).await?;
@@ -149,10 +145,6 @@ impl Auth {
     }
 
     /// Ends the sessions that the cookies name.
-    ///
-    /// # Errors
-    ///
-    /// No living session, or no store.
     pub async fn sign_out<'a>(
         &self,
         cookies: impl Iterator<Item = &'a [u8]>,
@@ -166,7 +158,7 @@ impl Auth {
         if any_was_alive { Ok(()) } else { Err(AuthError::SessionInvalid) }
     }
 
-    /// Ends a session; `by` is the one that asked for it, if another.
+    /// Ends a session. `by` is the session that asked for it, if it was another one. Returns whether it was alive.
     pub(super) async fn end(
         &self,
         key: SessionKey,
@@ -181,7 +173,7 @@ impl Auth {
         Ok(was_alive)
     }
 
-    /// Counts and records that a session is no more.
+    /// Counts and records that a session has ended.
     pub(super) fn ended(key: SessionKey, reason: &'static str, by: Option<SessionId>, client: &Client) {
         counter!(SESSIONS_ENDED, "reason" => reason).increment(1);
         tracing::info!(target: "audit", event = "session_ended", reason, user_id = %key.user_id,
@@ -189,12 +181,12 @@ impl Auth {
             request_id = %client.request_id);
     }
 
-    /// What the genuine ones of these cookies say, the latest end first.
+    /// What the genuine cookies among these say, those that expire last first.
     pub fn brought<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Vec<Claims> {
         self.read(cookies).map_or_else(|_| Vec::new(), |signed| signed.iter().collect())
     }
 
-    /// The cookies that are ours, or why there is none.
+    /// The genuine cookies, or why there is none.
     pub(super) fn read<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<Signed, &'static str> {
         let mut signed = Signed([None; COOKIES_TRIED]);
         let mut reason = "no_cookie";
@@ -208,30 +200,18 @@ impl Auth {
     }
 
     /// The user's living sessions, newest first.
-    ///
-    /// # Errors
-    ///
-    /// No store.
     pub async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, AuthError> {
         Ok(self.sessions.list(user_id).await?)
     }
 
     /// Ends one of the sessions of the user who is signed in.
-    ///
-    /// # Errors
-    ///
-    /// The user has no such session; no store.
     pub async fn revoke(&self, claims: &Claims, session_id: SessionId, client: &Client) -> Result<(), AuthError> {
         let key = SessionKey { user_id: claims.user_id, session_id };
         let was_alive = self.end(key, "revoked", Some(claims.session_id), client).await?;
         if was_alive { Ok(()) } else { Err(AuthError::SessionNotFound) }
     }
 
-    /// Ends all sessions of the user who is signed in, or all but the one that asks; says how many.
-    ///
-    /// # Errors
-    ///
-    /// No store.
+    /// Ends all sessions of the user who is signed in, or all except the one that asks. Returns how many.
     pub async fn revoke_all(&self, claims: &Claims, keep_current: bool, client: &Client) -> Result<u32, AuthError> {
         let keep = keep_current.then_some(claims.session_id);
         let ended = self.sessions.end_all(claims.user_id, keep, None).await?;
@@ -239,7 +219,7 @@ impl Auth {
         Ok(ended)
     }
 
-    /// Counts and records that `ended` of a user's sessions are no more.
+    /// Counts and records that `ended` of a user's sessions have ended.
     pub(super) fn ended_many(user_id: Uuid, ended: u32, reason: &'static str, by: Option<SessionId>, client: &Client) {
         counter!(SESSIONS_ENDED, "reason" => reason).increment(ended.into());
         tracing::info!(target: "audit", event = "sessions_ended", reason, count = ended, user_id = %user_id,

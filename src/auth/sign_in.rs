@@ -1,4 +1,4 @@
-//! Sign in: verify a password, make a session.
+//! Sign in: verify a password, create a session.
 use metrics::counter;
 use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
@@ -26,7 +26,7 @@ impl Auth {
         let result = self.try_sign_in(identifier, password, brought, client, &mut tried).await;
         let label = match &result {
             Ok(_) => "success",
-            // Before any hash: nothing has happened.
+            // The client left before any hash, so nothing has happened.
             Err(AuthError::Abandoned) => return result,
             Err(error) => error.label(),
         };
@@ -37,7 +37,7 @@ impl Auth {
                     ip = %client.ip, request_id = %client.request_id);
             }
             Err(error) => {
-                // Not the name as typed: people type passwords there.
+                // The name as typed isn't recorded, because people type passwords there.
                 tracing::info!(target: "audit", event = "login_failed", reason = label, error = chain(error),
                     user_id = tried.map(tracing::field::display), ip = %client.ip, request_id = %client.request_id);
             }
@@ -57,7 +57,7 @@ impl Auth {
         *tried = user.as_ref().map(|user| user.id);
         let name = name_key(identifier);
         let attempt = self.throttle.admit_login(&name, *tried, client.ip, &client.gone).await?;
-        // Unknown and disabled users cost a hash too: the time must not tell them apart (ASVS 5.0 6.3.8).
+        // Unknown and disabled users cost a hash too, so that the time doesn't tell them apart (ASVS 5.0 6.3.8).
         let stored = user.as_ref().filter(|_| !attempt.is_decoy()).map(|user| user.password_hash.clone());
         let verdict = self.gate.verify(password, stored, client.origin(&name)).await?;
         let (Some(user), Verdict::Match { upgraded }) = (user.filter(|user| user.disabled_at.is_none()), verdict)
@@ -67,7 +67,7 @@ impl Auth {
         };
         attempt.pardon().await?;
         if let Some(new_hash) = upgraded {
-            // Not worth failing a login for; the next one tries again.
+            // This is not worth failing a login for. The next one tries again.
             if let Err(error) = self.users.upgrade_hash(user.id, &user.password_hash, &new_hash).await {
                 tracing::warn!(error = chain(&error), user_id = %user.id, "password hash not upgraded");
             }
@@ -75,7 +75,7 @@ impl Auth {
         self.open(user, brought, client).await
     }
 
-    /// Makes a session for a user whose password was verified against `user.password_hash`.
+    /// Creates a session for a user whose password was verified against `user.password_hash`.
     pub(super) async fn open(
         &self,
         mut user: User,
@@ -91,7 +91,7 @@ impl Auth {
             if old.user_id == user.id && predecessor.is_none() {
                 predecessor = Some(old.session_id);
             } else {
-                // Another user's session lives in another slot, so it can't end in the same step; it ends first.
+                // Another user's session is in another slot of the cluster and can't end in the same step, so it ends first.
                 self.end(key_of(&old), "replaced", None, client).await?;
             }
         }
@@ -110,8 +110,8 @@ impl Auth {
         let (evicted, replaced) = loop {
             match self.sessions.create(&new).await? {
                 Created::Done { evicted, replaced } => break (evicted, replaced),
-                // The password was changed meanwhile, or somebody crashed between fencing the sessions off and changing
-                // it. In the second case this user row is still the current one, and takes over the fence's epoch.
+                // Either the account was changed meanwhile, or a change was cut off after it raised the fence. In the second
+                // case SQL still has the user as it was read, and its epoch is raised to the fence.
                 Created::Overtaken { fence } => {
                     let epoch = self.users.raise_epoch(user.id, user.epoch, fence).await?;
                     let Some(epoch) = epoch else { return Err(AuthError::InvalidCredentials) };
@@ -119,7 +119,7 @@ impl Auth {
                 }
             }
         };
-        // The durable epoch has the last word: a Redis that lost its fences can't let an overtaken login through.
+        // SQL decides: a Redis that lost its fences can't let a login through that a change has overtaken.
         if self.users.current_epoch(user.id).await? != Some(user.epoch) {
             self.sessions.end(key).await?;
             return Err(AuthError::InvalidCredentials);
@@ -136,8 +136,8 @@ impl Auth {
     }
 }
 
-/// What attempts at a name are counted under, whether or not it has an account: a hash of it, the same for every spelling,
-/// since the key is seen in Redis, and people type passwords there.
+/// What attempts at a name are counted under, whether or not it has an account. It's a hash, the same for every spelling,
+/// because the key can be seen in Redis, and people type passwords as names.
 fn name_key(identifier: &str) -> String {
     let hash = Sha256::digest(login_key(identifier));
     hash[..16].iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))

@@ -14,7 +14,7 @@
 //!   session and renew it without ever passing that limit.
 //! - The user id places the session's key in the user's Redis Cluster slot.
 //! - The MAC is HMAC-SHA256 (RFC 2104) over the first 55 bytes: just what fits into one SHA-256 block with its
-//!   padding. A cookie that fails it costs no question to the store.
+//!   padding. A cookie that fails it costs no round trip to the store.
 //!
 //! Lengths are multiples of three, so each token has exactly one text: no ignored trailing bits.
 use std::fmt;
@@ -40,9 +40,8 @@ pub const TEXT_LENGTH: usize = LENGTH / 3 * 4;
 /// What a genuine cookie says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claims {
-    /// Whose session it is.
     pub user_id: Uuid,
-    /// Its public name.
+    /// The session's public name.
     pub session_id: SessionId,
     /// The absolute limit, in milliseconds since the epoch.
     pub expires_at_ms: i64,
@@ -51,21 +50,20 @@ pub struct Claims {
 /// What a cookie value says, genuine or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inspected {
-    /// What it says. Without a key of ours, anybody can have written that.
+    /// If no key of ours signed it, anybody can have written this.
     pub claims: Claims,
     /// The key that signed it, counted from 0 in the order of `SESSION_SECRET`.
     pub key: Option<usize>,
 }
 
-/// A cookie value that was not made with any of our keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the session cookie's signature is not ours")]
 pub struct NotOurs;
 
-/// Makes and reads cookie values.
+/// Issues and reads cookie values.
 #[derive(Clone)]
 pub struct TokenKeys {
-    /// Key schedules made in advance: a check then costs two SHA-256 blocks.
+    /// The key schedules are computed in advance, so that a check costs two SHA-256 blocks.
     signing: Hmac<Sha256>,
     accepted: Vec<Hmac<Sha256>>,
 }
@@ -77,7 +75,7 @@ impl fmt::Debug for TokenKeys {
 }
 
 impl TokenKeys {
-    /// Signs with the first secret and accepts all: rotation without logging anyone out.
+    /// Signs with the first secret and accepts all, so that secrets are rotated without logging anyone out.
     ///
     /// # Panics
     ///
@@ -90,7 +88,7 @@ impl TokenKeys {
         Self { signing: accepted.first().expect("at least one session secret").clone(), accepted }
     }
 
-    /// Makes a token for a session of `user_id` that ends at `expires_at_ms` at the latest.
+    /// Issues a token for a session of `user_id` that ends at `expires_at_ms` at the latest.
     pub fn issue(&self, user_id: Uuid, expires_at_ms: i64) -> (SecretString, Claims) {
         let mut bytes = [0_u8; LENGTH];
         bytes[0] = VERSION;
@@ -103,26 +101,16 @@ impl TokenKeys {
         (URL_SAFE_NO_PAD.encode(bytes).into(), Claims { user_id, session_id, expires_at_ms })
     }
 
-    /// Reads a cookie value.
-    ///
-    /// # Errors
-    ///
-    /// [`NotOurs`] for anything that was not made with one of the keys.
     pub fn read(&self, text: &[u8]) -> Result<Claims, NotOurs> {
         let bytes = decode(text).ok_or(NotOurs)?;
         self.signer(&bytes).map(|_| claims(&bytes)).ok_or(NotOurs)
     }
 
-    /// Reads a cookie value whoever made it, to tell an operator what is wrong with it. `None` if it has not even the
+    /// Reads a cookie value whoever signed it, to tell an operator what is wrong with it. `None` if it doesn't have the
     /// form of one.
     pub fn inspect(&self, text: &[u8]) -> Option<Inspected> {
         let bytes = decode(text)?;
         Some(Inspected { claims: claims(&bytes), key: self.signer(&bytes) })
-    }
-
-    /// How many keys are accepted.
-    pub fn count(&self) -> usize {
-        self.accepted.len()
     }
 
     fn signer(&self, bytes: &[u8; LENGTH]) -> Option<usize> {

@@ -1,16 +1,16 @@
 //! The hashing gate: a fixed number of threads, a bounded queue, an answer at once when it's full.
 //!
-//! - Room is shared fairly among those who ask: addresses and accounts take turns, and when the queue is full, the last
-//!   job of whoever has most in it makes room for somebody who has less. So one address with some accounts of its own
-//!   keeps nobody else from signing in.
-//! - A thread is the permit. It's taken by the work, not by the request: a request that goes away neither frees it
-//!   early nor leaks it. Work that nobody waits for any more is dropped before it begins; once begun it runs to its end.
-//! - The threads run at a lower priority and let others run every 50 µs ([`super::paced`]), so that a storm of logins
-//!   leaves session checks their latency. Not so while a bcrypt hash of a predecessor is verified.
+//! - Room is shared fairly: addresses and accounts take turns, and when the queue is full, the last job of whoever has most
+//!   in it makes room for somebody who has less. So one address with some accounts of its own keeps nobody else from signing
+//!   in.
+//! - A thread is the permit. The work takes it, not the request, so a request that goes away neither frees it early nor
+//!   leaks it. Work that nobody waits for any more is dropped before it begins. Once it has begun, it runs to its end.
+//! - The threads run at a lower priority and let others run every 50 µs ([`super::paced`]), so that session checks keep
+//!   their latency during a storm of logins. The verification of a predecessor's bcrypt hash can't be interrupted that way.
 //! - A verification costs the same whether the user exists or not (ASVS 5.0 6.3.8): one hash with the configured
 //!   parameters. A hash with other parameters costs its own time until the user's next login upgrades it.
-//! - Argon2's memory is shared by the threads, most recently used first, and given back to the operating system after
-//!   [`IDLE`].
+//! - The threads share Argon2's memory and reuse what was used last. What is unused for [`IDLE`] goes back to the operating
+//!   system.
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,22 +34,21 @@ use crate::metrics::{
 };
 use crate::telemetry::{chain, traces};
 
-/// Argon2's memory goes back to the operating system when it was unused for this long.
+/// Argon2's memory goes back to the operating system when it has been unused for this long.
 const IDLE: Duration = Duration::from_secs(1);
 /// Added to the nice value of the hashing threads.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
-/// What writing a block of Argon2 is taken to cost until the first hash was measured.
+/// An estimate of what writing a block of Argon2 costs, until the first hash is measured.
 const SECONDS_PER_BLOCK: f64 = 1e-6;
 /// The weight of the latest job in the moving average of their time.
 const SMOOTHING: f64 = 0.125;
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Wrong password, no such user, or a stored hash that can't be used.
+    /// The password is wrong, there is no such user, or the stored hash can't be used.
     Mismatch,
-    /// The right password.
     Match {
         /// A new hash to store, if the stored one has other parameters or another algorithm than configured.
         upgraded: Option<SecretString>,
@@ -59,10 +58,9 @@ pub enum Verdict {
 /// Why a password was neither hashed nor verified.
 #[derive(Debug, thiserror::Error)]
 pub enum HashError {
-    /// The queue is full.
     #[error("too many passwords are waiting to be hashed")]
     Overloaded {
-        /// When the work that is waiting now will be done: whole seconds, at least one.
+        /// When the work that is waiting now will be done, in whole seconds, at least one.
         retry_after: Duration,
     },
     /// The client went away before the work began.
@@ -98,10 +96,10 @@ struct State {
     /// In the order of their turns.
     queue: VecDeque<Job>,
     turns: Turns,
-    /// Threads that wait for work. Jobs in the queue up to this number are about to begin.
+    /// How many threads wait for work. As many jobs in the queue are about to begin.
     idle: usize,
     closed: bool,
-    /// Memory that no thread uses now, least recently used first.
+    /// Memory that no thread uses now, the least recently used first.
     spare: Vec<(Instant, Blocks)>,
     /// Moving average of a job's time on its thread, in seconds.
     mean: f64,
@@ -119,14 +117,14 @@ impl std::fmt::Debug for State {
 
 struct Job {
     work: Work,
-    /// Its place in the order; see [`Turns`].
+    /// Its place in the order. See [`Turns`].
     turn: u64,
     /// Cancelled when nobody waits for it any more.
     gone: CancellationToken,
     queued: Instant,
-    /// From admission until a thread takes it.
+    /// The span from admission until a thread takes the job.
     waiting: Span,
-    /// Of the request that asked.
+    /// The span of the request that asked.
     request: Span,
 }
 
@@ -135,26 +133,27 @@ enum Work {
     Verify { password: SecretString, stored: Option<SecretString>, reply: oneshot::Sender<Result<Verdict, HashError>> },
 }
 
-/// Flows that are remembered before those whose turn has come are forgotten. Those ahead are as many as the queue at most.
+/// How many flows are remembered before those whose turn has come are forgotten. At most as many as the queue has jobs are
+/// still ahead of their turn.
 const FLOWS_KEPT: usize = 1024;
 
 /// For whom a password is hashed.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// What the queue is shared fairly among: the client's network, the account. 0 stands for none.
+    /// The client's network and the account, among which the queue is shared fairly. 0 stands for none.
     pub flows: [u64; 2],
-    /// Cancelled when the client has gone: work that has not begun is dropped then.
+    /// Cancelled when the client has gone. Work that has not begun by then is dropped.
     pub gone: CancellationToken,
 }
 
 /// Whose turn it is: start-time fair queueing (Goyal, Vin and Cheng, 1996) with jobs of equal size. A job's turn is the
-/// present one, or that after the last job of its address or account, whichever is later. Those of one turn are served in
+/// present one, or the one after the last job of its address or account, whichever is later. Jobs of one turn are served in
 /// the order in which they came.
 #[derive(Debug, Default)]
 struct Turns {
     /// The turn of the job that was taken last.
     now: u64,
-    /// Each flow's next turn, while that lies ahead.
+    /// Each flow's next turn, as long as that is in the future.
     next: HashMap<u64, u64>,
 }
 
@@ -169,7 +168,7 @@ impl Turns {
         }
     }
 
-    /// `is_last`: nobody waits any more.
+    /// `is_last`: no other job waits.
     fn taken(&mut self, turn: u64, is_last: bool) {
         self.now = self.now.max(turn);
         if is_last {
@@ -221,7 +220,7 @@ impl HashGate {
     ///
     /// # Errors
     ///
-    /// At once if the queue is full or the gate closed; otherwise when the machine can't do it.
+    /// At once if the queue is full or the gate is closed; otherwise if the client leaves or the machine can't do it.
     pub async fn hash(&self, password: SecretString, origin: Origin) -> Result<SecretString, HashError> {
         let (reply, answer) = oneshot::channel();
         self.shared.admit(Work::Hash { password, reply }, origin)?;
@@ -233,7 +232,7 @@ impl HashGate {
     ///
     /// # Errors
     ///
-    /// At once if the queue is full or the gate closed; otherwise when the machine can't do it.
+    /// As [`HashGate::hash`].
     pub async fn verify(
         &self,
         password: SecretString,
@@ -245,7 +244,7 @@ impl HashGate {
         answer.await.unwrap_or_else(|error| Err(HashError::Failed(error.into())))
     }
 
-    /// Admits no more work and returns when all that somebody waits for is done and the threads have ended.
+    /// Admits no more work, and returns when all work that somebody waits for is done and the threads have ended.
     pub async fn close(&self) {
         let threads = self.shut();
         if tokio::task::spawn_blocking(|| join(threads)).await.is_err() {
@@ -260,7 +259,7 @@ impl HashGate {
     }
 }
 
-/// Waits for the hash under way at most: while somebody waits for an answer, the gate isn't dropped.
+/// Waits at most for the hash under way, because whoever waits for an answer keeps the gate.
 impl Drop for HashGate {
     fn drop(&mut self) {
         join(self.shut());
@@ -307,7 +306,7 @@ impl Shared {
         Ok(())
     }
 
-    /// A thread's life.
+    /// What each thread does until the gate closes.
     fn work_off(&self) {
         lower_priority();
         let running = gauge!(HASH_RUNNING);
@@ -319,7 +318,7 @@ impl Shared {
             drop(waiting);
             let working = if request.is_none() { request } else { work.span(&request) };
             running.increment(1);
-            // A panic would cost the fleet a thread for good; the requester sees its end of the channel dropped.
+            // Otherwise a panic would cost this replica a thread for good. The requester sees the channel closed.
             let ended = catch_unwind(AssertUnwindSafe(|| self.perform(work, &mut blocks)));
             running.decrement(1);
             drop(working);
@@ -330,7 +329,8 @@ impl Shared {
         }
     }
 
-    /// Takes back the memory of the job that was done, and waits for the next one. `None` when closed and empty.
+    /// Takes back the memory of the job that is done, and waits for the next one. `None` when the gate is closed and the
+    /// queue empty.
     fn next(&self, done: Option<(Blocks, Duration)>) -> Option<(Job, Blocks)> {
         let mut state = self.state.lock();
         if let Some((blocks, took)) = done {
@@ -423,7 +423,7 @@ fn timed<T>(operation: &'static str, work: impl FnOnce() -> T) -> T {
 }
 
 impl State {
-    /// Abandoned jobs keep nobody else out.
+    /// Makes room in a full queue.
     fn drop_abandoned(&mut self) {
         let (abandoned, wanted): (VecDeque<_>, _) = mem::take(&mut self.queue).into_iter().partition(Job::is_abandoned);
         self.queue = wanted;
@@ -434,7 +434,7 @@ impl State {
         self.report_queued();
     }
 
-    /// How long `concurrency` threads need for what is queued and under way.
+    /// How long `concurrency` threads need for the work that is queued and under way.
     fn backlog(&self, concurrency: usize) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let jobs_per_thread = (self.queue.len() + concurrency) as f64 / concurrency as f64;
@@ -458,7 +458,7 @@ impl Job {
 }
 
 impl Work {
-    /// Nobody minds if the requester has gone.
+    /// The requester may have gone, and then nobody reads the error.
     fn refuse(self, error: HashError) {
         match self {
             Self::Hash { reply, .. } => drop(reply.send(Err(error))),

@@ -1,10 +1,10 @@
 //! Passwords: what may be chosen ([`PasswordPolicy`]), how it's stored, and the bounded threads that pay for it
 //! ([`HashGate`]).
 //!
-//! A password is brought into NFKC before it's counted, compared with the blocklist or hashed, so that one typed on
-//! another keyboard or system is the same password (NIST SP 800-63B-4 §3.1.1.2). Nothing else is changed: no trimming,
-//! no truncation, no change of case (ASVS 5.0 6.2.8). bcrypt hashes come from a predecessor that hashed the bytes as
-//! typed and only the first 72 of them; those are verified the predecessor's way.
+//! A password is brought into NFKC before it's counted, compared with the blocklist or hashed, so that it's the same
+//! password when typed on another keyboard or system (NIST SP 800-63B-4 §3.1.1.2). Nothing else is changed: no trimming,
+//! no truncation, no change of case (ASVS 5.0 6.2.8). bcrypt hashes come from a predecessor that hashed only the first 72
+//! bytes, as typed. They are verified the predecessor's way.
 mod gate;
 mod paced;
 mod policy;
@@ -20,11 +20,7 @@ pub use self::policy::{MAX_LENGTH, PasswordPolicy, PolicyViolation};
 pub use self::stored::{MAX_BCRYPT_COST, MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PARALLELISM, OUTPUT_LENGTHS};
 
 /// Checks that a hash made elsewhere can be verified here: an Argon2 hash in the PHC string format or a `$2a$`, `$2b$`
-/// or `$2y$` bcrypt hash, with parameters within bounds.
-///
-/// # Errors
-///
-/// What is wrong with it, without any part of it.
+/// or `$2y$` bcrypt hash, with parameters within bounds. The error contains no part of the hash.
 pub fn check_hash(config: &HashingConfig, hash: &str) -> Result<(), String> {
     let scheme = stored::Scheme::new(config).map_err(|error| error.to_string())?;
     scheme.parse(hash).map(drop).map_err(|error| error.to_string())
@@ -35,7 +31,7 @@ pub fn normalize(password: &str) -> SecretString {
     if is_nfkc_quick(password.chars()) == IsNormalized::Yes {
         return password.into();
     }
-    // Sized beforehand: a string that grows leaves copies of its beginning behind, and those are never wiped.
+    // Sized beforehand, because a string that grows leaves copies of its beginning behind, which are never wiped.
     let mut text = String::with_capacity(password.nfkc().map(char::len_utf8).sum());
     text.extend(password.nfkc());
     text.into()

@@ -13,12 +13,12 @@ pub const MAX_LENGTH: usize = 128;
 /// Words that are about this service rather than about the user (ASVS 5.0 6.1.2).
 const SERVICE_WORDS: &[&str] = &["authfleet", "auth-fleet", "auth fleet"];
 
-/// 30 000 passwords from breaches, lower case, ASCII, sorted by byte, one per line. Read in place: it costs no memory
-/// until it's used, and no time that depends on the input. zxcvbn's estimate, of which this is the list, costs up to
-/// 0.4 s for 60 hostile characters and 8 MB for its tables.
+/// 30 000 passwords from breaches, lower case, ASCII, sorted by byte, one per line. It's searched in place, so it costs no
+/// memory until it's used. It is the list of the crate zxcvbn, whose estimate costs up to 0.4 s for 60 hostile characters,
+/// and 8 MB for its tables.
 static COMMON: &str = include_str!("common.txt");
 
-/// Rows and diagonals of keyboards; any stretch of one, in either direction, is no password.
+/// Rows and diagonals of keyboards. No stretch of one, in either direction, may be a password.
 const KEYBOARD_RUNS: &[&str] = &[
     "1234567890",
     "qwertyuiopasdfghjklzxcvbnm",
@@ -29,16 +29,11 @@ const KEYBOARD_RUNS: &[&str] = &[
     "1q2w3e4r5t6y7u8i9o0p",
 ];
 
-/// Why a password was refused. The text of each is meant for the person who chose the password.
+/// Why a password was refused. The messages are for the person who chose the password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyViolation {
-    /// Fewer code points than `PASSWORD_MIN_LENGTH`.
     #[error("must have at least {min} characters")]
-    TooShort {
-        /// `PASSWORD_MIN_LENGTH`.
-        min: usize,
-    },
-    /// More code points than [`MAX_LENGTH`].
+    TooShort { min: usize },
     #[error("must have at most {MAX_LENGTH} characters")]
     TooLong,
     /// The e-mail, a part of it, the username or the service's name.
@@ -47,7 +42,6 @@ pub enum PolicyViolation {
     /// One character or a few over and over, an alphabetical or numerical sequence, or neighbouring keys.
     #[error("must not be a repetition, a sequence or a run of neighbouring keys")]
     Repetitive,
-    /// On the list of common passwords.
     #[error("must not be one of the most common passwords")]
     Common,
 }
@@ -60,7 +54,6 @@ pub struct PasswordPolicy {
 }
 
 impl PasswordPolicy {
-    /// The rules as configured.
     pub fn new(config: &PasswordConfig) -> Self {
         Self { min_length: config.min_length, blocklist: config.blocklist }
     }
@@ -71,7 +64,7 @@ impl PasswordPolicy {
     ///
     /// # Errors
     ///
-    /// Every rule that the password breaks; of the blocklist's three kinds only the most telling.
+    /// Every rule that the password breaks, but of the blocklist's three kinds only the one that explains most.
     pub fn check(&self, password: &str, context: &[&str]) -> Result<(), Vec<PolicyViolation>> {
         let password = normalize(password);
         let password = password.expose_secret();
@@ -81,7 +74,7 @@ impl PasswordPolicy {
             violations.push(PolicyViolation::TooShort { min: self.min_length });
         }
         if length > MAX_LENGTH {
-            // Nothing that long is on a list, and the text is anyone's to choose: no more work for it.
+            // No list has anything as long, and anybody can send such a text, so it gets no more work.
             return Err(vec![PolicyViolation::TooLong]);
         }
         if self.blocklist {
@@ -108,8 +101,8 @@ impl PasswordPolicy {
     }
 }
 
-/// The words that `text`, an e-mail address or a username, contributes: itself, and around an `@` both sides and the
-/// domain's first label. Words below four characters are no passwords.
+/// The words of `text`, an e-mail address or a username: itself, and of an address both sides of the `@` and the domain's
+/// first label. Words of fewer than four characters are left out, because no password is as short.
 fn context_words(text: &str) -> impl Iterator<Item = String> {
     let text: String = text.nfkc().flat_map(char::to_lowercase).collect();
     let parts = match text.rsplit_once('@') {
@@ -123,7 +116,7 @@ fn context_words(text: &str) -> impl Iterator<Item = String> {
     std::iter::once(text).chain(parts).filter(|word| word.chars().count() >= 4)
 }
 
-/// The shortest text that gives `text` when repeated: `text` itself unless it's a repetition.
+/// The shortest text that gives `text` when it's repeated. That is `text` itself if it isn't a repetition.
 fn period(text: &str) -> &str {
     let ends = text.char_indices().map(|(at, _)| at).skip(1).take_while(|at| at * 2 <= text.len());
     ends.map(|end| &text[..end])
@@ -131,7 +124,7 @@ fn period(text: &str) -> &str {
         .unwrap_or(text)
 }
 
-/// Whether all of `text` is consecutive code points, up or down, or a stretch of a keyboard row.
+/// Whether `text` consists of consecutive code points, up or down, or is a stretch of a keyboard row.
 fn is_run(text: &str) -> bool {
     let codes: Vec<i64> = text.chars().map(|c| i64::from(u32::from(c))).collect();
     if codes.len() < 3 {
@@ -145,7 +138,7 @@ fn is_run(text: &str) -> bool {
     KEYBOARD_RUNS.iter().any(|row| row.contains(text) || row.contains(&reversed))
 }
 
-/// A binary search over the lines of [`COMMON`].
+/// Searches the lines of [`COMMON`], by bisection.
 fn is_common(word: &str) -> bool {
     let (list, word) = (COMMON.as_bytes(), word.as_bytes());
     let newline = |byte: &u8| *byte == b'\n';

@@ -29,12 +29,12 @@ const SALT_LENGTH: usize = 16;
 /// RFC 9106 §4: a 256-bit tag.
 const OUTPUT_LENGTH: usize = 32;
 
-/// Blocks that every allocation has room for, touched or not: 33 MiB. glibc maps requests of 32 MiB or more by
-/// themselves and unmaps them when freed; smaller ones it learns to keep in an arena, where they'd stay resident.
-/// The part never touched costs addresses, no memory.
+/// Every allocation has room for at least so many blocks: 33 MiB. glibc maps requests of 32 MiB or more separately and
+/// unmaps them when they're freed. Smaller ones it learns to keep in an arena, where they would stay resident. The part that
+/// is never touched takes addresses but no memory.
 const MAPPED_ALONE: usize = 33 * 1024;
 
-/// Why a hash couldn't be computed or understood. Never carries any part of a hash or a password.
+/// Why a stored hash can't be used. Has no part of a hash or a password in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum StoredError {
     #[error("not an argon2 hash in the PHC string format, nor a $2a$, $2b$ or $2y$ bcrypt hash")]
@@ -52,7 +52,7 @@ pub(super) enum ComputeError {
     Random(#[from] getrandom::Error),
 }
 
-/// Argon2's working memory; kept by a thread that has more to do.
+/// Argon2's working memory. It's kept for the next hash.
 #[derive(Default)]
 pub(super) struct Blocks(Vec<Block>);
 
@@ -78,7 +78,7 @@ pub(super) enum Stored<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct Scheme {
     params: Params,
-    /// Every computation, for tests to compare the work done.
+    /// Every computation, so that tests can compare the work.
     #[cfg(test)]
     pub(super) computed: std::sync::Arc<parking_lot::Mutex<Vec<String>>>,
 }
@@ -93,7 +93,7 @@ impl Scheme {
         })
     }
 
-    /// Blocks of one KiB that a hash fills, over all passes: a measure of its time.
+    /// How many blocks of one KiB a hash writes in all passes, which is a measure of its time.
     pub(super) fn block_writes(&self) -> u64 {
         u64::from(self.params.m_cost()) * u64::from(self.params.t_cost())
     }
@@ -113,7 +113,7 @@ impl Scheme {
         Ok(hash.to_string().into())
     }
 
-    /// The work of one hash for a user or a stored hash that isn't there to be compared.
+    /// Does the work of one hash where there is no user or no usable hash to compare with.
     pub(super) fn burn(&self, password: &SecretString, blocks: &mut Blocks) -> Result<(), ComputeError> {
         self.compute(password, &[0; SALT_LENGTH], blocks).map(drop)
     }
@@ -154,7 +154,7 @@ impl Scheme {
         }
         let hash = PasswordHash::new(text).map_err(|_| StoredError::Malformed)?;
         let algorithm = Algorithm::try_from(hash.algorithm.as_str()).map_err(|_| StoredError::Malformed)?;
-        // The reference implementation writes no version for 0x10.
+        // The reference implementation writes no version if it is 0x10.
         let version = Version::try_from(hash.version.unwrap_or(0x10)).map_err(|_| StoredError::Malformed)?;
         let params = Params::try_from(&hash).map_err(|_| StoredError::Malformed)?;
         let (Some(salt), Some(output)) = (hash.salt, hash.hash) else { return Err(StoredError::Malformed) };
@@ -175,7 +175,7 @@ impl Scheme {
         Ok(Stored::Argon2 { algorithm, version, params, salt, output })
     }
 
-    /// Whether `password` is the one that `stored` was made from. One computation, compared in constant time.
+    /// Whether `stored` was made from `password`: one computation, compared in constant time.
     pub(super) fn matches(
         &self,
         stored: &Stored<'_>,
@@ -186,7 +186,7 @@ impl Scheme {
             Stored::Argon2 { algorithm, version, params, salt, output } => {
                 let mut computed = [0; Output::MAX_LENGTH];
                 let computed = &mut computed[..output.len()];
-                // A hash with more memory than ours brings its own and gives it back at once.
+                // A hash that needs more memory than ours gets its own, which is freed at once.
                 let own = params.block_count() > self.params.block_count();
                 let blocks = if own { &mut Blocks::default() } else { blocks };
                 self.run((*algorithm, *version, params), password, salt, computed, blocks)?;
@@ -200,10 +200,9 @@ impl Scheme {
         }
     }
 
-    /// Whether a match should be hashed anew: anything but Argon2id with the configured parameters.
-    ///
-    /// Not with bcrypt for passwords of 72 bytes or more: bcrypt didn't look at the rest, so a slip of the finger
-    /// there would become the password. Such a user keeps the old hash until choosing a new password.
+    /// Whether a matching password should be hashed anew. That is so for everything but Argon2id with the configured
+    /// parameters, except bcrypt hashes of passwords of 72 bytes or more: bcrypt ignores the rest, so a typing error in
+    /// the rest would become part of the password. Such a user keeps the old hash until choosing a new password.
     pub(super) fn outdates(&self, stored: &Stored<'_>, password: &SecretString) -> bool {
         match stored {
             Stored::Argon2 { algorithm, version, params, salt, .. } => {
