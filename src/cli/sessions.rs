@@ -160,7 +160,7 @@ struct View<'a> {
     /// Whether a server would accept it now.
     accepted: bool,
     refused_because: Option<&'static str>,
-    /// Whose; from the cookie if the session is gone.
+    /// Whose session it is; from the cookie if the session is gone.
     user_id: Option<Uuid>,
     username: Option<&'a str>,
     email: Option<&'a str>,
@@ -168,7 +168,7 @@ struct View<'a> {
     cookie: Option<Cookie>,
     /// `null` if there is none alive.
     session: Option<Entry<'a>>,
-    /// Seconds until it ends unless it's used.
+    /// Seconds until it ends if it isn't used.
     ttl_seconds: Option<i64>,
 }
 

@@ -138,7 +138,7 @@ struct Outcome<'a> {
     user_id: Uuid,
     username: &'a str,
     changed: bool,
-    /// Absent if sessions were out of reach, or not concerned.
+    /// Absent if sessions were out of reach, or the command ends none.
     #[serde(skip_serializing_if = "Option::is_none")]
     sessions_ended: Option<u32>,
 }
@@ -164,7 +164,7 @@ pub(super) async fn run(admin: &Admin, command: Command) -> Result<ExitCode, Adm
         }
         Command::SetPassword { target, reach } => {
             let Some(offline) = reach.checked(admin) else { return Ok(contradiction()) };
-            // Before anybody types a password in vain.
+            // Refused before anybody types a password in vain.
             admin.endable(offline)?;
             let user = admin.user(&target.user).await?;
             let password = match prompt::new_password() {
@@ -190,7 +190,7 @@ pub(super) async fn run(admin: &Admin, command: Command) -> Result<ExitCode, Adm
 }
 
 impl Reach {
-    /// `--offline` beside a Redis would leave sessions alive that could be ended.
+    /// The value of `--offline`; `None` if sessions can be reached, because then it would leave them alive.
     fn checked(&self, admin: &Admin) -> Option<bool> {
         (!(self.offline && admin.reaches_sessions())).then_some(self.offline)
     }
@@ -228,7 +228,7 @@ async fn list(admin: &Admin, after: Option<Uuid>, limit: u32, json: bool) -> Res
         next: Option<Uuid>,
     }
 
-    // One more than asked for tells whether there are more.
+    // One more than asked for, to see whether there are more.
     let mut users = admin.list_users(after, limit + 1).await?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let is_cut = users.len() > limit;
@@ -254,7 +254,7 @@ async fn show(admin: &Admin, target: &Target) -> Result<ExitCode, AdminError> {
     struct Shown<'a> {
         #[serde(flatten)]
         account: Account<'a>,
-        /// Living ones; `null` if they're out of reach.
+        /// How many are alive; `null` if they are out of reach.
         sessions: Option<usize>,
     }
 
