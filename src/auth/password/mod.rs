@@ -16,8 +16,7 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfkc_qui
 use crate::config::HashingConfig;
 
 pub use self::gate::{HashError, HashGate, Origin, Verdict};
-pub use self::policy::{MAX_LENGTH, PasswordPolicy, PolicyViolation};
-pub use self::stored::{MAX_BCRYPT_COST, MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PARALLELISM, OUTPUT_LENGTHS};
+pub use self::policy::PasswordPolicy;
 
 /// Checks that a hash made elsewhere can be verified here: an Argon2 hash in the PHC string format or a `$2a$`, `$2b$`
 /// or `$2y$` bcrypt hash, with parameters within bounds. The error contains no part of the hash.
