@@ -1,12 +1,8 @@
-//! Administration from the command line, beside a running fleet.
-use std::fs::Permissions;
+//! Administration from the command line, beside a running fleet: users and sessions.
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use sqlx::ConnectOptions as _;
-use sqlx::sqlite::SqliteConnectOptions;
 
 use crate::fleet::{Finished, Fleet, PASSWORD, Session};
 
@@ -15,7 +11,7 @@ const NEW_PASSWORD: &str = "nine purple wombats in a row";
 const RANDOM: &str = "9f2d6c1be07a4853d4c0be127f3a96e59f";
 
 /// Runs a command that reads standard input.
-fn piped(fleet: &Fleet, arguments: &[&str], changes: &[(&str, &str)], input: &str) -> Finished {
+pub(crate) fn piped(fleet: &Fleet, arguments: &[&str], changes: &[(&str, &str)], input: &str) -> Finished {
     let mut command = Command::new(env!("CARGO_BIN_EXE_authfleet"));
     command
         .args(arguments)
@@ -38,7 +34,7 @@ fn piped(fleet: &Fleet, arguments: &[&str], changes: &[(&str, &str)], input: &st
 }
 
 /// The audit events that a command wrote to standard error.
-fn audit(finished: &Finished) -> Vec<Value> {
+pub(crate) fn audit(finished: &Finished) -> Vec<Value> {
     let lines = finished.stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.filter(|line| line["target"] == "audit").collect()
 }
@@ -291,205 +287,4 @@ async fn nothing_is_changed_while_redis_is_away() {
     assert_eq!(fleet.query("SELECT count(*) FROM users WHERE disabled_at IS NULL").await.len(), 1);
     let shown = fleet.command(&["user", "show", "ada", "--json"], &[]).await.expect_code(0);
     assert_eq!(serde_json::from_str::<Value>(&shown.stdout).expect("JSON")["disabled_at"], Value::Null);
-}
-
-#[tokio::test]
-async fn users_of_a_predecessor_are_imported_and_sign_in() {
-    let fleet = Fleet::start(1).await;
-    fleet[0].register("bob").await;
-    let hash = bcrypt::hash(PASSWORD, 4).expect("a hash");
-    let source = fleet.path().join("express.db");
-    let mut db = SqliteConnectOptions::new().filename(&source).create_if_missing(true).connect().await.expect("opens");
-    sqlx::raw_sql(
-        "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT, username TEXT, password TEXT, created_at TEXT)",
-    )
-    .execute(&mut db)
-    .await
-    .expect("a table");
-    for (email, username, hash, created_at) in [
-        ("ada@example.org", Some("countess"), hash.as_str(), "2024-01-31 12:00:00"),
-        ("grace@example.org", None, &hash, "1706702400000"),
-        ("BOB@example.org", Some("bobby"), &hash, ""),
-        ("no address", None, &hash, ""),
-        ("eve@example.org", None, "$2b$31$abcdefghijklmnopqrstuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuu", ""),
-        ("plain@example.org", None, "hunter2-in-the-clear", ""),
-        ("ada@EXAMPLE.org", None, &hash, ""),
-        ("late@example.org", None, &hash, "2999-01-01"),
-    ] {
-        let insert = "INSERT INTO users (email, username, password, created_at) VALUES (?1, ?2, ?3, ?4)";
-        let query = sqlx::query(insert).bind(email).bind(username).bind(hash).bind(created_at);
-        query.execute(&mut db).await.expect("a row");
-    }
-    let source = source.to_str().expect("UTF-8");
-
-    let counts =
-        |report: &Value| ["read", "imported", "skipped", "failed"].map(|name| report[name].as_u64().unwrap_or(99));
-    let dry = fleet.command(&["import", "--sqlite", source, "--dry-run", "--json"], &[]).await.expect_code(1);
-    let report: Value = serde_json::from_str(&dry.stdout).expect("JSON");
-    assert_eq!((counts(&report), &report["dry_run"]), ([8, 2, 1, 5], &json!(true)));
-    assert!(audit(&dry).is_empty() && fleet.query("SELECT email FROM users").await.len() == 1);
-
-    let done = fleet.command(&["import", "--sqlite", source, "--json"], &[]).await.expect_code(1);
-    for content in [hash.as_str(), "$2b$31", "hunter2", "plain@example.org"] {
-        assert!(!done.stdout.contains(content) && !done.stderr.contains(content), "content of a row was shown");
-    }
-    let report: Value = serde_json::from_str(&done.stdout).expect("JSON");
-    assert_eq!(counts(&report), [8, 2, 1, 5]);
-    let faults: Vec<_> =
-        report["errors"].as_array().expect("errors").iter().map(|e| (e["line"].clone(), e["field"].clone())).collect();
-    let expected = [(4, "email"), (5, "password_hash"), (6, "password_hash"), (7, "email"), (8, "created_at")];
-    assert_eq!(faults, expected.map(|(line, field)| (json!(line), json!(field))));
-    assert_eq!(audit(&done).iter().filter(|event| event["event"] == "account_imported").count(), 2);
-
-    let again = fleet.command(&["import", "--sqlite", source, "--json"], &[]).await.expect_code(1).stdout;
-    assert_eq!(counts(&serde_json::from_str(&again).expect("JSON")), [8, 0, 3, 5], "as after an interruption");
-
-    // The id carries the time; the old password works and its hash is upgraded.
-    let ada = Session::opened_by(&fleet[0].try_login("countess", PASSWORD).send().await);
-    let profile = fleet[0].get("/profile").session(&ada).send().await.expect(200);
-    assert_eq!(profile.json()["created_at"].as_str().map(|time| &time[..19]), Some("2024-01-31T12:00:00"));
-    let hashes = fleet.query("SELECT password_hash FROM users WHERE email = 'ada@example.org'").await;
-    assert!(hashes[0].starts_with("$argon2id$"), "upgraded");
-    let hashes = fleet.query("SELECT password_hash FROM users WHERE email = 'grace@example.org'").await;
-    assert_eq!(hashes[0], hash, "kept until then");
-    fleet[0].try_login("grace", PASSWORD).send().await.expect(200);
-    fleet[0].try_login("grace", "another password").send().await.expect_problem(401, "invalid_credentials");
-}
-
-#[tokio::test]
-async fn users_are_imported_from_csv() {
-    let fleet = Fleet::start(1).await;
-    let hash = bcrypt::hash(PASSWORD, 4).expect("a hash");
-    let file = format!(
-        "mail;full name;pw;since\nada@example.org;Ada Lovelace;{hash};\nshort;row\ngrace@example.org;Grace Hopper;{hash};2024-01-31\n"
-    );
-    let columns = ["import", "--csv", "-", "--delimiter", ";", "--email-column", "mail", "--password-column", "pw"];
-    let with = |more: &[&'static str]| [&columns[..], more].concat();
-    let names = ["--username-column", "full name"];
-    let refused = piped(&fleet, &with(&names), &[], &file).expect_code(1);
-    assert!(refused.stderr.contains("line 2: username: must not contain white space"), "{}", refused.stderr);
-    let done = piped(&fleet, &with(&["--created-at-column", "since", "--json"]), &[], &file).expect_code(1);
-    let report: Value = serde_json::from_str(&done.stdout).expect("JSON");
-    assert_eq!(
-        (&report["imported"], &report["failed"], &report["errors"][0]["line"]),
-        (&json!(2), &json!(1), &json!(3))
-    );
-    fleet[0].try_login("ada@example.org", PASSWORD).send().await.expect(200);
-
-    let missing = piped(&fleet, &["import", "--csv", "-", "--delimiter", ";"], &[], &file).expect_code(2);
-    assert!(missing.stderr.contains("no column email; there are: mail, full name, pw, since"), "{}", missing.stderr);
-    fleet.command(&["import", "--csv", "nowhere.csv"], &[]).await.expect_code(1);
-    fleet.command(&["import"], &[]).await.expect_code(2);
-}
-
-/// What `doctor --json` says: exit code, and the status of each check.
-async fn doctor(fleet: &Fleet, changes: &[(&str, &str)]) -> (Option<i32>, Value) {
-    let finished = fleet.command(&["doctor", "--json"], changes).await;
-    let report: Value = serde_json::from_str(&finished.stdout).expect("JSON");
-    let checks = report["checks"].as_array().expect("checks").iter();
-    let statuses = checks.map(|check| (check["name"].as_str().expect("a name").to_owned(), check["status"].clone()));
-    assert!(!finished.stdout.contains(RANDOM) && !finished.stdout.contains(crate::fleet::SECRET));
-    (finished.code, statuses.collect())
-}
-
-#[tokio::test]
-async fn the_doctor_finds_what_is_wrong() {
-    let mut fleet = Fleet::start(0).await;
-    let healthy = [("SESSION_SECRET", RANDOM), ("TRUSTED_PROXIES", "10.0.0.0/16"), ("COOKIE_SECURE", "true")];
-    let strong = [healthy[0], healthy[1], healthy[2], ("ARGON2_MEMORY", ""), ("ARGON2_ITERATIONS", "")];
-    let (code, found) = doctor(&fleet, &strong).await;
-    assert_eq!(code, Some(0), "{found}");
-    for name in [
-        "configuration",
-        "secrets",
-        "secrets.files",
-        "core_dumps",
-        "cookie",
-        "proxies",
-        "database.sqlite",
-        "database.journal",
-        "database.schema",
-        "database.names",
-        "database.write",
-        "database.file",
-        "database.owner",
-        "redis.ping",
-        "redis.version",
-        "redis.role",
-        "redis.cluster",
-        "redis.eviction",
-        "redis.persistence",
-        "redis.clock",
-        "redis.permissions",
-    ] {
-        assert_eq!(found[name], "ok", "{name}: {found}");
-    }
-    assert_eq!(fleet.redis.keys("*"), Vec::<String>::new(), "the probe leaves nothing");
-
-    let (code, found) = doctor(&fleet, &[("TRUSTED_PROXIES", "0.0.0.0/0"), ("SESSION_SECRET", &"x".repeat(40))]).await;
-    assert_eq!(
-        (code, &found["secrets"], &found["proxies"], &found["cookie"]),
-        (Some(1), &json!("fail"), &json!("warn"), &json!("warn"))
-    );
-    assert_eq!(found["configuration"], "warn", "weak hashing");
-
-    // A public network is more than one proxy; a secret in a file that every user of the machine may read.
-    let key = fleet.path().join("key");
-    std::fs::write(&key, RANDOM).expect("a file");
-    for (mode, expected) in [(0o644, "warn"), (0o640, "ok")] {
-        std::fs::set_permissions(&key, Permissions::from_mode(mode)).expect("an own file");
-        let file = ("SESSION_SECRET_FILE", key.to_str().expect("UTF-8"));
-        let changes = [("SESSION_SECRET", ""), file, ("TRUSTED_PROXIES", "198.51.100.0/24")];
-        let (_, found) = doctor(&fleet, &changes).await;
-        assert_eq!((&found["secrets.files"], &found["proxies"]), (&json!(expected), &json!("warn")), "{mode:o}");
-    }
-
-    let set = |name: &str, value: &str| fleet.redis.run::<()>(&["CONFIG", "SET", name, value]);
-    set("maxmemory-policy", "allkeys-lru");
-    set("appendonly", "no");
-    let (code, found) = doctor(&fleet, &strong).await;
-    assert_eq!(
-        (code, &found["redis.eviction"], &found["redis.persistence"]),
-        (Some(0), &json!("warn"), &json!("warn"))
-    );
-    set("maxmemory", "100mb");
-    let (code, found) = doctor(&fleet, &strong).await;
-    assert_eq!((code, &found["redis.eviction"]), (Some(1), &json!("fail")));
-    set("maxmemory-policy", "noeviction");
-    set("appendonly", "yes");
-
-    // A user as the bundle makes it, and one that lacks a command.
-    let rights = [
-        "~session:*",
-        "~user:*",
-        "~throttle:*",
-        "-@all",
-        "+@read",
-        "+@write",
-        "+@connection",
-        "+eval",
-        "+evalsha",
-        "+script|load",
-        "+time",
-        "-@dangerous",
-        "+info",
-    ];
-    let acl = |user: &str, more: &[&str]| {
-        let words = [&["ACL", "SETUSER", user, "reset", "on", ">pw"], &rights[..], more].concat();
-        fleet.redis.run::<()>(&words);
-        format!("{}?user={user}&pass=pw", fleet.redis.url())
-    };
-    let (bundled, lacking) = (acl("bundled", &[]), acl("lacking", &["-zadd", "-evalsha"]));
-    let (code, found) = doctor(&fleet, &[&strong[..], &[("REDIS_URL", bundled.as_str())]].concat()).await;
-    assert_eq!((code, &found["redis.permissions"]), (Some(0), &json!("ok")), "{found}");
-    let (code, found) = doctor(&fleet, &[&strong[..], &[("REDIS_URL", lacking.as_str())]].concat()).await;
-    assert_eq!((code, &found["redis.permissions"]), (Some(1), &json!("fail")), "{found}");
-
-    fleet.redis.kill();
-    let (code, found) = doctor(&fleet, &strong).await;
-    assert_eq!((code, &found["redis"]), (Some(1), &json!("fail")));
-    let (code, found) = doctor(&fleet, &[("DATABASE_URL", "sqlite://nowhere.db")]).await;
-    assert_eq!((code, &found["database"]), (Some(1), &json!("fail")));
-    let (code, found) = doctor(&fleet, &[("SESSION_SECRET", "short")]).await;
-    assert_eq!((code, &found["configuration"]), (Some(2), &json!("fail")));
 }

@@ -208,3 +208,38 @@ async fn asvs_3_5_3_safe_methods_change_nothing() {
     assert_eq!(stored(&fleet).await, before);
     assert_eq!(fleet[0].check(&session).await, 200);
 }
+
+#[tokio::test]
+async fn other_sites_are_refused() {
+    let fleet = Fleet::start(1).await;
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+    let host = fleet[0].address().to_owned();
+    let logout = |name: &str, value: &str| fleet[0].post("/auth/logout").header(name, value).session(&session).send();
+    for (name, value) in [
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "nonsense"),
+        ("origin", "https://elsewhere.example"),
+        ("origin", "null"),
+        ("origin", &format!("http://{host}.elsewhere.example")),
+    ] {
+        logout(name, value).await.expect_problem(403, "cross_site");
+        let read = fleet[0].get("/profile").header(name, value).session(&session).send().await;
+        read.expect(200);
+    }
+    // X-Forwarded-Host from nobody in particular doesn't make another site this one.
+    let forwarded = fleet[0].post("/auth/logout").header("origin", "https://elsewhere.example");
+    let forwarded = forwarded.header("x-forwarded-host", "elsewhere.example").session(&session).send().await;
+    forwarded.expect_problem(403, "cross_site");
+
+    for (name, value) in [
+        ("sec-fetch-site", "same-origin"),
+        ("sec-fetch-site", "none"),
+        ("origin", &format!("http://{host}")),
+        ("user-agent", "curl/8"),
+    ] {
+        let session = fleet[0].login(&ada).await;
+        let answer = fleet[0].post("/auth/logout").header(name, value).session(&session).send().await;
+        answer.expect(200);
+    }
+}

@@ -1,17 +1,7 @@
-//! The HTTP contract: every call, code and header.
+//! The HTTP contract: what every call answers, what it makes of wrong requests, and the headers that all answers have.
 use serde_json::{Value, json};
 
-use crate::fleet::{Answer, Fleet, PASSWORD, Session};
-
-/// The attributes of the answer's `Set-Cookie`, sorted; the cookie itself first.
-fn set_cookie(answer: &Answer) -> (String, Vec<String>) {
-    assert_eq!(answer.headers.get_all("set-cookie").iter().count(), 1, "one cookie");
-    let mut parts = answer.header("set-cookie").expect("a cookie").split("; ").map(str::to_owned);
-    let cookie = parts.next().expect("a cookie");
-    let mut attributes: Vec<_> = parts.collect();
-    attributes.sort();
-    (cookie, attributes)
-}
+use crate::fleet::{Fleet, PASSWORD, Session};
 
 fn keys(object: &Value) -> Vec<&str> {
     object.as_object().expect("an object").keys().map(String::as_str).collect()
@@ -38,7 +28,7 @@ async fn one_user_from_register_to_logout() {
     assert_eq!(keys(&body), fields);
     assert_eq!(body["message"], "Login successful");
     assert_eq!(body["user_id"], registered.json()["user_id"]);
-    assert_eq!(set_cookie(&login).1, ["HttpOnly", "Path=/", "SameSite=Lax"]);
+    assert_eq!(login.set_cookie().1, ["HttpOnly", "Path=/", "SameSite=Lax"]);
 
     for replica in fleet.replicas() {
         let profile = replica.get("/profile").session(&session).send().await.expect(200);
@@ -58,7 +48,7 @@ async fn one_user_from_register_to_logout() {
     let logout = fleet[2].post("/auth/logout").session(&session).send().await.expect(200);
     assert_eq!(logout.json(), json!({ "message": "Logged out" }));
     assert_eq!(logout.header("clear-site-data"), Some("\"cache\", \"storage\""));
-    let (cookie, attributes) = set_cookie(&logout);
+    let (cookie, attributes) = logout.set_cookie();
     assert_eq!(cookie, "session=");
     let expired = ["Expires=Thu, 01 Jan 1970 00:00:00 GMT", "HttpOnly", "Max-Age=0", "Path=/", "SameSite=Lax"];
     assert_eq!(attributes, expired);
@@ -87,48 +77,6 @@ async fn short_paths_do_the_same() {
     assert_eq!(fleet[0].check(&session).await, 401);
     fleet[0].post("/login").json(&json!({})).send().await.expect_problem(422, "validation_failed");
     fleet[0].post("/logout").send().await.expect_problem(401, "session_invalid");
-}
-
-/// ASVS 5.0 3.3.1 to 3.3.4.
-#[tokio::test]
-async fn the_cookie_is_secure_unless_told_otherwise() {
-    let fleet = Fleet::builder().env("COOKIE_SECURE", "").start().await;
-    fleet[0].register("ada").await;
-    let login = fleet[0].try_login("ada", PASSWORD).send().await;
-    let session = Session::opened_by(&login);
-    let (cookie, attributes) = set_cookie(&login);
-    assert!(cookie.starts_with("__Host-session="), "{cookie}");
-    assert_eq!(attributes, ["HttpOnly", "Path=/", "SameSite=Lax", "Secure"]);
-    assert_eq!(fleet[0].check(&session).await, 200);
-    let renamed = format!("session={}", session.token);
-    fleet[0].get("/profile").cookie(&renamed).send().await.expect_problem(401, "session_invalid");
-    let logout = fleet[0].post("/auth/logout").session(&session).send().await.expect(200);
-    let (cookie, attributes) = set_cookie(&logout);
-    assert_eq!(cookie, "__Host-session=");
-    assert!(attributes.contains(&"Secure".to_owned()), "browsers take __Host- with Secure alone: {attributes:?}");
-}
-
-/// Other cookies are nobody's business, and a forged one, set by a neighbouring domain, keeps nobody out.
-#[tokio::test]
-async fn the_session_is_found_among_other_cookies() {
-    let fleet = Fleet::start(1).await;
-    let ada = fleet[0].register("ada").await;
-    let session = fleet[0].login(&ada).await;
-    let genuine = &session.cookie;
-    for cookies in [
-        format!("theme=dark; {genuine}"),
-        format!("{genuine};theme=dark"),
-        format!("session=; {genuine}"),
-        format!("{}; {genuine}", session.forged()),
-        format!("session_id=1; xsession=2; {genuine}; session"),
-    ] {
-        fleet[0].get("/profile").cookie(&cookies).send().await.expect(200);
-    }
-    let both = fleet[0].get("/profile").cookie("theme=dark").session(&session);
-    both.send().await.expect(200);
-    for cookie in ["session", "session=", "session=\"\"", ";;;", "=", &session.forged(), &format!("x{genuine}")] {
-        fleet[0].get("/profile").cookie(cookie).send().await.expect_problem(401, "session_invalid");
-    }
 }
 
 #[tokio::test]
@@ -361,120 +309,4 @@ async fn what_is_about_somebody_is_not_kept() {
     for answer in answers {
         assert_eq!(answer.header("cache-control"), Some("no-store"), "{}", answer.text());
     }
-}
-
-#[tokio::test]
-async fn the_document_is_that_of_the_binary() {
-    let fleet = Fleet::start(1).await;
-    let served = fleet[0].get("/openapi.json").send().await.expect(200);
-    assert_eq!(served.header("content-type"), Some("application/json"));
-    let printed = fleet.command(&["openapi"], &[]).await.expect_code(0).json();
-    assert_eq!(served.json(), printed);
-    assert!(printed["openapi"].as_str().is_some_and(|version| version.starts_with("3.1.")));
-    for (path, method) in [
-        ("/auth/register", "post"),
-        ("/auth/login", "post"),
-        ("/login", "post"),
-        ("/auth/logout", "post"),
-        ("/logout", "post"),
-        ("/profile", "get"),
-    ] {
-        assert!(printed["paths"][path][method].is_object(), "{method} {path}");
-    }
-}
-
-/// The pages load nothing from elsewhere, and all that they load from here is here.
-#[tokio::test]
-async fn swagger_ui_comes_from_the_binary_alone() {
-    let fleet = Fleet::start(1).await;
-    let follow = async |mut path: String| {
-        loop {
-            let answer = fleet[0].get(&path).send().await;
-            match answer.header("location") {
-                Some(location) if (300..400).contains(&answer.status) => path = location.to_owned(),
-                _ => return (path, answer.expect(200)),
-            }
-        }
-    };
-    for entrance in ["/", "/docs", "/docs/", "/docs/index.html"] {
-        let (at, page) = follow(entrance.to_owned()).await;
-        assert!(at.starts_with("/docs/"), "{entrance} leads to {at}");
-        assert!(page.text().contains("swagger-ui"), "{entrance}");
-    }
-    let page = fleet[0].get("/docs/").send().await.expect(200).text();
-    let mut loaded = 0;
-    for attribute in ["src=\"", "href=\""] {
-        for link in page.split(attribute).skip(1).filter_map(|rest| rest.split('"').next()) {
-            assert!(!link.contains("//"), "{link} is elsewhere");
-            let path = format!("/docs/{}", link.trim_start_matches("./"));
-            fleet[0].get(&path).send().await.expect(200);
-            loaded += 1;
-        }
-    }
-    assert!(loaded >= 4, "{page}");
-    let settings = fleet[0].get("/docs/swagger-initializer.js").send().await.expect(200).text();
-    assert!(settings.contains("/openapi.json"), "{settings}");
-    assert!(settings.replace(' ', "").contains(r#""validatorUrl":"none""#), "the document is sent nowhere: {settings}");
-    assert!(!settings.contains("://"), "{settings}");
-}
-
-#[tokio::test]
-async fn other_sites_are_refused() {
-    let fleet = Fleet::start(1).await;
-    let ada = fleet[0].register("ada").await;
-    let session = fleet[0].login(&ada).await;
-    let host = fleet[0].address().to_owned();
-    let logout = |name: &str, value: &str| fleet[0].post("/auth/logout").header(name, value).session(&session).send();
-    for (name, value) in [
-        ("sec-fetch-site", "cross-site"),
-        ("sec-fetch-site", "nonsense"),
-        ("origin", "https://elsewhere.example"),
-        ("origin", "null"),
-        ("origin", &format!("http://{host}.elsewhere.example")),
-    ] {
-        logout(name, value).await.expect_problem(403, "cross_site");
-        let read = fleet[0].get("/profile").header(name, value).session(&session).send().await;
-        read.expect(200);
-    }
-    // X-Forwarded-Host from nobody in particular doesn't make another site this one.
-    let forwarded = fleet[0].post("/auth/logout").header("origin", "https://elsewhere.example");
-    let forwarded = forwarded.header("x-forwarded-host", "elsewhere.example").session(&session).send().await;
-    forwarded.expect_problem(403, "cross_site");
-
-    for (name, value) in [
-        ("sec-fetch-site", "same-origin"),
-        ("sec-fetch-site", "none"),
-        ("origin", &format!("http://{host}")),
-        ("user-agent", "curl/8"),
-    ] {
-        let session = fleet[0].login(&ada).await;
-        let answer = fleet[0].post("/auth/logout").header(name, value).session(&session).send().await;
-        answer.expect(200);
-    }
-}
-
-/// Swagger UI is large: browsers keep it, and it can be switched off.
-#[tokio::test]
-async fn the_documentation_is_cached_and_can_be_switched_off() {
-    let fleet = Fleet::builder().start().await;
-    for (path, caching) in [
-        ("/docs/swagger-ui-bundle.js", "public, max-age=604800"),
-        ("/docs/swagger-ui.css", "public, max-age=604800"),
-        ("/docs/", "no-cache"),
-        ("/docs/swagger-initializer.js", "no-cache"),
-        ("/openapi.json", "no-cache"),
-    ] {
-        let answer = fleet[0].get(path).send().await.expect(200);
-        assert_eq!(answer.header("cache-control"), Some(caching), "{path}");
-        let etag = answer.header("etag").expect("an entity tag").to_owned();
-        let again = fleet[0].get(path).header("if-none-match", &etag).send().await.expect(304);
-        assert!(again.body.is_empty() && again.header("etag") == Some(&etag), "{path}");
-        fleet[0].get(path).header("if-none-match", "\"other\"").send().await.expect(200);
-    }
-    fleet[0].get("/docs/nothing.js").send().await.expect_problem(404, "not_found");
-    let fleet = Fleet::builder().env("API_DOCS", "off").start().await;
-    for path in ["/docs", "/docs/", "/docs/swagger-ui-bundle.js", "/openapi.json", "/"] {
-        fleet[0].get(path).send().await.expect_problem(404, "not_found");
-    }
-    fleet[0].get("/profile").send().await.expect_problem(401, "session_invalid");
 }

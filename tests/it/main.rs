@@ -2,10 +2,13 @@
 mod fleet;
 
 mod admin_cli;
+mod api_docs;
 mod audit;
 mod command_line;
+mod cookie;
 mod cost;
 mod cross_site;
+mod doctor;
 mod documents;
 mod durability;
 mod edge;
@@ -13,6 +16,7 @@ mod file_owners;
 mod hashing;
 mod hostile_clients;
 mod http_contract;
+mod import;
 mod known_races;
 mod login;
 mod logs;

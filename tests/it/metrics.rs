@@ -1,4 +1,6 @@
 //! Every metric, as Prometheus reads it from a replica that does its work.
+mod exposition;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -11,70 +13,11 @@ use futures::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 
+use self::exposition::{Exposition, Labels};
 use crate::fleet::{Fleet, PATIENTLY, Replica, SECRET, within};
 
 const SESSIONS_PART: &[(&str, &str)] = &[("part", "sessions")];
 const USERS_PART: &[(&str, &str)] = &[("part", "users")];
-
-type Labels = BTreeMap<String, String>;
-
-/// What `/metrics` says: by name what comes before the samples, and the samples.
-#[derive(Debug, Default)]
-struct Exposition {
-    help: BTreeMap<String, String>,
-    kinds: BTreeMap<String, String>,
-    samples: Vec<(String, Labels, f64)>,
-}
-
-impl Exposition {
-    async fn of(replica: &Replica) -> Self {
-        let mut exposition = Self::default();
-        let text = replica.ops("/metrics").await.expect(200).text();
-        for line in text.lines().filter(|line| !line.is_empty()) {
-            let described = |rest: &str| {
-                let (name, text) = rest.split_once(' ').expect("a name and a text");
-                (name.to_owned(), text.to_owned())
-            };
-            if let Some(rest) = line.strip_prefix("# HELP ") {
-                exposition.help.extend([described(rest)]);
-            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-                exposition.kinds.extend([described(rest)]);
-            } else {
-                exposition.samples.push(sample(line));
-            }
-        }
-        exposition
-    }
-
-    /// The one sample with this name and these labels, if it's there.
-    fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let has = |sample: &Labels| labels.iter().all(|(label, value)| sample.get(*label).is_some_and(|v| v == value));
-        let mut found =
-            self.samples.iter().filter(|(n, sample, _)| n == name && has(sample)).map(|(_, _, value)| *value);
-        let value = found.next();
-        assert_eq!(found.next(), None, "one of {name} {labels:?}");
-        value
-    }
-
-    fn series(&self) -> BTreeSet<(String, Labels)> {
-        self.samples.iter().map(|(name, labels, _)| (name.clone(), labels.clone())).collect()
-    }
-}
-
-/// `name{label="value",…} number`. Values may hold anything, braces of routes among it.
-fn sample(line: &str) -> (String, Labels, f64) {
-    let (head, number) = line.rsplit_once(' ').expect("a number at the end");
-    let (name, mut rest) = head.split_once('{').unwrap_or((head, "}"));
-    let mut labels = Labels::new();
-    while rest != "}" {
-        let (label, quoted) = rest.split_once("=\"").expect("a label");
-        let end = quoted.find('"').expect("the end of a value");
-        assert!(!quoted[..end].contains('\\'), "no value of ours is escaped: {line}");
-        labels.insert(label.trim_start_matches(',').to_owned(), quoted[..end].to_owned());
-        rest = &quoted[end + 1..];
-    }
-    (name.to_owned(), labels, number.parse().expect("a number"))
-}
 
 async fn value(replica: &Replica, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     Exposition::of(replica).await.value(name, labels)

@@ -1,7 +1,7 @@
 //! A client without a will of its own: no cookie store, no redirects, no kept connections, no proxies.
 use std::time::{Duration, Instant};
 
-use reqwest::header::{COOKIE, HeaderMap};
+use reqwest::header::{COOKIE, HeaderMap, SET_COOKIE};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -119,6 +119,17 @@ impl Answer {
     /// A header, if there.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("ASCII"))
+    }
+
+    /// The cookie that this answer sets, and its attributes, sorted; fails the test unless there is exactly one.
+    #[track_caller]
+    pub fn set_cookie(&self) -> (String, Vec<String>) {
+        assert_eq!(self.headers.get_all(SET_COOKIE).iter().count(), 1, "one cookie");
+        let mut parts = self.header("set-cookie").expect("a cookie").split("; ").map(str::to_owned);
+        let cookie = parts.next().expect("a cookie");
+        let mut attributes: Vec<_> = parts.collect();
+        attributes.sort();
+        (cookie, attributes)
     }
 
     pub fn text(&self) -> String {

@@ -1,0 +1,122 @@
+//! `authfleet doctor`: it finds what is wrong with a deployment, and nothing where all is well.
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::{Value, json};
+
+use crate::fleet::{Fleet, SECRET};
+
+/// Passes as random.
+const RANDOM: &str = "9f2d6c1be07a4853d4c0be127f3a96e59f";
+
+/// What `doctor --json` says: exit code, and the status of each check.
+async fn doctor(fleet: &Fleet, changes: &[(&str, &str)]) -> (Option<i32>, Value) {
+    let finished = fleet.command(&["doctor", "--json"], changes).await;
+    let report: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    let checks = report["checks"].as_array().expect("checks").iter();
+    let statuses = checks.map(|check| (check["name"].as_str().expect("a name").to_owned(), check["status"].clone()));
+    assert!(!finished.stdout.contains(RANDOM) && !finished.stdout.contains(SECRET));
+    (finished.code, statuses.collect())
+}
+
+#[tokio::test]
+async fn the_doctor_finds_what_is_wrong() {
+    let mut fleet = Fleet::start(0).await;
+    let healthy = [("SESSION_SECRET", RANDOM), ("TRUSTED_PROXIES", "10.0.0.0/16"), ("COOKIE_SECURE", "true")];
+    let strong = [healthy[0], healthy[1], healthy[2], ("ARGON2_MEMORY", ""), ("ARGON2_ITERATIONS", "")];
+    let (code, found) = doctor(&fleet, &strong).await;
+    assert_eq!(code, Some(0), "{found}");
+    for name in [
+        "configuration",
+        "secrets",
+        "secrets.files",
+        "core_dumps",
+        "cookie",
+        "proxies",
+        "database.sqlite",
+        "database.journal",
+        "database.schema",
+        "database.names",
+        "database.write",
+        "database.file",
+        "database.owner",
+        "redis.ping",
+        "redis.version",
+        "redis.role",
+        "redis.cluster",
+        "redis.eviction",
+        "redis.persistence",
+        "redis.clock",
+        "redis.permissions",
+    ] {
+        assert_eq!(found[name], "ok", "{name}: {found}");
+    }
+    assert_eq!(fleet.redis.keys("*"), Vec::<String>::new(), "the probe leaves nothing");
+
+    let (code, found) = doctor(&fleet, &[("TRUSTED_PROXIES", "0.0.0.0/0"), ("SESSION_SECRET", &"x".repeat(40))]).await;
+    assert_eq!(
+        (code, &found["secrets"], &found["proxies"], &found["cookie"]),
+        (Some(1), &json!("fail"), &json!("warn"), &json!("warn"))
+    );
+    assert_eq!(found["configuration"], "warn", "weak hashing");
+
+    // A public network is more than one proxy; a secret in a file that every user of the machine may read.
+    let key = fleet.path().join("key");
+    std::fs::write(&key, RANDOM).expect("a file");
+    for (mode, expected) in [(0o644, "warn"), (0o640, "ok")] {
+        std::fs::set_permissions(&key, Permissions::from_mode(mode)).expect("an own file");
+        let file = ("SESSION_SECRET_FILE", key.to_str().expect("UTF-8"));
+        let changes = [("SESSION_SECRET", ""), file, ("TRUSTED_PROXIES", "198.51.100.0/24")];
+        let (_, found) = doctor(&fleet, &changes).await;
+        assert_eq!((&found["secrets.files"], &found["proxies"]), (&json!(expected), &json!("warn")), "{mode:o}");
+    }
+
+    let set = |name: &str, value: &str| fleet.redis.run::<()>(&["CONFIG", "SET", name, value]);
+    set("maxmemory-policy", "allkeys-lru");
+    set("appendonly", "no");
+    let (code, found) = doctor(&fleet, &strong).await;
+    assert_eq!(
+        (code, &found["redis.eviction"], &found["redis.persistence"]),
+        (Some(0), &json!("warn"), &json!("warn"))
+    );
+    set("maxmemory", "100mb");
+    let (code, found) = doctor(&fleet, &strong).await;
+    assert_eq!((code, &found["redis.eviction"]), (Some(1), &json!("fail")));
+    set("maxmemory-policy", "noeviction");
+    set("appendonly", "yes");
+
+    // A user as the bundle makes it, and one that lacks a command.
+    let rights = [
+        "~session:*",
+        "~user:*",
+        "~throttle:*",
+        "-@all",
+        "+@read",
+        "+@write",
+        "+@connection",
+        "+eval",
+        "+evalsha",
+        "+script|load",
+        "+time",
+        "-@dangerous",
+        "+info",
+    ];
+    let acl = |user: &str, more: &[&str]| {
+        let words = [&["ACL", "SETUSER", user, "reset", "on", ">pw"], &rights[..], more].concat();
+        fleet.redis.run::<()>(&words);
+        format!("{}?user={user}&pass=pw", fleet.redis.url())
+    };
+    let (bundled, lacking) = (acl("bundled", &[]), acl("lacking", &["-zadd", "-evalsha"]));
+    let (code, found) = doctor(&fleet, &[&strong[..], &[("REDIS_URL", bundled.as_str())]].concat()).await;
+    assert_eq!((code, &found["redis.permissions"]), (Some(0), &json!("ok")), "{found}");
+    let (code, found) = doctor(&fleet, &[&strong[..], &[("REDIS_URL", lacking.as_str())]].concat()).await;
+    assert_eq!((code, &found["redis.permissions"]), (Some(1), &json!("fail")), "{found}");
+
+    fleet.redis.kill();
+    let (code, found) = doctor(&fleet, &strong).await;
+    assert_eq!((code, &found["redis"]), (Some(1), &json!("fail")));
+    let (code, found) = doctor(&fleet, &[("DATABASE_URL", "sqlite://nowhere.db")]).await;
+    assert_eq!((code, &found["database"]), (Some(1), &json!("fail")));
+    let (code, found) = doctor(&fleet, &[("SESSION_SECRET", "short")]).await;
+    assert_eq!((code, &found["configuration"]), (Some(2), &json!("fail")));
+}

@@ -1,0 +1,226 @@
+//! What clients saw, with its times, and a checker that looks for what must not be in such a history.
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A session, as numbered by the history; a user; a password, counted per user from 0 in the order of first use.
+pub(super) type SessionNumber = usize;
+pub(super) type UserNumber = usize;
+pub(super) type Generation = usize;
+
+/// What a client saw, from before the request was sent to after its answer was read.
+#[derive(Clone, Debug)]
+pub(super) struct Event {
+    pub(super) start: Duration,
+    pub(super) end: Duration,
+    pub(super) what: What,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum What {
+    /// A login or password change answered with this session.
+    Opened { session: SessionNumber, user: UserNumber, password: Generation },
+    /// A request with this session was answered: it was accepted, or refused.
+    Checked { session: SessionNumber, valid: bool },
+    /// This session should end. Acknowledged, or nothing is known.
+    Ended { session: SessionNumber, acknowledged: bool },
+    /// Every session of the user should end but this one.
+    EndedAll { user: UserNumber, except: Option<SessionNumber>, acknowledged: bool },
+    /// The password should become this one, and every session of an older one end.
+    PasswordChanged { user: UserNumber, to: Generation, acknowledged: bool },
+    /// Any other request without an answer.
+    Unknown,
+}
+
+/// How long after the loss of its connection a request may still take effect: what a killed replica had sent to Redis.
+pub(super) const LINGERS: Duration = Duration::from_secs(2);
+
+/// What must not happen.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Violation {
+    /// Accepted by a request that began after the end was acknowledged, or after another one was refused.
+    Resurrected(SessionNumber),
+    /// Signed in with a password after its change was acknowledged.
+    OldPassword(SessionNumber),
+    /// Refused although nobody had begun to end it.
+    Lost(SessionNumber),
+}
+
+/// Looks for violations. A request takes effect at some time between its start and its end, and one without an answer
+/// at any time after its start or never: only what holds for each such time is reported.
+pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
+    struct Session {
+        user: UserNumber,
+        password: Generation,
+        opening: (Duration, Duration),
+        /// Certainly ended by then,
+        dead_from: Duration,
+        /// and certainly not before.
+        in_danger_from: Duration,
+    }
+    let mut sessions = BTreeMap::new();
+    for event in history {
+        if let What::Opened { session, user, password } = event.what {
+            let opening = (event.start, event.end);
+            let alive = Session { user, password, opening, dead_from: Duration::MAX, in_danger_from: Duration::MAX };
+            assert!(sessions.insert(session, alive).is_none(), "two sessions are number {session}");
+        }
+    }
+    let mut found = Vec::new();
+    for Event { start, end, what } in history {
+        if let What::Checked { session, valid: false } = what {
+            // A refusal ends nothing, but says that something has.
+            let session = sessions.get_mut(session).expect("a session that was opened");
+            session.dead_from = session.dead_from.min(*end);
+        }
+        let (What::Ended { acknowledged, .. }
+        | What::EndedAll { acknowledged, .. }
+        | What::PasswordChanged { acknowledged, .. }) = *what
+        else {
+            continue;
+        };
+        let over = if acknowledged { *end } else { *end + LINGERS };
+        for (number, session) in &mut sessions {
+            // Whether this may have ended the session, and whether it must have if it was acknowledged.
+            let (may, must) = match *what {
+                What::Ended { session: ended, .. } => (ended == *number, true),
+                What::EndedAll { user, except, .. } => {
+                    (user == session.user && except != Some(*number), session.opening.1 < *start)
+                }
+                What::PasswordChanged { user, to, .. } => {
+                    let is_older = session.password < to;
+                    // One that failed may have ended newer ones too.
+                    (user == session.user && (is_older || !acknowledged), is_older)
+                }
+                What::Opened { .. } | What::Checked { .. } | What::Unknown => unreachable!("went on to the next"),
+            };
+            if may && session.opening.0 < over {
+                session.in_danger_from = session.in_danger_from.min(*start);
+            }
+            if may && must && acknowledged {
+                session.dead_from = session.dead_from.min(*end);
+                if matches!(what, What::PasswordChanged { .. }) && session.opening.0 > *end {
+                    found.push(Violation::OldPassword(*number));
+                }
+            }
+        }
+    }
+    for event in history {
+        let What::Checked { session: number, valid } = event.what else { continue };
+        let session = &sessions[&number];
+        if valid && event.start > session.dead_from {
+            found.push(Violation::Resurrected(number));
+        }
+        if !valid && event.end < session.in_danger_from {
+            found.push(Violation::Lost(number));
+        }
+    }
+    found
+}
+
+pub(super) fn figures(history: &[Event]) -> String {
+    let (mut checks, mut refused, mut ended, mut all, mut changes, mut unanswered) = (0, 0, 0, 0, 0, 0);
+    for event in history {
+        match event.what {
+            What::Opened { .. } => {}
+            What::Checked { valid, .. } => {
+                checks += 1;
+                refused += u32::from(!valid);
+            }
+            What::Ended { acknowledged: true, .. } => ended += 1,
+            What::EndedAll { acknowledged: true, .. } => all += 1,
+            What::PasswordChanged { acknowledged: true, .. } => changes += 1,
+            What::Ended { .. } | What::EndedAll { .. } | What::PasswordChanged { .. } | What::Unknown => {
+                unanswered += 1;
+            }
+        }
+    }
+    format!(
+        "{} operations ({checks} checks, {refused} of them refused, {ended} sessions ended one by one, {all} times all of a \
+         user's, {changes} password changes, {unanswered} unanswered or failed)",
+        history.len(),
+    )
+}
+
+mod checker {
+    use super::*;
+
+    /// Session 0 of user 0 with password 0, opened from 0 to 10 ms; then this.
+    fn judged(events: &[(u64, u64, What)]) -> Vec<Violation> {
+        let opened = (0, 10, What::Opened { session: 0, user: 0, password: 0 });
+        let event =
+            |&(start, end, what)| Event { start: Duration::from_millis(start), end: Duration::from_millis(end), what };
+        violations(&std::iter::once(&opened).chain(events).map(event).collect::<Vec<_>>())
+    }
+
+    fn checked(valid: bool) -> What {
+        What::Checked { session: 0, valid }
+    }
+
+    #[test]
+    fn finds_a_session_that_came_back() {
+        let logout = |acknowledged| What::Ended { session: 0, acknowledged };
+        let back = [Violation::Resurrected(0)];
+        assert_eq!(judged(&[(20, 30, logout(true)), (31, 40, checked(true))]), back);
+        assert_eq!(judged(&[(20, 30, logout(true)), (25, 40, checked(true))]), [], "under way at the same time");
+        assert_eq!(judged(&[(20, 30, logout(false)), (31, 40, checked(true))]), [], "the logout never arrived");
+        assert_eq!(judged(&[(20, 30, logout(false)), (31, 40, checked(false)), (41, 50, checked(true))]), back);
+        // In whatever order things were written down.
+        assert_eq!(judged(&[(31, 40, checked(true)), (20, 30, logout(true))]), back);
+    }
+
+    #[test]
+    fn finds_a_session_that_was_not_revoked_with_the_others() {
+        let all = |user, except| What::EndedAll { user, except, acknowledged: true };
+        let back = [Violation::Resurrected(0)];
+        assert_eq!(judged(&[(20, 30, all(0, None)), (31, 40, checked(true))]), back);
+        assert_eq!(judged(&[(20, 30, all(0, Some(1))), (31, 40, checked(true))]), back);
+        assert_eq!(judged(&[(20, 30, all(0, Some(0))), (31, 40, checked(true))]), [], "this one was kept");
+        assert_eq!(judged(&[(20, 30, all(1, None)), (31, 40, checked(true))]), [], "another user's");
+        assert_eq!(judged(&[(5, 30, all(0, None)), (31, 40, checked(true))]), [], "opened at the same time");
+    }
+
+    #[test]
+    fn finds_a_session_that_outlived_its_password() {
+        let change = |to, acknowledged| What::PasswordChanged { user: 0, to, acknowledged };
+        let back = [Violation::Resurrected(0)];
+        assert_eq!(judged(&[(20, 30, change(1, true)), (31, 40, checked(true))]), back);
+        // Even one that was opened at the same time: it had the old password.
+        assert_eq!(judged(&[(5, 15, change(1, true)), (16, 40, checked(true))]), back);
+        assert_eq!(judged(&[(20, 30, change(1, false)), (31, 40, checked(true))]), [], "it failed");
+        assert_eq!(judged(&[(5, 15, change(0, true)), (16, 40, checked(true))]), [], "it's the new password's session");
+    }
+
+    #[test]
+    fn finds_a_login_with_an_old_password() {
+        let change = What::PasswordChanged { user: 0, to: 1, acknowledged: true };
+        let login = What::Opened { session: 1, user: 0, password: 0 };
+        assert_eq!(judged(&[(20, 30, change), (31, 40, login)]), [Violation::OldPassword(1)]);
+        assert_eq!(judged(&[(20, 30, change), (29, 40, login)]), [], "under way at the same time");
+        let login = What::Opened { session: 1, user: 0, password: 1 };
+        assert_eq!(judged(&[(20, 30, change), (31, 40, login)]), []);
+    }
+
+    #[test]
+    fn finds_a_session_that_got_lost() {
+        let lost = [Violation::Lost(0)];
+        assert_eq!(judged(&[(20, 30, checked(false))]), lost);
+        assert_eq!(judged(&[(20, 30, checked(false)), (31, 40, What::Ended { session: 0, acknowledged: true })]), lost);
+        for acknowledged in [true, false] {
+            for end in [
+                What::Ended { session: 0, acknowledged },
+                What::EndedAll { user: 0, except: None, acknowledged },
+                What::PasswordChanged { user: 0, to: 1, acknowledged },
+            ] {
+                assert_eq!(judged(&[(15, 40, end), (20, 30, checked(false))]), [], "{end:?} was under way");
+            }
+        }
+        let later = What::Opened { session: 1, user: 0, password: 0 };
+        let refused = (70, 80, What::Checked { session: 1, valid: false });
+        let all = |acknowledged| What::EndedAll { user: 0, except: None, acknowledged };
+        assert_eq!(judged(&[(20, 30, all(true)), (50, 60, later), refused]), [Violation::Lost(1)], "it came later");
+        assert_eq!(judged(&[(20, 30, all(false)), (50, 60, later), refused]), [], "it may have come later");
+        let kept = What::EndedAll { user: 0, except: Some(0), acknowledged: true };
+        assert_eq!(judged(&[(15, 19, kept), (20, 30, checked(false))]), lost);
+        assert_eq!(judged(&[(15, 19, What::Unknown), (20, 30, checked(true))]), []);
+    }
+}
