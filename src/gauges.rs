@@ -1,7 +1,7 @@
-//! How this replica and its parts are, as gauges: asked every few seconds, whether or not anybody looks.
+//! Gauges of this replica and its parts, refreshed every few seconds whether or not Prometheus asks.
 //!
-//! A gauge whose part doesn't answer becomes NaN: an old value would look like a present one. One that was never known,
-//! as those of Redis while sessions are in memory, is absent.
+//! A gauge whose part doesn't answer becomes NaN, since an old value would look like a present one. A gauge whose value was
+//! never known is absent: those of Redis while sessions are in memory.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,13 @@ use crate::readiness::Readiness;
 use crate::store::StoreError;
 use crate::store::users::Usage;
 
-/// How often all but the sessions is looked at.
+/// How often everything but the sessions is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often sessions are counted, in a dozen round trips or so.
 const COUNT_EVERY: Duration = Duration::from_secs(30);
 
-/// Looks, again and again, until the process ends.
-pub async fn watch(app: Arc<App>) {
+/// Refreshes the gauges until the process ends.
+pub(crate) async fn watch(app: Arc<App>) {
     let mut gauges = Gauges::new();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -34,8 +34,8 @@ pub async fn watch(app: Arc<App>) {
     }
 }
 
-/// Says at once that this replica drains and wants no more requests.
-pub fn drain_begins() {
+/// Shows at once that this replica drains, rather than at the next look.
+pub(crate) fn drain_begins() {
     gauge!(DRAINING).set(1);
     gauge!(READY).set(0);
 }
@@ -50,7 +50,7 @@ struct Gauges {
     evicted: Reading,
     persistence_ok: Reading,
     alive: Reading,
-    /// Pool, state.
+    /// By pool (writer, readers) and state (idle, busy).
     connections: [[Gauge; 2]; 2],
     database: Reading,
     journal: Reading,
@@ -65,7 +65,7 @@ struct Gauges {
 
 impl Gauges {
     fn new() -> Self {
-        // 0 until somebody sets it.
+        // Shown as 0 until the drain begins.
         drop(gauge!(DRAINING));
         let part = |name| gauge!(PART_READY, "part" => name);
         let pool = |name| ["idle", "busy"].map(|state| gauge!(SQL_CONNECTIONS, "pool" => name, "state" => state));
@@ -92,14 +92,14 @@ impl Gauges {
     }
 
     async fn look(&mut self, app: &App) {
-        // Before the question, which keeps a connection busy itself.
+        // First, because asking whether the database is ready keeps a connection busy.
         self.look_at_users(app.auth.users.usage());
         let readiness = Readiness::of(&app.auth, app.drain.is_cancelled()).await;
         self.sessions_ready.set(flag(readiness.sessions.is_ready()));
         self.users_ready.set(flag(readiness.users.is_ready()));
         self.ready.set(flag(readiness.is_ready()));
         if app.drain.is_cancelled() {
-            // It may have begun after the question.
+            // The drain may have begun after readiness was asked for.
             self.ready.set(0);
         }
         self.look_at_sessions(app, readiness.sessions.is_ready()).await;
@@ -119,7 +119,7 @@ impl Gauges {
 
     async fn look_at_sessions(&mut self, app: &App, is_there: bool) {
         let store = &app.auth.sessions;
-        // A store that doesn't answer is asked nothing more. Its sessions are counted as soon as it's back.
+        // A store that doesn't answer is asked nothing more, and its sessions are counted as soon as it is back.
         let (skew, state) = if is_there {
             let skew = self.asking_time.ask(store.clock_skew()).await.flatten();
             (skew, self.asking_info.ask(store.server_state()).await.flatten().unwrap_or_default())
@@ -146,7 +146,7 @@ impl Gauges {
 /// A gauge whose value may be unknown.
 struct Reading {
     name: &'static str,
-    /// From the first value on.
+    /// Made with the first value.
     gauge: Option<Gauge>,
 }
 
@@ -164,7 +164,7 @@ impl Reading {
     }
 }
 
-/// Something that Redis may refuse to tell this user.
+/// A question that Redis's ACL may forbid this user.
 struct Question {
     loss: &'static str,
     commands: &'static str,
@@ -176,7 +176,7 @@ impl Question {
         Self { loss, commands, is_refused: false }
     }
 
-    /// Asks unless that was refused before. Other failures are the store's to report, and pass.
+    /// Asks, unless the answer was refused before. The store reports other failures, and the next look asks again.
     async fn ask<T>(&mut self, answer: impl Future<Output = Result<T, StoreError>>) -> Option<T> {
         if self.is_refused {
             return None;

@@ -12,20 +12,18 @@ const CHECK_TIMEOUT: Duration = Duration::from_millis(1800);
 
 /// Whether this replica should get requests, and why not.
 #[derive(Debug, Serialize)]
-pub struct Readiness {
+pub(crate) struct Readiness {
     status: &'static str,
     replica: String,
     version: &'static str,
     draining: bool,
-    /// The session store.
-    pub sessions: Part,
-    /// The users' database.
-    pub users: Part,
+    pub(crate) sessions: Part,
+    pub(crate) users: Part,
 }
 
 /// A part that requests depend on.
 #[derive(Debug, Serialize)]
-pub struct Part {
+pub(crate) struct Part {
     store: &'static str,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,8 +33,8 @@ pub struct Part {
 }
 
 impl Readiness {
-    /// Asks all parts, at the same time.
-    pub async fn of(auth: &Auth, draining: bool) -> Self {
+    /// Asks all parts at the same time.
+    pub(crate) async fn of(auth: &Auth, draining: bool) -> Self {
         let (sessions, users) = tokio::join!(
             tokio::time::timeout(CHECK_TIMEOUT, auth.sessions.ping()),
             tokio::time::timeout(CHECK_TIMEOUT, auth.users.ping()),
@@ -59,8 +57,8 @@ impl Readiness {
         readiness
     }
 
-    /// Whether all is well.
-    pub fn is_ready(&self) -> bool {
+    /// Whether this replica should get requests.
+    pub(crate) fn is_ready(&self) -> bool {
         !self.draining && self.sessions.is_ready() && self.users.is_ready()
     }
 }
@@ -75,8 +73,7 @@ impl Part {
         Self { store, status: if error.is_none() { "ok" } else { "failing" }, error, note: None }
     }
 
-    /// Whether it answers.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.error.is_none()
     }
 }

@@ -18,7 +18,7 @@ use crate::auth::{Client, Registration, SignedIn};
 
 /// A registration.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct RegisterRequest {
+pub(super) struct RegisterRequest {
     /// E-mail address, unique in all its spellings: case, Unicode forms, `xn--` and Unicode domains.
     #[schema(required, nullable = false, example = "ada@example.org", max_length = 254)]
     email: Option<String>,
@@ -32,7 +32,7 @@ pub struct RegisterRequest {
 
 /// The account that was made.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct RegisterResponse {
+pub(super) struct RegisterResponse {
     /// UUIDv7.
     user_id: Uuid,
     email: String,
@@ -53,7 +53,7 @@ pub struct RegisterResponse {
         error::PasswordProblems,
     )
 )]
-pub async fn register(
+pub(super) async fn register(
     State(app): State<Arc<App>>,
     client: Client,
     Json(request): Json<RegisterRequest>,
@@ -74,7 +74,7 @@ pub async fn register(
 
 /// A change of password.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct PasswordRequest {
+pub(super) struct PasswordRequest {
     /// The present password.
     #[schema(required, nullable = false, value_type = String, format = Password, example = "correct horse battery")]
     current_password: Option<SecretString>,
@@ -95,7 +95,7 @@ pub struct PasswordRequest {
         error::PasswordProblems,
     )
 )]
-pub async fn password(
+pub(super) async fn password(
     State(app): State<Arc<App>>,
     signed_in: SignedIn,
     client: Client,
@@ -116,7 +116,7 @@ pub async fn password(
 
 /// A deletion.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct DeleteRequest {
+pub(super) struct DeleteRequest {
     /// The password.
     #[schema(required, nullable = false, value_type = String, format = Password, example = "correct horse battery")]
     password: Option<SecretString>,
@@ -133,7 +133,7 @@ pub struct DeleteRequest {
         error::PasswordProblems,
     )
 )]
-pub async fn delete(
+pub(super) async fn delete(
     State(app): State<Arc<App>>,
     signed_in: SignedIn,
     client: Client,

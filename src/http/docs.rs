@@ -19,8 +19,8 @@ use utoipa_swagger_ui::Config;
 
 use super::error::Problem;
 
-/// What stands above the routes.
-pub fn head() -> OpenApi {
+/// The OpenAPI document before any route is added: title, description, licence, and the session cookie.
+pub(super) fn head() -> OpenApi {
     let mut info = Info::new("authfleet", env!("CARGO_PKG_VERSION"));
     info.description = Some(
         "Session authentication that runs as a fleet: any replica can answer any request.\n\n\
@@ -39,7 +39,6 @@ pub fn head() -> OpenApi {
         .build()
 }
 
-/// Swagger UI's files.
 const FILES: [&str; 9] = [
     "index.html",
     "index.css",
@@ -51,12 +50,12 @@ const FILES: [&str; 9] = [
     "favicon-32x32.png",
     "oauth2-redirect.html",
 ];
-/// Browsers and proxies keep these for a week; afterwards they ask whether they have changed. What names them is asked for
-/// each time, so a new release is seen at once where names differ, and after a week where they don't.
+/// For scripts, styles and images: browsers and proxies keep them for a week, then ask whether they have changed.
 const CACHED: HeaderValue = HeaderValue::from_static("public, max-age=604800");
+/// For the pages that name those files, and for the OpenAPI document: browsers ask each time whether they have changed.
 const ASKED_FOR: HeaderValue = HeaderValue::from_static("no-cache");
 
-/// A file that is the same for everybody. Its bytes exist once in the process, however many are reading it.
+/// A file that is the same for everybody. The process holds its bytes once, however many clients read it.
 #[derive(Clone, Debug)]
 struct File {
     content: Bytes,
@@ -77,7 +76,7 @@ impl File {
         }
     }
 
-    /// RFC 9110 section 13.1.2: 304 if the client has it already.
+    /// The file, or 304 if the client has it already (RFC 9110 section 13.1.2).
     fn answer(&self, request: &HeaderMap) -> Response {
         let known = request.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
         let mut known = known.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
@@ -89,13 +88,9 @@ impl File {
     }
 }
 
-/// `/openapi.json` and `/docs`; `/` leads to them.
-///
-/// # Panics
-///
-/// If the library's files are not what they were.
-pub fn routes<S: Clone + Send + Sync + 'static>(document: &OpenApi) -> Router<S> {
-    // No validator: by default the page would show the document's address to a server of somebody else's.
+/// The routes `/openapi.json` and `/docs`, and a redirect from `/`.
+pub(super) fn routes<S: Clone + Send + Sync + 'static>(document: &OpenApi) -> Router<S> {
+    // By default the page would send the document's address to a validator on somebody else's server.
     let config = Config::from("/openapi.json").try_it_out_enabled(true).validator_url("none");
     let config = Arc::new(config);
     let mut files = HashMap::new();

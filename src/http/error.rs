@@ -15,7 +15,7 @@ use crate::telemetry::chain;
 
 /// A failure, as the client sees it.
 #[derive(Clone, Debug)]
-pub struct Problem {
+pub(crate) struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: Cow<'static, str>,
@@ -23,19 +23,18 @@ pub struct Problem {
     headers: HeaderMap,
 }
 
-/// One thing that is wrong with one field of the request.
+/// A mistake in one field of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct FieldError {
+pub(super) struct FieldError {
     /// The field's name; `body` when it's the body as a whole.
     #[schema(example = "password")]
-    pub field: String,
+    pub(super) field: String,
     /// What is wrong, and what would be right.
-    pub message: String,
+    pub(super) message: String,
 }
 
 impl FieldError {
-    /// Something wrong with `field`.
-    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(super) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self { field: field.into(), message: message.into() }
     }
 }
@@ -43,7 +42,7 @@ impl FieldError {
 /// RFC 9457 problem details, with a stable `code`.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
-pub struct Body<'a> {
+pub(super) struct Body<'a> {
     /// `about:blank`: the status code says what kind of problem it is, `code` which.
     r#type: &'static str,
     /// The status code in words.
@@ -61,9 +60,9 @@ pub struct Body<'a> {
     errors: &'a [FieldError],
 }
 
-/// What every call with a JSON body can also answer, for the OpenAPI document.
+/// The failures of every call with a JSON body, for the OpenAPI document.
 #[derive(Debug)]
-pub struct BodyProblems;
+pub(super) struct BodyProblems;
 
 impl IntoResponses for BodyProblems {
     fn responses() -> BTreeMap<String, document::RefOr<document::Response>> {
@@ -77,9 +76,9 @@ impl IntoResponses for BodyProblems {
     }
 }
 
-/// What every call with a password can also answer.
+/// The failures of every call with a password, for the OpenAPI document.
 #[derive(Debug)]
-pub struct PasswordProblems;
+pub(super) struct PasswordProblems;
 
 impl IntoResponses for PasswordProblems {
     fn responses() -> BTreeMap<String, document::RefOr<document::Response>> {
@@ -90,9 +89,9 @@ impl IntoResponses for PasswordProblems {
     }
 }
 
-/// What every call that only needs a session can also answer.
+/// The failures of every call that only needs a session, for the OpenAPI document.
 #[derive(Debug)]
-pub struct SessionProblems;
+pub(super) struct SessionProblems;
 
 impl IntoResponses for SessionProblems {
     fn responses() -> BTreeMap<String, document::RefOr<document::Response>> {
@@ -119,113 +118,106 @@ impl Problem {
     }
 
     /// 400: the body isn't JSON.
-    pub fn malformed_json(why: &serde_json::Error) -> Self {
+    pub(super) fn malformed_json(why: &serde_json::Error) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "malformed_json", format!("The body is not valid JSON: {why}"))
     }
 
     /// 400: the body didn't arrive whole.
-    pub fn incomplete_body() -> Self {
+    pub(super) fn incomplete_body() -> Self {
         Self::new(StatusCode::BAD_REQUEST, "incomplete_body", "The body did not arrive whole")
     }
 
-    /// 401: no cookie, or one that isn't (or is no longer) a session.
-    pub fn session_invalid() -> Self {
+    /// 401: there is no cookie, or it names no living session.
+    pub(super) fn session_invalid() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "session_invalid", "Session expired or invalid")
     }
 
     /// 401: the same for an unknown user, a wrong password and a disabled user.
-    pub fn invalid_credentials() -> Self {
+    pub(super) fn invalid_credentials() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_credentials", "The user name or password is wrong")
     }
 
     /// 403: somebody who is signed in got the password wrong.
-    pub fn wrong_password() -> Self {
+    pub(super) fn wrong_password() -> Self {
         Self::new(StatusCode::FORBIDDEN, "invalid_credentials", "The password is wrong")
     }
 
     /// 404: also for another user's session.
-    pub fn session_not_found() -> Self {
+    pub(super) fn session_not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "session_not_found", "You have no such session")
     }
 
     /// 403: a browser sent this from another site.
-    pub fn cross_site() -> Self {
+    pub(super) fn cross_site() -> Self {
         Self::new(StatusCode::FORBIDDEN, "cross_site", "This request came from another site")
     }
 
-    /// 404.
-    pub fn not_found() -> Self {
+    pub(super) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "There is nothing at this path")
     }
 
-    /// 405. `Allow` is set by the router, which knows the methods.
-    pub fn method_not_allowed() -> Self {
+    /// The router adds `Allow`, since it knows the methods.
+    pub(super) fn method_not_allowed() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "This path does not take this method")
     }
 
-    /// 408: the body took too long.
-    pub fn request_timeout() -> Self {
+    /// 408. The rest of the body is not awaited, so the connection closes.
+    pub(super) fn request_timeout() -> Self {
         let mut problem = Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body took too long to arrive");
         problem.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         problem
     }
 
-    /// 409.
-    pub fn email_taken() -> Self {
+    pub(super) fn email_taken() -> Self {
         Self::new(StatusCode::CONFLICT, "email_taken", "An account with this e-mail address exists")
     }
 
-    /// 409.
-    pub fn username_taken() -> Self {
+    pub(super) fn username_taken() -> Self {
         Self::new(StatusCode::CONFLICT, "username_taken", "An account with this username exists")
     }
 
-    /// 413.
-    pub fn too_large(limit: usize) -> Self {
+    pub(super) fn too_large(limit: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("The body is larger than {limit} bytes"))
     }
 
-    /// 431 (RFC 6585 section 5), as nginx says it. The rest of the connection is not worth reading.
-    pub fn head_too_large(limit: usize) -> Self {
+    /// 431 (RFC 6585 section 5), also nginx's status for it. The connection closes, since its client is broken or hostile.
+    pub(super) fn head_too_large(limit: usize) -> Self {
         let detail = format!("The request line and header fields exceed {limit} bytes");
         let mut problem = Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail);
         problem.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         problem
     }
 
-    /// 415.
-    pub fn unsupported_media_type() -> Self {
+    pub(super) fn unsupported_media_type() -> Self {
         let detail = "The body must be JSON, sent with Content-Type: application/json";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     }
 
-    /// 422, naming each field.
-    pub fn validation_failed(errors: Vec<FieldError>) -> Self {
+    pub(super) fn validation_failed(errors: Vec<FieldError>) -> Self {
         let mut problem =
             Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", "The request has invalid fields");
         problem.errors = errors;
         problem
     }
 
-    /// 429.
-    pub fn throttled(retry_after_seconds: u64) -> Self {
+    pub(super) fn throttled(retry_after_seconds: u64) -> Self {
         let detail = "Too many failed attempts; try again later";
         Self::new(StatusCode::TOO_MANY_REQUESTS, "throttled", detail).retry_after(retry_after_seconds)
     }
 
     /// 500: a bug. The log has the cause, the client its request id.
-    pub fn internal() -> Self {
+    pub(super) fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side")
     }
 
     /// 503: more logins than can be hashed at present.
-    pub fn overloaded(retry_after_seconds: u64) -> Self {
+    pub(super) fn overloaded(retry_after_seconds: u64) -> Self {
         let detail = "Too many logins at present; try again shortly";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(retry_after_seconds)
     }
 
-    /// 503: Redis or SQL didn't answer. Nothing is known about the session, so nothing is said about it.
-    pub fn store_unavailable() -> Self {
+    /// 503: Redis or SQL didn't answer. Nothing is known about the session, so the answer leaves the cookie alone.
+    pub(super) fn store_unavailable() -> Self {
         let detail = "A store that this needs does not answer; try again shortly";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail).retry_after(1)
     }
@@ -264,7 +256,7 @@ impl From<AuthError> for Problem {
                 fields.into_iter().map(|(name, message)| FieldError::new(name, message)).collect(),
             ),
             AuthError::Overloaded { retry_after } => Self::overloaded(whole_seconds(retry_after)),
-            // Nobody reads it.
+            // The client has hung up, so nobody reads this answer.
             AuthError::Abandoned => Self::overloaded(1),
             AuthError::Unavailable(why) => {
                 tracing::warn!(why = chain(&*why), "answered 503 store_unavailable");
@@ -278,7 +270,7 @@ impl From<AuthError> for Problem {
     }
 }
 
-/// Rounded up: whoever waits this long is not too early.
+/// Rounded up, so that a client who waits this long is not too early.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }

@@ -17,15 +17,16 @@ use super::request::{Peer, RequestId, client_address};
 use crate::auth::{Client, SignedIn};
 
 /// The largest body that is read.
-pub const BODY_LIMIT: usize = 16 * 1024;
-/// How long a whole body may take: a client that sends a byte now and then is cut off too.
+pub(super) const BODY_LIMIT: usize = 16 * 1024;
+/// How long a whole body may take. A limit on the pause between two frames, as tower-http's `RequestBodyTimeoutLayer` has it,
+/// would let a client that sends a byte now and then go on for ever.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a user agent that are kept with each session; `hash-max-listpack-value` in deploy/redis/redis.conf is the same.
 const USER_AGENT_LIMIT: usize = 256;
 
 /// A JSON body. Every way in which it can be wrong has its own problem.
 #[derive(Debug)]
-pub struct Json<T>(pub T);
+pub(super) struct Json<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = Problem;
@@ -54,7 +55,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     }
 }
 
-/// What would be right in this place. Not what was there, which serde says as well: it may be a password.
+/// What would be right in this place. serde also says what was there, which is left out: it may be a password.
 fn mistake(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rsplit_once(", expected ") {
@@ -73,7 +74,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
-    // Said up front where the length is declared, so that nothing of it is read.
+    // A declared length that is too large is refused before anything is read.
     if http_body::Body::size_hint(&body).lower() > BODY_LIMIT as u64 {
         return Err(Problem::too_large(BODY_LIMIT));
     }
@@ -95,7 +96,7 @@ impl FromRequestParts<Arc<App>> for SignedIn {
 }
 
 /// The values of every cookie of this name, in order.
-pub fn cookies<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+pub(super) fn cookies<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
     headers.get_all(COOKIE).iter().flat_map(move |header| {
         header.as_bytes().split(|byte| *byte == b';').filter_map(move |pair| {
             let value = pair.trim_ascii_start().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;

@@ -1,4 +1,5 @@
-//! Request metrics. Looking up a metric's handle costs more than using it, so each thread keeps the handles that it has used.
+//! Request metrics. Looking up a metric's handle costs more than using it, so each thread keeps the handles that it has
+//! used.
 use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -22,19 +23,19 @@ thread_local! {
     static SERIES: RefCell<Vec<Series>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Requests in flight: none before the first, rather than no value.
-pub fn in_flight() -> &'static Gauge {
+/// The gauge of requests in flight. It is looked up before the first request too, so that it shows 0 rather than nothing.
+pub(super) fn in_flight() -> &'static Gauge {
     static GAUGE: OnceLock<Gauge> = OnceLock::new();
     GAUGE.get_or_init(|| gauge!(HTTP_IN_FLIGHT))
 }
 
 /// A request that is being answered; counted down when dropped, however it ends.
 #[derive(Debug)]
-pub struct InFlight(());
+pub(super) struct InFlight(());
 
 impl InFlight {
     /// Counts a request that has begun.
-    pub fn begin() -> Self {
+    pub(super) fn begin() -> Self {
         in_flight().increment(1);
         Self(())
     }
@@ -47,7 +48,7 @@ impl Drop for InFlight {
 }
 
 /// Counts a request that has ended.
-pub fn finished(method: &Method, route: Option<&str>, status: StatusCode, elapsed: Duration) {
+pub(super) fn finished(method: &Method, route: Option<&str>, status: StatusCode, elapsed: Duration) {
     let method = bounded(method);
     let route = route.unwrap_or(UNMATCHED);
     SERIES.with_borrow_mut(|all| {
@@ -56,7 +57,8 @@ pub fn finished(method: &Method, route: Option<&str>, status: StatusCode, elapse
         let at = found.unwrap_or_else(|| {
             let seconds = histogram!(HTTP_SECONDS, "method" => method, "route" => route.to_owned());
             let mut series = Series { method, route: route.to_owned(), seconds, by_status: Vec::new() };
-            // From 0 on: an objective counts increases, and the first failure must be one.
+            // Shown as 0 before the first failure: the objective for availability counts increases, and from nothing to 1 is
+            // none.
             series.counter(StatusCode::SERVICE_UNAVAILABLE);
             all.push(series);
             all.len() - 1
@@ -81,7 +83,7 @@ impl Series {
 }
 
 /// The method as a label. A client may send any method, so all but the usual ones share a label.
-pub fn bounded(method: &Method) -> &'static str {
+pub(super) fn bounded(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
         Method::HEAD => "HEAD",

@@ -5,7 +5,7 @@ mod docs;
 mod error;
 mod extract;
 mod metrics;
-pub mod ops;
+pub(crate) mod ops;
 mod refusals;
 mod request;
 mod sessions;
@@ -18,37 +18,35 @@ use http::HeaderValue;
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::validate_request::ValidateRequestHeaderLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use self::cookie::SessionCookie;
+pub(crate) use self::cookie::SessionCookie;
 use self::error::Problem;
-pub use self::refusals::HEAD_LIMIT;
-pub use self::request::Peer;
+pub(crate) use self::refusals::HEAD_LIMIT;
+pub(crate) use self::request::Peer;
 use crate::auth::Auth;
 use crate::clock::Clock;
 
 /// What every handler can reach.
 #[derive(Debug)]
-pub struct App {
-    /// The flows.
-    pub auth: Auth,
-    /// The session cookie's name and attributes.
-    pub cookie: SessionCookie,
+pub(crate) struct App {
+    pub(crate) auth: Auth,
+    pub(crate) cookie: SessionCookie,
     /// Peers whose `X-Forwarded-*` is believed.
-    pub trusted_proxies: Vec<IpNet>,
+    pub(crate) trusted_proxies: Vec<IpNet>,
     /// `X-Served-By`: this replica's name.
-    pub served_by: HeaderValue,
+    pub(crate) served_by: HeaderValue,
     /// Whether `/docs` and `/openapi.json` are served.
-    pub api_docs: bool,
-    /// The time.
-    pub clock: Clock,
+    pub(crate) api_docs: bool,
+    pub(crate) clock: Clock,
     /// Cancelled when the process begins to end.
-    pub drain: CancellationToken,
+    pub(crate) drain: CancellationToken,
 }
 
 /// The public API: every route, and what each request passes on its way, outermost first.
-pub fn router(app: Arc<App>) -> Router {
+pub(crate) fn router(app: Arc<App>) -> Router {
     metrics::in_flight();
     let (mut routes, document) = api().split_for_parts();
     if app.api_docs {
@@ -61,7 +59,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer((
             request::RequestLayer(Arc::clone(&app)),
             CatchPanicLayer::custom(|_| Problem::internal().into_response()),
-            refusals::RefusalLayer(Arc::clone(&app)),
+            ValidateRequestHeaderLayer::custom(refusals::Refusals(Arc::clone(&app))),
         ))
         .with_state(app)
 }
@@ -82,6 +80,6 @@ fn api() -> OpenApiRouter<Arc<App>> {
 }
 
 /// The OpenAPI 3.1 document.
-pub fn openapi() -> utoipa::openapi::OpenApi {
+pub(crate) fn openapi() -> utoipa::openapi::OpenApi {
     api().into_openapi()
 }

@@ -13,15 +13,13 @@ use super::App;
 use super::error::Problem;
 use crate::readiness::Readiness;
 
-/// What the ops routes can reach.
+/// What the handlers of the ops listener can reach.
 #[derive(Clone)]
-pub struct Ops {
-    /// The application.
-    pub app: Arc<App>,
-    /// The metrics recorder.
-    pub metrics: PrometheusHandle,
+pub(crate) struct Ops {
+    pub(crate) app: Arc<App>,
+    pub(crate) metrics: PrometheusHandle,
     /// Metrics of the process itself.
-    pub process: metrics_process::Collector,
+    pub(crate) process: metrics_process::Collector,
 }
 
 impl std::fmt::Debug for Ops {
@@ -30,8 +28,7 @@ impl std::fmt::Debug for Ops {
     }
 }
 
-/// `/livez`, `/readyz`, `/metrics`.
-pub fn router(ops: Ops) -> Router {
+pub(crate) fn router(ops: Ops) -> Router {
     Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))

@@ -19,7 +19,7 @@ use crate::auth::{self, Client, Opened, SessionId, SignedIn};
 
 /// Credentials: `email` or `username`, and `password`.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct LoginRequest {
+pub(super) struct LoginRequest {
     /// E-mail address.
     #[schema(example = "ada@example.org")]
     email: Option<String>,
@@ -33,7 +33,7 @@ pub struct LoginRequest {
 
 /// A new session. Its token is in `Set-Cookie` alone.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct LoginResponse {
+pub(super) struct LoginResponse {
     #[schema(example = "Login successful")]
     message: &'static str,
     user_id: Uuid,
@@ -65,7 +65,7 @@ pub struct LoginResponse {
         error::PasswordProblems,
     )
 )]
-pub async fn login(
+pub(super) async fn login(
     State(app): State<Arc<App>>,
     client: Client,
     headers: HeaderMap,
@@ -89,7 +89,7 @@ pub async fn login(
 }
 
 /// The answer to whatever opens a session.
-pub fn signed_in(app: &App, opened: Opened) -> Response {
+pub(super) fn signed_in(app: &App, opened: Opened) -> Response {
     let cookie = app.cookie.set(&opened.token);
     let body = LoginResponse {
         message: "Login successful",
@@ -113,7 +113,7 @@ pub fn signed_in(app: &App, opened: Opened) -> Response {
         (status = "5XX", description = "As `/auth/login`.", body = error::Body, content_type = "application/problem+json"),
     )
 )]
-pub async fn login_short(
+pub(super) async fn login_short(
     state: State<Arc<App>>,
     client: Client,
     headers: HeaderMap,
@@ -124,7 +124,7 @@ pub async fn login_short(
 
 /// A sign-out.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct LogoutResponse {
+pub(super) struct LogoutResponse {
     #[schema(example = "Logged out")]
     message: &'static str,
 }
@@ -139,7 +139,11 @@ pub struct LogoutResponse {
         (status = 503, description = "`store_unavailable`: the session may be alive; the cookie is left alone", body = error::Body, content_type = "application/problem+json"),
     )
 )]
-pub async fn logout(State(app): State<Arc<App>>, client: Client, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn logout(
+    State(app): State<Arc<App>>,
+    client: Client,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     app.auth.sign_out(cookies(&headers, app.cookie.name()), &client).await?;
     let headers = [
         (SET_COOKIE, app.cookie.clear()),
@@ -158,13 +162,17 @@ pub async fn logout(State(app): State<Arc<App>>, client: Client, headers: Header
         (status = "5XX", description = "As `/auth/logout`.", body = error::Body, content_type = "application/problem+json"),
     )
 )]
-pub async fn logout_short(state: State<Arc<App>>, client: Client, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn logout_short(
+    state: State<Arc<App>>,
+    client: Client,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     logout(state, client, headers).await
 }
 
 /// Who is signed in.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Profile<'a> {
+pub(super) struct Profile<'a> {
     user_id: Uuid,
     username: &'a str,
     email: &'a str,
@@ -176,7 +184,7 @@ pub struct Profile<'a> {
 
 /// The session that was sent.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ProfileSession<'a> {
+pub(super) struct ProfileSession<'a> {
     #[schema(value_type = String, example = "q83vEjRWeJASNFZ4kBI0Vg")]
     session_id: SessionId,
     #[schema(format = DateTime)]
@@ -200,7 +208,7 @@ pub struct ProfileSession<'a> {
         error::SessionProblems,
     )
 )]
-pub async fn profile(SignedIn { claims, session, idle_expires_at }: SignedIn) -> Response {
+pub(super) async fn profile(SignedIn { claims, session, idle_expires_at }: SignedIn) -> Response {
     let expires_at = jiff::Timestamp::from_millisecond(claims.expires_at_ms).unwrap_or(jiff::Timestamp::MAX);
     let body = Profile {
         user_id: claims.user_id,
@@ -222,13 +230,13 @@ pub async fn profile(SignedIn { claims, session, idle_expires_at }: SignedIn) ->
 
 /// The user's living sessions, newest first.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct SessionList {
+pub(super) struct SessionList {
     sessions: Vec<ListedSession>,
 }
 
 /// One of the user's sessions.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ListedSession {
+pub(super) struct ListedSession {
     #[schema(value_type = String, example = "q83vEjRWeJASNFZ4kBI0Vg")]
     session_id: SessionId,
     /// Whether it's the one that asked.
@@ -260,7 +268,7 @@ pub struct ListedSession {
         error::SessionProblems,
     )
 )]
-pub async fn list(State(app): State<Arc<App>>, signed_in: SignedIn) -> Result<axum::Json<SessionList>, Problem> {
+pub(super) async fn list(State(app): State<Arc<App>>, signed_in: SignedIn) -> Result<axum::Json<SessionList>, Problem> {
     let Claims { user_id, session_id: current, .. } = signed_in.claims;
     let entries = app.auth.list(user_id).await?;
     let sessions = entries.into_iter().map(|entry| ListedSession {
@@ -288,7 +296,7 @@ pub async fn list(State(app): State<Arc<App>>, signed_in: SignedIn) -> Result<ax
         error::SessionProblems,
     )
 )]
-pub async fn revoke(
+pub(super) async fn revoke(
     State(app): State<Arc<App>>,
     signed_in: SignedIn,
     client: Client,
@@ -303,14 +311,14 @@ pub async fn revoke(
 /// Which sessions to spare.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Keep {
+pub(super) enum Keep {
     /// The one that asks.
     Current,
 }
 
 /// See [`Keep`].
 #[derive(Debug, Deserialize)]
-pub struct RevokeAllQuery {
+pub(super) struct RevokeAllQuery {
     keep: Option<Keep>,
 }
 
@@ -325,7 +333,7 @@ pub struct RevokeAllQuery {
         error::SessionProblems,
     )
 )]
-pub async fn revoke_all(
+pub(super) async fn revoke_all(
     State(app): State<Arc<App>>,
     signed_in: SignedIn,
     client: Client,

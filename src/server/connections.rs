@@ -1,20 +1,20 @@
 //! Connections: how many there are, and what each may hold.
 //!
-//! Written by hand, since `axum::serve` has no place for any of these bounds. What one connection can cost:
+//! By hand, since `axum::serve` takes none of these limits. What one connection can cost:
 //!
 //! | what | bound |
 //! | --- | --- |
 //! | time until a request's head is there, and between requests | [`HEAD_TIMEOUT`] |
 //! | size of a head | [`HEAD_LIMIT`], then 431 |
-//! | time in which a client takes what it asked for | [`WriteTimeout`] |
+//! | time in which a client takes its answer | [`WriteTimeout`] |
 //! | answers that wait for a client | one, and what hyper buffers: it reads no further request meanwhile |
 //! | what the kernel keeps of them | [`SEND_BUFFER`] |
-use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::response::Response;
+use axum::middleware::AddExtension;
+use axum::{Extension, Router};
 use http::HeaderValue;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,27 +24,27 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower_service::Service;
+use tower_layer::Layer as _;
 
 use super::write_timeout::WriteTimeout;
 use crate::http::{HEAD_LIMIT, Peer};
 use crate::metrics::HTTP_CONNECTIONS_REFUSED;
 
-/// A client that hasn't sent a whole request head by then is cut off; also how long an idle connection is kept. Proxies
-/// must keep theirs for less, or they'll send into a closed one.
+/// A client that hasn't sent a whole request head by then is cut off. An idle connection is kept for as long; proxies must keep
+/// theirs for less, or they will send into a closed one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of a head hyper takes in before it refuses the head itself: a little more than is allowed, so that it's ours to
-/// say what is wrong.
+/// How much of a head hyper reads before it refuses the head itself. It is a little more than [`HEAD_LIMIT`], so that most heads
+/// that are too large get our answer, which says what is wrong.
 const READ_BUFFER: usize = HEAD_LIMIT + 8 * 1024;
-/// Bytes that the kernel keeps of what a client has not taken yet (it counts twice as much). By itself it would keep up to
-/// some MiB.
+/// Bytes of answers that the kernel keeps for a client that has not taken them yet (it counts twice as much). Unbounded, it
+/// would keep some MiB.
 const SEND_BUFFER: usize = 128 * 1024;
-/// After an accept failed (no descriptors left, say), the next is tried after this.
+/// The pause after an accept that failed, because no descriptors were left, say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How a client begins that speaks HTTP/2 and nothing else.
+/// The first bytes of a client that speaks nothing but HTTP/2.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
-/// As hyper answers what it can't read.
+/// hyper's answer to what it can't read.
 const BAD_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// How many connections are served at once.
@@ -117,8 +117,9 @@ impl Acceptor {
             match accepted {
                 Ok((stream, peer)) => match self.places.take() {
                     Some(place) => {
-                        let service = WithPeer { peer: Peer(peer), router: self.router.clone() };
-                        let serving = serve(server.clone(), stream, service, self.closing.clone());
+                        // Each request learns where it comes from.
+                        let service = Extension(Peer(peer)).layer(self.router.clone());
+                        let serving = serve(server.clone(), stream, peer, service, self.closing.clone());
                         self.connections.spawn(async move {
                             serving.await;
                             drop(place);
@@ -134,8 +135,8 @@ impl Acceptor {
         }
     }
 
-    /// Says so at once, so that a balancer asks another replica. A connection that waits to be accepted would look like a
-    /// replica that hangs. Whoever doesn't read it has lost nothing, so nobody waits until it's read.
+    /// Answers 503 at once, so that a balancer asks another replica; a connection that waits to be accepted would look like a
+    /// replica that hangs. The answer is written once and not waited for.
     fn refuse(&self, stream: &TcpStream) {
         let body = r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many connections; try again shortly","code":"overloaded"}"#;
         let answer = format!(
@@ -150,10 +151,15 @@ impl Acceptor {
     }
 }
 
-async fn serve(server: http1::Builder, stream: TcpStream, service: WithPeer, closing: CancellationToken) {
+async fn serve(
+    server: http1::Builder,
+    stream: TcpStream,
+    peer: SocketAddr,
+    service: AddExtension<Router, Peer>,
+    closing: CancellationToken,
+) {
     // Answers are small and whole: waiting for more to send would only delay them.
     drop(stream.set_nodelay(true));
-    let peer = service.peer;
     let stream = WriteTimeout::new(TokioIo::new(stream));
     let mut connection = server.serve_connection(stream, TowerToHyperService::new(service));
     let outcome = tokio::select! {
@@ -164,33 +170,10 @@ async fn serve(server: http1::Builder, stream: TcpStream, service: WithPeer, clo
         }
     };
     let Err(error) = outcome else { return };
-    tracing::debug!(%error, peer = %peer.0, "connection ended");
+    tracing::debug!(%error, %peer, "connection ended");
     // The one thing that hyper can't read and doesn't answer: HTTP/2 without asking for it (RFC 9113 section 3.3).
     let rest = connection.into_parts();
     if error.is_parse() && rest.read_buf.starts_with(HTTP2_PREFACE) {
         drop(rest.io.into_inner().into_inner().try_write(BAD_REQUEST));
-    }
-}
-
-/// Tells each request of a connection where it comes from.
-#[derive(Clone)]
-struct WithPeer {
-    peer: Peer,
-    router: Router,
-}
-
-impl Service<http::Request<hyper::body::Incoming>> for WithPeer {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = <Router as Service<axum::extract::Request>>::Future;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<hyper::body::Incoming>) -> Self::Future {
-        let mut request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(self.peer);
-        self.router.call(request)
     }
 }

@@ -25,54 +25,37 @@ use crate::http::{App, SessionCookie};
 use crate::metrics::{HTTP_CONNECTIONS, HTTP_CONNECTIONS_LIMIT};
 use crate::store::Stores;
 
-/// Connections that the ops listener serves at once: orchestrators and Prometheus. Apart from the public ones, so that a
-/// flood of those leaves the replica in sight.
+/// Connections that the ops listener serves at once, for orchestrators and Prometheus. They are counted apart from the public
+/// ones, so that the replica can be watched while those are used up.
 const OPS_CONNECTIONS: usize = 64;
 /// Files that the process needs besides connections: databases, Redis, logs.
 const OTHER_FILES: usize = 128;
-/// How often histograms are drained; until then every observation is kept.
+/// How often the recorder sorts observations into buckets; until then it keeps every single one.
 const METRICS_UPKEEP: Duration = Duration::from_secs(1);
 
 /// What can go wrong before the server serves.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address can't be bound.
+pub(crate) enum StartError {
     #[error("{variable}={address}: {source}")]
-    Bind {
-        /// The variable that names the address.
-        variable: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// The users' database can't be used.
+    Bind { variable: &'static str, address: SocketAddr, source: io::Error },
     #[error("DATABASE_URL: {0}")]
     Users(#[from] crate::store::users::OpenError),
-    /// The threads that hash can't be started.
     #[error("HASH_CONCURRENCY: {0}")]
     Threads(io::Error),
-    /// The address of Redis can't be read.
     #[error("REDIS_URL: {0}")]
     Sessions(#[from] crate::store::StoreError),
 }
 
-/// The two listeners.
 #[derive(Debug)]
-pub struct Listeners {
-    /// The API.
-    pub public: TcpListener,
+pub(crate) struct Listeners {
+    pub(crate) public: TcpListener,
     /// `/livez`, `/readyz`, `/metrics`.
-    pub ops: TcpListener,
+    pub(crate) ops: TcpListener,
 }
 
 impl Listeners {
-    /// Binds both addresses.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError::Bind`], with the variable to change.
-    pub async fn bind(config: &Config) -> Result<Self, StartError> {
+    /// Binds both addresses; an error names the variable to change.
+    pub(crate) async fn bind(config: &Config) -> Result<Self, StartError> {
         let bind = async |variable, address| {
             TcpListener::bind(address).await.map_err(|source| StartError::Bind { variable, address, source })
         };
@@ -85,11 +68,9 @@ impl Listeners {
 
 /// Opens the stores and puts the application together.
 ///
-/// # Errors
-///
-/// When the database can't be used or an address can't be read. A Redis that doesn't answer yet is no error: the
-/// replica starts, isn't ready, and becomes so by itself.
-pub async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError> {
+/// It fails if the database can't be used or an address can't be read. If Redis doesn't answer yet, the replica starts all
+/// the same; it becomes ready by itself once Redis does.
+pub(crate) async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError> {
     let stores = Stores::open(config, clock.clone())?;
     let users = stores.users().await?.clone();
     let Stores { sessions, throttle: failures, limits, .. } = stores;
@@ -129,8 +110,8 @@ pub async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError
 
 /// Serves until `stop` is cancelled, then drains: readiness fails and answers close their connections for
 /// `drain_delay`, while balancers look elsewhere; then the listener closes, and requests in flight have
-/// `drain_timeout` to finish, those whose clients have gone included. Says whether all of them did.
-pub async fn run(
+/// `drain_timeout` to finish, also those whose clients have hung up. Returns whether all of them did.
+pub(crate) async fn run(
     app: Arc<App>,
     listeners: Listeners,
     metrics: metrics_exporter_prometheus::PrometheusHandle,
@@ -160,7 +141,7 @@ pub async fn run(
         connections: requests.clone(),
     };
     let public = tokio::spawn(public.run(listeners.public));
-    // The ops listener answers until the very end: somebody is watching the drain.
+    // The ops listener answers until the process ends, so that the drain can be watched.
     let ops = Acceptor {
         router: ops::router(Ops { app: Arc::clone(&app), metrics, process }),
         places: Places::uncounted(OPS_CONNECTIONS),
@@ -175,7 +156,7 @@ pub async fn run(
     stop.cancelled().await;
     app.drain.cancel();
     gauges::drain_begins();
-    // A replica alone has no balancer that would have to notice.
+    // With sessions in memory there is one replica, and no balancer that would have to notice.
     let delay = if app.auth.sessions.is_shared() { config.drain_delay } else { Duration::ZERO };
     tracing::info!(?delay, timeout = ?config.drain_timeout, "draining");
     tokio::time::sleep(delay).await;

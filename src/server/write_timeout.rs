@@ -1,7 +1,8 @@
-//! A time limit for what a client has to take.
+//! A time limit for clients to take their answers.
 //!
-//! hyper limits the time for a request's head, not the time in which its answer is read: a client that asks and never reads
-//! would keep its connection, and the answer, for ever.
+//! hyper limits the time in which a request's head arrives, but not the time in which the answer is read: a client that asks
+//! and never reads would keep its connection, and the answer, for ever. tower-http's
+//! time-outs limit how long an answer takes to be made.
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
@@ -35,12 +36,12 @@ impl<S> WriteTimeout<S> {
         Self { stream, timer: None, waiting: false, taken: 0 }
     }
 
-    /// The stream.
     pub(super) fn into_inner(self) -> S {
         self.stream
     }
 
-    /// What became of an attempt to write, or to write out.
+    /// Passes on the outcome of a write or a flush, and fails once a wait has lasted too long. `taken` says how many bytes the
+    /// client took; `None` for a flush.
     fn limited<T>(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -52,7 +53,7 @@ impl<S> WriteTimeout<S> {
             Poll::Ready(Ok(done)) => {
                 if *this.waiting {
                     match taken(&done) {
-                        // hyper writes out when it has nothing more to write.
+                        // hyper flushes when it has nothing more to write.
                         None => *this.waiting = false,
                         Some(bytes) => {
                             *this.taken += bytes;
