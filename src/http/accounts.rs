@@ -78,7 +78,7 @@ pub(super) struct PasswordRequest {
     /// The present password.
     #[schema(required, nullable = false, value_type = String, format = Password, example = "correct horse battery")]
     current_password: Option<SecretString>,
-    /// The new one, under the same rules as at registration.
+    /// The new password, under the same rules as at registration.
     #[schema(required, nullable = false, value_type = String, format = Password, example = "staple a battery horse")]
     new_password: Option<SecretString>,
 }

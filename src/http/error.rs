@@ -180,7 +180,7 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("The body is larger than {limit} bytes"))
     }
 
-    /// 431 (RFC 6585 section 5), also nginx's status for it. The connection closes, since its client is broken or hostile.
+    /// 431 (RFC 6585 section 5). The connection closes: what its client sends next is not worth reading.
     pub(super) fn head_too_large(limit: usize) -> Self {
         let detail = format!("The request line and header fields exceed {limit} bytes");
         let mut problem = Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail);

@@ -1,4 +1,4 @@
-//! A client without a will of its own: no cookie store, no redirects, no kept connections, no proxies.
+//! A client that does only what it is told: it stores no cookies, follows no redirects, keeps no connections, uses no proxies.
 use std::time::{Duration, Instant};
 
 use reqwest::header::{COOKIE, HeaderMap, SET_COOKIE};
@@ -59,7 +59,7 @@ impl Call {
         self.try_send().await.expect("an answer")
     }
 
-    /// Sends it, maybe to nobody.
+    /// Sends it; an error if nobody answers.
     pub async fn try_send(self) -> reqwest::Result<Answer> {
         let begin = Instant::now();
         let response = self.0.send().await?;
@@ -191,7 +191,7 @@ impl Session {
     }
 }
 
-/// A connection on which anything can be said.
+/// A connection into which a test writes any bytes.
 pub struct Raw(TcpStream);
 
 impl Raw {
@@ -199,12 +199,12 @@ impl Raw {
         Self(TcpStream::connect(address).await.expect("a connection"))
     }
 
-    /// Writes; whether the other side still takes it.
+    /// Writes, and says whether the other side still takes it.
     pub async fn write(&mut self, bytes: &[u8]) -> bool {
         self.0.write_all(bytes).await.is_ok()
     }
 
-    /// Says that nothing more will come.
+    /// Closes the writing half.
     pub async fn finish(&mut self) {
         drop(self.0.shutdown().await);
     }

@@ -24,7 +24,7 @@ pub struct Collector {
 struct Kept {
     spans: Mutex<Vec<Span>>,
     headers: Mutex<HeaderMap>,
-    /// What is answered instead of taking spans; 0 for taking them.
+    /// The status that is answered instead of taking spans; 0 to take them.
     refusal: AtomicU16,
 }
 
@@ -74,7 +74,7 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// From now on answers with this status and keeps nothing; 0 to take spans again.
+    /// Answers with this status from now on and keeps nothing; 0 to take spans again.
     pub fn refuse(&self, status: u16) {
         self.kept.refusal.store(status, Ordering::Relaxed);
     }

@@ -13,7 +13,7 @@ use tokio::net::TcpSocket;
 
 use super::PATIENTLY;
 
-/// A child process, killed when dropped. Its output goes to files, and from there to the report of a failed test.
+/// A child process, killed when dropped. Its output goes to files; if the test fails, they are printed.
 pub struct Process {
     child: Child,
     name: String,
@@ -99,7 +99,7 @@ pub fn hold(address: &str) -> Option<TcpSocket> {
     cfg!(target_os = "linux").then_some(socket)
 }
 
-/// What was written so far; nothing if there is no such file yet.
+/// What was written so far; empty if there is no such file yet.
 pub fn read(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
 }
@@ -114,8 +114,8 @@ pub fn binary(directory: &Path, settings: &BTreeMap<String, String>) -> Command 
 /// The user `nobody` of every Linux.
 pub const NOBODY: u32 = 65534;
 
-/// The binary as a user who is not root: tests in containers run as root, who may do everything. Then it is `nobody`
-/// who runs a copy in `directory`, where the build's own directory need not be open to him.
+/// The binary as a user who is not root. Tests in containers run as root, who may do everything; there, `nobody` runs a copy
+/// in `directory`, since the build's own directory may be closed to that user.
 pub fn unprivileged(directory: &Path) -> Command {
     let original = Path::new(env!("CARGO_BIN_EXE_authfleet"));
     let mut command = if rustix::process::getuid().is_root() {
@@ -127,7 +127,7 @@ pub fn unprivileged(directory: &Path) -> Command {
             let copied = Command::new("cp").arg(original).arg(&copy).status().expect("cp runs");
             assert!(copied.success(), "the binary can't be copied");
         }
-        // As in a container, where no group comes with the user.
+        // Without groups, as in a container.
         let mut command = Command::new("setpriv");
         let nobody = NOBODY.to_string();
         command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups"]).arg(copy);
@@ -192,7 +192,7 @@ pub async fn authfleet_with_errors_to(
     let mut command = binary(directory, settings);
     let stderr = stderr.unwrap_or_else(|| append(&errors).into());
     let mut process = Process::spawn_into(&name, command.args(arguments), &output, append(&output), stderr);
-    // It holds the stream's other end open.
+    // The command holds the stream's other end open.
     drop(command);
     let status = process.ended().await;
     assert!(status.code().is_some(), "{name} was ended by signal {:?}", status.signal());

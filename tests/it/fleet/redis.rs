@@ -16,7 +16,7 @@ use super::{Fleet, PATIENTLY};
 pub struct Redis {
     process: Option<Process>,
     directory: PathBuf,
-    /// With what keeps it ours.
+    /// The port, and the socket that keeps others from it while Redis is down.
     port: Option<(u16, Option<TcpSocket>)>,
 }
 
@@ -39,7 +39,7 @@ impl Redis {
         }
     }
 
-    /// Starts it, again if need be, in the same place with the same data. Returns when it answers.
+    /// Starts it, in the same place with the same data if it ran before. Returns when it answers.
     pub async fn start(&mut self) {
         let config = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/redis/redis.conf");
         let output = self.directory.join("redis.log");
@@ -69,17 +69,17 @@ impl Redis {
         self.process.take().expect("redis is running").kill();
     }
 
-    /// It keeps its connections and says nothing any more.
+    /// Stops it: it keeps its connections and answers nothing.
     pub fn freeze(&self) {
         self.running().signal(Signal::STOP);
     }
 
-    /// It goes on.
+    /// Lets it go on.
     pub fn thaw(&self) {
         self.running().signal(Signal::CONT);
     }
 
-    /// It becomes a replica of a primary that is not there: it keeps its connections and its data, and refuses writes.
+    /// Makes it the replica of a primary that is not there: it keeps its connections and its data, and refuses writes.
     pub fn demote(&self) {
         self.run::<String>(&["REPLICAOF", "127.0.0.1", "1"]);
     }
@@ -119,10 +119,10 @@ impl Redis {
         keys
     }
 
-    /// Watches what clients cost from now on.
+    /// Counts what clients cost from now on.
     pub fn meter(&self) -> Meter {
         let mut meter = Meter { connection: self.connect().expect("redis answers"), before: Usage::default() };
-        // The first question is part of what it says itself, so that the next one adds the same.
+        // The first question opens the connection, so only the second costs as much as those of `used`.
         meter.read();
         meter.before = meter.read();
         meter
@@ -130,8 +130,8 @@ impl Redis {
 }
 
 impl Fleet {
-    /// What `work` costs Redis. Every few seconds a replica asks Redis how it is, for its metrics; when that fell into
-    /// the work, it's done and measured again.
+    /// What `work` costs Redis. Every few seconds a replica asks Redis how it is, for its metrics; if that happens during the
+    /// work, the work is done and measured again.
     pub async fn cost(&self, mut work: impl AsyncFnMut()) -> Usage {
         let looks = async || {
             let mut trips = 0;
@@ -165,7 +165,7 @@ pub struct Meter {
 /// What clients cost Redis.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Calls by command, those without any left out.
+    /// Calls by command, without commands that weren't called.
     pub commands: BTreeMap<String, u64>,
     /// How often something came in over a connection. Redis waits for it, so each is at least one round trip.
     pub reads: u64,
@@ -216,7 +216,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Redis can't be given a bound port, nor asked which one it took.
+/// A port that was free just now. Redis takes no socket from its parent, and doesn't say which port it took for 0.
 fn free_port() -> (u16, Option<TcpSocket>) {
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     (free.port(), hold(&free.to_string()))

@@ -12,13 +12,13 @@ use super::client::{Answer, Call, PASSWORD, Raw, Session, User, http};
 use super::process::{Process, binary, hold, read};
 use super::{PATIENTLY, Settings, within};
 
-/// `authfleet serve`. Kept on its ports over restarts.
+/// `authfleet serve`. It keeps its ports over restarts.
 pub struct Replica {
     name: String,
     directory: PathBuf,
     settings: Settings,
     process: Option<Process>,
-    /// The ports, from the end of one process to the start of the next.
+    /// Sockets that keep the ports from the end of one process to the start of the next.
     held: Vec<TcpSocket>,
     http: reqwest::Client,
 }
@@ -71,7 +71,7 @@ impl Replica {
         self.start().await;
     }
 
-    /// `kill -9`, and a new start with its log going into a pipe, which nobody reads unless the test does.
+    /// `kill -9`, and a new start with its log going into a pipe, which only the test reads, if at all.
     pub async fn restart_into_pipe(&mut self) -> PipeReader {
         self.kill();
         let (log, stdout) = std::io::pipe().expect("a pipe");
@@ -95,7 +95,7 @@ impl Replica {
         self.held = [self.address(), self.ops_address()].into_iter().filter_map(hold).collect();
     }
 
-    /// Sends SIGTERM, say.
+    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         self.running().signal(signal);
     }
