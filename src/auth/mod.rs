@@ -6,7 +6,7 @@
 mod accounts;
 pub mod admin;
 mod flows;
-pub mod identity;
+mod identity;
 pub mod password;
 mod revocation;
 mod sessions;
@@ -212,4 +212,17 @@ pub fn account_created_at(user_id: Uuid) -> Timestamp {
     let seconds = i64::try_from(seconds).unwrap_or(0);
     let nanoseconds = i32::try_from(nanoseconds).unwrap_or(0);
     Timestamp::new(seconds, nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::chain;
+
+    #[test]
+    fn a_failure_keeps_its_cause() {
+        let cause = std::io::Error::other("no memory");
+        let error = AuthError::from(HashError::Failed(cause.into()));
+        assert_eq!(chain(&error), "internal error: password hashing failed: no memory");
+    }
 }

@@ -4,6 +4,7 @@ pub mod sessions;
 pub mod throttle;
 pub mod users;
 
+use std::error::Error;
 use std::sync::Arc;
 
 use ::redis::{ErrorKind, ServerErrorKind};
@@ -15,6 +16,7 @@ use self::throttle::{MemoryCounters, ThrottleStore};
 use self::users::{OpenError, UserStore};
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl};
+use crate::telemetry::chain;
 
 /// The stores that a configuration means, for the server and for the command line.
 #[derive(Debug)]
@@ -73,11 +75,19 @@ impl Stores {
 pub struct StoreError {
     message: String,
     is_refusal: bool,
+    /// Shared, because each request that fails while Redis is away gets the same one.
+    source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 impl StoreError {
     fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_refusal: false }
+        Self { message: message.into(), is_refusal: false, source: None }
+    }
+
+    /// Names its cause in its own message, which `/readyz` shows.
+    fn caused(what: &str, cause: impl Error + Send + Sync + 'static) -> Self {
+        let message = format!("{what}: {}", chain(&cause));
+        Self { source: Some(Arc::new(cause)), ..Self::new(message) }
     }
 
     /// Whether the store answered that this user may not ask that, or that it knows no such command: asking again won't
@@ -96,6 +106,6 @@ impl From<::redis::RedisError> for StoreError {
             }
             _ => false,
         };
-        Self { message: format!("redis: {error}"), is_refusal }
+        Self { is_refusal, ..Self::caused("redis", error) }
     }
 }

@@ -73,7 +73,7 @@ pub struct RedisHandle {
     /// Held while connecting, so that one request does it for all.
     connecting: tokio::sync::Mutex<()>,
     /// Since when Redis is away, and why; `None` as long as it isn't known to be.
-    away: RwLock<Option<(Instant, String)>>,
+    away: RwLock<Option<(Instant, StoreError)>>,
     generation: AtomicU64,
 }
 
@@ -107,7 +107,7 @@ impl RedisHandle {
             .recycle_timeout(Some(CONNECT_TIMEOUT))
             .runtime(Runtime::Tokio1)
             .build()
-            .map_err(|error| StoreError::new(error.to_string()))?;
+            .map_err(|error| StoreError::caused("redis", error))?;
         metrics::gauge!(REDIS_CONNECTED).set(0);
         Ok(Self {
             pool,
@@ -228,7 +228,7 @@ impl RedisHandle {
             None => self.connecting.lock().await,
             Some((since, why)) => match self.connecting.try_lock() {
                 Ok(turn) if since.elapsed() >= RETRY_AFTER => turn,
-                _ => return Err(StoreError::new(why)),
+                _ => return Err(why),
             },
         };
         // What another request's attempt came to while this one waited speaks for this one too.
@@ -238,7 +238,7 @@ impl RedisHandle {
         if known.is_none()
             && let Some((_, why)) = self.away.read().clone()
         {
-            return Err(StoreError::new(why));
+            return Err(why);
         }
         match self.pool.get().await {
             Ok(connection) => {
@@ -256,11 +256,11 @@ impl RedisHandle {
                 Ok((lent, generation))
             }
             Err(error) => {
-                let why = format!("cannot connect to Redis: {error}");
+                let why = StoreError::caused("cannot connect to Redis", error);
                 if self.away.write().replace((Instant::now(), why.clone())).is_none() {
-                    tracing::error!(%error, "redis does not answer");
+                    tracing::error!(error = %why, "redis does not answer");
                 }
-                Err(StoreError::new(why))
+                Err(why)
             }
         }
     }
