@@ -141,7 +141,7 @@ pub(super) async fn delete(
 ) -> Result<Response, Problem> {
     let Some(password) = request.password else { return Err(required(&[("password", true)])) };
     let _present = client.gone.clone().drop_guard();
-    // As for a change of password.
+    // Goes on if the client leaves: half a deletion would end the sessions and keep the account.
     let deleting = Arc::clone(&app);
     let delete = async move { deleting.auth.delete_account(&signed_in, password, &client).await };
     app.auth.flows.run(delete).await?;

@@ -28,6 +28,7 @@ mod passwords;
 mod process_memory;
 mod registration;
 mod revocation;
+mod session_list;
 mod sessions;
 mod shutdown;
 mod stress;

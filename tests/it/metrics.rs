@@ -122,7 +122,7 @@ fn expect_labels(metric: &authfleet::metrics::Metric, labels: &Labels, replica: 
     }
 }
 
-/// Paths, methods, names and ids are anybody's. A series for each would fill Prometheus's memory.
+/// Clients choose paths, methods, names and ids as they like. A series for each would fill Prometheus's memory.
 #[tokio::test]
 async fn odd_requests_make_no_series() {
     let fleet = Fleet::start(1).await;
@@ -395,7 +395,7 @@ async fn the_shipped_acl_is_enough_and_a_narrower_one_is_said_once() {
     assert_eq!(value(&fleet[0], REDIS_ERRORS, &[("operation", "check")]).await, Some(1.0));
 }
 
-/// Somebody who looks after Redis must not find it busy with our questions.
+/// Redis must not be busy with questions about how it is.
 #[tokio::test]
 async fn looking_costs_redis_little() {
     let fleet = Fleet::start(1).await;
