@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::fleet::{Finished, Fleet, PASSWORD, Session};
 
 const NEW_PASSWORD: &str = "nine purple wombats in a row";
-/// Passes as random.
+/// A secret that looks random enough for `doctor`.
 const RANDOM: &str = "9f2d6c1be07a4853d4c0be127f3a96e59f";
 
 /// Runs a command that reads standard input.
@@ -26,7 +26,7 @@ pub(crate) fn piped(fleet: &Fleet, arguments: &[&str], changes: &[(&str, &str)],
         .envs(changes.iter().copied());
     let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = pipes.spawn().expect("the binary runs");
-    // It may have ended without reading.
+    // The command may have ended without reading.
     drop(child.stdin.take().expect("a pipe").write_all(input.as_bytes()));
     let output = child.wait_with_output().expect("it ends");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
@@ -39,7 +39,7 @@ pub(crate) fn audit(finished: &Finished) -> Vec<Value> {
     lines.filter(|line| line["target"] == "audit").collect()
 }
 
-/// One event, by a named user of this host, without any of these secrets in the output.
+/// Fails the test unless the command recorded this one event, with the name of who ran it, and showed none of these secrets.
 #[track_caller]
 fn assert_audited(finished: &Finished, event: &str, user_id: &str, secrets: &[&str]) {
     let events = audit(finished);
@@ -53,7 +53,7 @@ fn assert_audited(finished: &Finished, event: &str, user_id: &str, secrets: &[&s
     }
 }
 
-/// ASVS 5.0 7.4.2: all sessions end when an account is disabled; issue 4, items 6 and 7.
+/// ASVS 5.0 7.4.2: all sessions end when an account is disabled.
 #[tokio::test]
 async fn disabling_ends_the_sessions_on_every_replica_and_refuses_logins() {
     let fleet = Fleet::start(2).await;
@@ -114,7 +114,7 @@ async fn no_login_slips_past_a_disable() {
         let user = fleet[0].register(&name).await;
         let logins = async {
             let mut opened: Vec<Session> = Vec::new();
-            // Until it's refused: then the disable has come through.
+            // Until a login is refused: then the account is disabled.
             loop {
                 let (a, b) = tokio::join!(
                     fleet[0].try_login(&user.email, PASSWORD).send(),
@@ -209,7 +209,7 @@ async fn sessions_are_listed_inspected_and_revoked() {
     assert_eq!(ids, [json!(two.id), json!(one.id)], "newest first");
     assert_eq!(listed["sessions"][1]["created_by"], "replica-1");
 
-    // By id, and by cookie on standard input, as copied from a browser too.
+    // By id, and by cookie on standard input; a cookie may also be copied from a browser's developer tools.
     let by_id = fleet.command(&["session", "inspect", "--json", &one.id], &[]).await.expect_code(0).json();
     assert_eq!((&by_id["accepted"], &by_id["username"], &by_id["cookie"]), (&json!(true), &json!("ada"), &Value::Null));
     assert!(by_id["ttl_seconds"].as_i64().is_some_and(|ttl| (1..=1800).contains(&ttl)), "{by_id}");

@@ -6,7 +6,7 @@ use crate::fleet::{Fleet, PASSWORD, SECRET, Session};
 const NEW_PASSWORD: &str = "staple a battery horse";
 const WRONG: &str = "somebody's wrong password";
 
-/// The audit events so far, each with what it always has.
+/// The audit events so far, each checked for the fields that all of them have.
 fn events(fleet: &Fleet) -> Vec<Value> {
     let lines = fleet[0].log().into_iter().filter(|line| line["target"] == "audit");
     let events: Vec<_> = lines.collect();
@@ -20,7 +20,7 @@ fn events(fleet: &Fleet) -> Vec<Value> {
     events
 }
 
-/// What has been recorded since `seen`: as (event, reason, whose, which session, by which session).
+/// What was recorded since the first `seen` events, as (event, reason, user, session, session that did it).
 fn since<'a>(events: &'a [Value], seen: &mut usize) -> Vec<[&'a str; 5]> {
     let fields = ["event", "reason", "user_id", "session_id", "by_session"];
     let new = events[*seen..].iter().map(|event| fields.map(|field| event[field].as_str().unwrap_or("")));
@@ -50,7 +50,7 @@ async fn asvs_16_3_1_each_event_is_recorded() {
     fleet[0].post("/auth/register").json(&weak).send().await.expect(422);
     expect!(["registration_failed", "invalid", "", "", ""]);
 
-    // From where: as the trusted proxy says; and the request, to be found in every other log.
+    // The client's address as the trusted proxy gives it, and the request's id, by which other logs can be searched.
     let login =
         fleet[0].try_login("ada", PASSWORD).header("x-forwarded-for", "203.0.113.7").header("x-request-id", "login-1");
     let first = Session::opened_by(&login.send().await);
@@ -158,7 +158,7 @@ async fn asvs_16_2_5_no_password_or_token_is_logged() {
     fleet[0].try_login(typed_as_name, WRONG).send().await.expect(401);
     fleet[0].try_login("ada", WRONG).send().await.expect(401);
     let json_type = ("content-type", "application/json");
-    // Bodies that can't be read, and what a parser says of them.
+    // Bodies that can't be read: a parser's message might quote them.
     for body in [
         format!(r#"{{"username":"ada","password":"{PASSWORD}""#),
         format!(r#"{{"username":"ada","password":["{PASSWORD}"]}}"#),
@@ -179,13 +179,13 @@ async fn asvs_16_2_5_no_password_or_token_is_logged() {
             sessions.push(Session::opened_by(&answer));
         }
     }
-    // A token where none belongs: the path, the query, another header, another cookie.
+    // A token in the wrong place: the path, the query, another header, another cookie.
     let valid = sessions[2].clone();
     fleet[0].call("DELETE", &format!("/auth/sessions/{}", valid.id)).cookie(&valid.forged()).send().await.expect(401);
     let answer = fleet[0].get("/profile").header("authorization", &format!("Bearer {}", valid.token)).send().await;
     answer.expect(401);
     fleet[0].get(&format!("/profile?token={}", valid.token)).session(&valid).send().await.expect(200);
-    // Failing stores have much to say.
+    // Errors of stores have long messages.
     fleet.redis.kill();
     fleet[0].get("/profile").session(&valid).send().await.expect(503);
     fleet[0].try_login("ada", NEW_PASSWORD).send().await.expect(503);
@@ -201,7 +201,7 @@ async fn asvs_16_2_5_no_password_or_token_is_logged() {
     let mut secrets = vec![PASSWORD, NEW_PASSWORD, WRONG, weak, typed_as_name, SECRET];
     secrets.extend(hashes.iter().map(String::as_str));
     for session in &sessions {
-        // Any stretch that says more than whose it is.
+        // Any part of the token beyond the user's id.
         secrets.extend([&session.token[24..44], &session.token[96..]]);
     }
     let logs: Vec<_> =

@@ -88,7 +88,7 @@ fn a_working_directory_that_may_not_be_searched_is_a_warning() {
         let closed = directory.path().join(mode);
         std::fs::create_dir(&closed).expect("a directory");
         let program = unprivileged(directory.path());
-        // In the directory first, closed then: nobody could go there afterwards.
+        // The process enters the directory before it is closed, because it couldn't enter afterwards.
         let mut shell = std::process::Command::new("sh");
         shell.args(["-c", "chmod $0 . && exec \"$@\"", mode]).arg(program.get_program()).args(program.get_args());
         let command = shell.arg("config").env_clear().env("PATH", "/usr/bin:/bin").current_dir(&closed);
@@ -97,7 +97,7 @@ fn a_working_directory_that_may_not_be_searched_is_a_warning() {
         assert!(finished.stderr.starts_with("warning: .env was not looked for"), "{}", finished.stderr);
         assert!(finished.stdout.contains("SESSION_IDLE_TTL=30m"), "{}", finished.stdout);
     }
-    // One that is there and may not be read holds settings that somebody counts on.
+    // A file that is there but can't be read holds settings that somebody relies on.
     let there = directory.path().join("there");
     std::fs::create_dir(&there).expect("a directory");
     std::fs::write(there.join(".env"), "SESSION_IDLE_TTL=5m").expect("a file");
@@ -112,7 +112,7 @@ fn a_working_directory_that_may_not_be_searched_is_a_warning() {
 #[tokio::test]
 async fn the_example_lists_every_variable_with_its_default() {
     let example = include_str!("../../.env.example");
-    // For whoever has the program alone; needs no configuration, not even a sound one.
+    // For somebody who has nothing but the program: it works without configuration, and with one that is wrong.
     let printed = run(&["config", "--example"], &[("LISTEN_ADDR", "nowhere")], "").await.expect_code(0).stdout;
     assert_eq!(printed, example);
     let entries = example.lines().filter_map(|line| line.strip_prefix('#')?.split_once('='));
@@ -123,7 +123,7 @@ async fn the_example_lists_every_variable_with_its_default() {
     names.sort_unstable();
     let known: Vec<_> = config.as_object().expect("an object").keys().map(String::as_str).collect();
     assert_eq!(names, known);
-    // With every remark removed it changes nothing, so each default is the one in force.
+    // With every line uncommented it changes nothing, so each default that it shows is the real one.
     let uncommented: Vec<_> = entries.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let same = run(&["config", "--json"], &[], &uncommented.join("\n")).await.expect_code(0).json();
     assert_eq!(same, config);
@@ -139,7 +139,7 @@ async fn commands_explain_themselves() {
     for wrong in [&["nonsense"][..], &["serve", "--nonsense"], &["config", "serve"]] {
         assert!(!run(wrong, &[], "").await.expect_code(2).stderr.is_empty());
     }
-    // The document needs no configuration, not even a sound one.
+    // The document needs no configuration, and doesn't mind one that is wrong.
     run(&["openapi"], &[("LISTEN_ADDR", "nowhere")], "").await.expect_code(0).json();
 }
 
@@ -172,7 +172,7 @@ async fn the_health_check_says_what_readiness_says() {
     }
 }
 
-/// An address that stands for all of them is asked on this host.
+/// A listener on all addresses is asked on this host's own.
 #[tokio::test]
 async fn the_health_check_finds_a_wildcard_address() {
     let fleet = Fleet::builder().env("OPS_ADDR", "0.0.0.0:0").start().await;
@@ -204,7 +204,7 @@ async fn health_checks_ask_no_proxy() {
         let curl = curl.args(words).envs(proxies.map(|name| (name, nowhere))).output().expect("curl is installed");
         assert!(curl.status.success(), "{}", String::from_utf8_lossy(&curl.stderr));
     }
-    // BusyBox's, which knows no NO_PROXY; it is in the images alone.
+    // That is BusyBox's `wget`, which ignores NO_PROXY. Only the images have it.
     assert!(of("wget").iter().all(|words| words[1..3] == ["-Y", "off"]), "{commands:?}");
     assert_eq!(
         (of("curl").len(), of("wget").len()),

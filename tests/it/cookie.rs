@@ -68,10 +68,10 @@ async fn of_several_cookies_the_living_session_counts() {
         let profile = fleet[0].get("/profile").cookie(jar).send().await.expect(200).json();
         assert_eq!(profile["session"]["session_id"], alive.id.as_str(), "{jar}");
     }
-    // A login ends what was brought along; the new session is another one.
+    // A login ends the living session among them and opens another one.
     let next = Session::opened_by(&fleet[0].try_login("ada", PASSWORD).cookie(&jars[0]).send().await);
     assert_eq!((fleet[0].check(&alive).await, fleet[0].check(&next).await), (401, 200));
-    // A logout ends all that the browser holds.
+    // A logout ends every session that the browser sends.
     let other = fleet[0].login(&ada).await;
     let jar = format!("{}; {}; {}; {}", forged.join("; "), ended[0].cookie, next.cookie, other.cookie);
     fleet[0].post("/auth/logout").cookie(&jar).send().await.expect(200);
@@ -83,7 +83,7 @@ async fn of_several_cookies_the_living_session_counts() {
 #[tokio::test]
 async fn asvs_7_2_3_tokens_are_random_and_fit_into_a_cookie() {
     let fleet = Fleet::builder().replicas(3).env("COOKIE_SECURE", "true").start().await;
-    // The longest names that there can be are no part of it.
+    // The token doesn't contain names, so the longest ones change nothing.
     let email = format!("{}@{}.org", "a".repeat(64), ["b".repeat(60), "c".repeat(60), "d".repeat(60)].join("."));
     let username = "\u{1f512}".repeat(64);
     let body = json!({ "email": email, "username": username, "password": PASSWORD });

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use crate::fleet::{Answer, Fleet, PASSWORD, Session};
 
-/// Every call that changes something, with what it needs to be carried out.
+/// Every call that changes something.
 const UNSAFE: [(&str, &str); 10] = [
     ("POST", "/auth/register"),
     ("POST", "/auth/login"),
@@ -17,7 +17,7 @@ const UNSAFE: [(&str, &str); 10] = [
     ("DELETE", "/auth/account"),
 ];
 
-/// Everything that is stored: users in full, keys and values of Redis without what only time changes.
+/// Everything that is stored: users in full, and Redis's keys and values, without times to live.
 async fn stored(fleet: &Fleet) -> Vec<String> {
     let statement = "SELECT id || email || username || password_hash || epoch || updated_at FROM users ORDER BY id";
     let mut stored = fleet.query(statement).await;
@@ -33,7 +33,7 @@ async fn stored(fleet: &Fleet) -> Vec<String> {
 }
 
 async fn send(fleet: &Fleet, session: &Session, (method, path): (&str, &str), headers: &[(&str, &str)]) -> Answer {
-    // Enough for every one of them.
+    // Has the fields of all calls.
     let body = json!({
         "email": "ada@example.org", "username": "ada", "password": PASSWORD, "current_password": PASSWORD,
         "new_password": "staple a battery horse",
@@ -89,7 +89,7 @@ async fn asvs_3_5_1_this_site_and_other_programs_pass() {
     ] {
         for call in UNSAFE {
             let session = fleet[0].login(&ada).await;
-            // The password stays what it is, and so does the account.
+            // Without the fields that it takes, so that password and account stay for the next round.
             if call.1 == "/auth/password" || call.1 == "/auth/account" {
                 let mut call = fleet[0].call(call.0, call.1).session(&session).json(&json!({}));
                 for (name, value) in headers {
@@ -104,7 +104,7 @@ async fn asvs_3_5_1_this_site_and_other_programs_pass() {
     }
 }
 
-/// Behind a proxy the site's name is in `X-Forwarded-Host`; believed like every forwarded header.
+/// Behind a proxy the site's name is in `X-Forwarded-Host`, which is believed from trusted proxies only.
 #[tokio::test]
 async fn asvs_3_5_1_the_origin_is_compared_with_the_name_that_the_proxy_saw() {
     let fleet = Fleet::builder().env("TRUSTED_PROXIES", "127.0.0.1").start().await;
@@ -124,7 +124,7 @@ async fn asvs_3_5_1_the_origin_is_compared_with_the_name_that_the_proxy_saw() {
         .expect(200);
 }
 
-/// A sibling host is of the same site if the browser says so; without its word nobody can tell where a site ends.
+/// A sibling host passes if the browser calls it the same site. From `Origin` alone the server can't know where a site ends.
 #[tokio::test]
 async fn a_sibling_host_passes_by_the_browser_s_word_alone() {
     let fleet = Fleet::builder().env("TRUSTED_PROXIES", "127.0.0.1").start().await;
@@ -136,7 +136,8 @@ async fn a_sibling_host_passes_by_the_browser_s_word_alone() {
     send(&fleet, &session, ("POST", "/auth/logout"), &with_word).await.expect(200);
 }
 
-/// What a form or a script of another site can send without asking first is not taken, whatever the browser says of it.
+/// Forms and scripts of other sites can send some media types without asking first. Those are refused whatever else the
+/// browser sends.
 #[tokio::test]
 async fn asvs_3_5_2_bodies_that_need_no_preflight_are_not_read() {
     let fleet = Fleet::start(1).await;
@@ -181,7 +182,7 @@ async fn asvs_3_4_2_no_other_origin_is_allowed_to_read() {
     }
 }
 
-/// Safe methods change nothing but the time to live of the session that is sent along.
+/// Safe methods change nothing but the time to live of the session that is sent.
 #[tokio::test]
 async fn asvs_3_5_3_safe_methods_change_nothing() {
     let fleet = Fleet::start(1).await;
@@ -227,7 +228,7 @@ async fn other_sites_are_refused() {
         let read = fleet[0].get("/profile").header(name, value).session(&session).send().await;
         read.expect(200);
     }
-    // X-Forwarded-Host from nobody in particular doesn't make another site this one.
+    // X-Forwarded-Host counts from a trusted proxy only.
     let forwarded = fleet[0].post("/auth/logout").header("origin", "https://elsewhere.example");
     let forwarded = forwarded.header("x-forwarded-host", "elsewhere.example").session(&session).send().await;
     forwarded.expect_problem(403, "cross_site");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, SECRET};
 
-/// Passes as random.
+/// A secret that looks random enough for `doctor`.
 const RANDOM: &str = "9f2d6c1be07a4853d4c0be127f3a96e59f";
 
 /// What `doctor --json` says: exit code, and the status of each check.
@@ -60,7 +60,7 @@ async fn the_doctor_finds_what_is_wrong() {
     );
     assert_eq!(found["configuration"], "warn", "weak hashing");
 
-    // A public network is more than one proxy; a secret in a file that every user of the machine may read.
+    // A public network as proxies, and a secret in a file that every user of the machine may read.
     let key = fleet.path().join("key");
     std::fs::write(&key, RANDOM).expect("a file");
     for (mode, expected) in [(0o644, "warn"), (0o640, "ok")] {
@@ -85,7 +85,7 @@ async fn the_doctor_finds_what_is_wrong() {
     set("maxmemory-policy", "noeviction");
     set("appendonly", "yes");
 
-    // A user as the bundle makes it, and one that lacks a command.
+    // Redis's user as the bundle makes it, and one that lacks two commands.
     let rights = [
         "~session:*",
         "~user:*",

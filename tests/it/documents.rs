@@ -1,5 +1,5 @@
-//! What the documents name exists: links, headings, files, tests, targets of make, commands with their options, variables,
-//! metrics, Kubernetes objects. Needs nothing but the tree and the binary.
+//! Whatever the documents name exists: links, headings, files, tests, targets of make, commands with their options, variables,
+//! metrics, Kubernetes objects. The tests need nothing but the tree and the binary.
 mod markdown;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,7 +91,7 @@ fn links_lead_to_files_and_headings_that_exist() {
 #[test]
 fn no_document_has_two_headings_of_one_name() {
     let mut claims = Claims::default();
-    // A changelog has an Added for every release.
+    // A changelog has a heading "Added" for every release.
     for document in documents().iter().filter(|document| document.is_current()) {
         for (at, anchor) in document.anchors.iter().enumerate() {
             claims.check(document, anchor, !document.anchors[..at].contains(anchor));
@@ -110,7 +110,7 @@ fn files_exist() {
             if !rooms.contains(room) || rest.is_empty() {
                 continue;
             }
-            // As far as it is a name, not a pattern or a placeholder.
+            // Up to a pattern or a placeholder.
             let whole = word.split('#').next().expect("a first part");
             let plain = whole
                 .find(['*', '{', '<', '…', '$'])
@@ -222,7 +222,7 @@ fn help(of: &[&str]) -> String {
 /// The subcommands that a help text lists.
 fn subcommands(help: &str) -> BTreeSet<String> {
     let list = help.split_once("Commands:\n").map_or("", |(_, rest)| rest.split("\n\n").next().expect("a first part"));
-    // A line that goes on is indented further.
+    // Continued lines are indented further.
     let names = list.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
     names.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect()
 }
@@ -233,7 +233,7 @@ fn commands_of_authfleet_exist_with_their_options() {
     for document in documents().iter().filter(|document| document.is_current()) {
         for words in document.commands() {
             for at in (0..words.len()).filter(|at| words[*at] == "authfleet") {
-                // Where it is run, not a namespace, a user or a package of that name.
+                // Only where the command is run: a namespace, a user and a package have the same name.
                 let before = at.checked_sub(1).map(|before| words[before]);
                 if before
                     .is_some_and(|word| !["--", "|", "sudo", "&&"].contains(&word) && !word.starts_with("replica-"))
@@ -269,7 +269,7 @@ fn scripts_know_the_options_and_scenarios_that_are_named() {
     let driver = ["cli", "scenarios"].map(|name| read(&PathBuf::from(format!("loadtest/driver/{name}.py")))).concat();
     for document in documents().iter().filter(|document| document.is_current()) {
         for words in document.commands() {
-            // What the options belong to: the last program before them.
+            // Options belong to the last program before them.
             let mut program: Option<(&str, String)> = None;
             for word in words {
                 if word.contains('/') && root().join(word).exists() {

@@ -25,7 +25,7 @@ async fn killed_replicas_lose_no_acknowledged_user() {
                     }
                     let email = format!("user-{n}-{i}@example.org");
                     let body = json!({ "email": email, "password": PASSWORD });
-                    // Whatever happens to a connection whose replica is killed, an answer is an answer.
+                    // A killed replica breaks connections, but what it answered counts.
                     let Ok(response) = client.post(&url).json(&body).send().await else {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                         continue;
@@ -64,7 +64,7 @@ async fn killed_replicas_lose_no_acknowledged_user() {
 #[tokio::test]
 async fn three_may_migrate_at_once() {
     let mut fleet = Fleet::builder().replicas(0).unmigrated().start().await;
-    // Before that, serving says what to do.
+    // Before the migration, `serve` says what to do.
     let refused = fleet.command(&["serve"], &[("LISTEN_ADDR", "127.0.0.1:0"), ("OPS_ADDR", "127.0.0.1:0")]).await;
     assert!(refused.expect_code(1).stdout.contains("authfleet migrate"));
     assert!(!fleet.database().exists());
@@ -78,7 +78,7 @@ async fn three_may_migrate_at_once() {
     assert!(!applied.is_empty());
     fleet.add_replica().await;
     fleet[0].register("ada").await;
-    // Beside a running replica too.
+    // And once more beside a running replica.
     fleet.command(&["migrate"], &[]).await.expect_code(0);
     fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
 }

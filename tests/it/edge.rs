@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fleet::{Answer, Demo, PASSWORD, PATIENTLY, Raw, Session, within};
 
-/// An answer of nginx's own: a problem like any other of the contract.
+/// Fails the test unless nginx itself answered, with a problem as the contract has it.
 #[track_caller]
 fn own_problem(answer: Answer, status: u16, code: &str) {
     let answer = answer.expect_problem(status, code);
@@ -47,7 +47,7 @@ async fn what_is_too_large_or_hidden_never_reaches_a_replica() {
     assert!(!seen.contains("x-heavy") && !seen.contains("metrics") && !seen.contains("/auth/login"), "{seen}");
 }
 
-/// Other applications of the domain set cookies as well; as many as a replica takes, nginx lets in.
+/// Other applications of the domain set cookies as well. nginx passes as many as a replica takes.
 #[tokio::test]
 async fn many_cookies_of_others_keep_nobody_from_signing_out() {
     let demo = Demo::start(1, &[]);
@@ -61,7 +61,7 @@ async fn many_cookies_of_others_keep_nobody_from_signing_out() {
     demo.call("GET", "/profile").cookie(&jar).send().await.expect_problem(401, "session_invalid");
 }
 
-/// More heads that never end than nginx once had connections, all from one address.
+/// One address sends more unfinished heads than nginx once had connections.
 #[tokio::test]
 async fn heads_that_never_end_leave_room_for_others() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -83,7 +83,7 @@ async fn heads_that_never_end_leave_room_for_others() {
     }
 }
 
-/// Whatever a client calls itself, and whatever it asks for, a line of the log can be read.
+/// Each line of the log is valid JSON, whatever the client sends as its path and its name.
 #[tokio::test]
 async fn every_line_of_the_log_is_json() {
     let demo = Demo::start(1, &[]);
@@ -125,7 +125,7 @@ async fn no_input_marks_a_replica_as_failed() {
         raw.finish().await;
         let said = raw.read_to_end(PATIENTLY).await.expect("closed");
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
-        // nginx takes some of it as HTTP/0.9, which has no status line.
+        // nginx takes some of these for HTTP/0.9, which has no status line.
         let is_refused = said.starts_with("HTTP/1.1 4") || !said.starts_with("HTTP/");
         assert!(is_refused && !said.contains("\"status\":5"), "{shown:?}: {said}");
         for _ in 0..4 {
@@ -145,7 +145,7 @@ async fn answers_of_replicas_pass_with_security_headers() {
     let docs = demo.call("GET", "/docs/").send().await.expect(200);
     assert!(docs.header("content-security-policy").is_some_and(|policy| policy.contains("style-src 'self'")));
 
-    // Made by nginx, whatever the client sends; the same in both logs.
+    // nginx makes the id and ignores the client's. Both logs have the same one.
     let id = refused.header("x-request-id").expect("an id").to_owned();
     assert!(id.len() == 32 && id != "from-a-client", "{id}");
     let line = |log: &str| {

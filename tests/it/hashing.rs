@@ -15,7 +15,7 @@ async fn passwords_are_hashed_as_promised() {
     fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
     assert_eq!(stored(&fleet).await, first, "nothing to upgrade");
 
-    // Other parameters: the next login upgrades, a failed one doesn't.
+    // With other parameters, the next login upgrades the hash; one that fails doesn't.
     fleet[0].restart(&[("ARGON2_MEMORY", "16MiB"), ("ARGON2_ITERATIONS", "3")]).await;
     fleet[0].try_login("ada", "a wrong password").send().await.expect(401);
     assert_eq!(stored(&fleet).await, first);
@@ -61,7 +61,7 @@ async fn a_storm_of_logins_is_shed_and_hurts_nobody() {
     fleet[0].login(&eve).await;
 }
 
-/// A request that goes away neither keeps its place for ever nor gives it up while its hash is under way.
+/// A client that hangs up frees its place in the queue, but not while its password is being hashed.
 #[tokio::test]
 async fn clients_that_leave_during_a_login_leave_nothing_behind() {
     let fleet = Fleet::builder().full_hashing().env("HASH_CONCURRENCY", "1").env("HASH_QUEUE", "2").start().await;
@@ -78,7 +78,7 @@ async fn clients_that_leave_during_a_login_leave_nothing_behind() {
             && fleet[0].count("authfleet_hash_queued", &[]).await == 0
     })
     .await;
-    // The one that was under way may still be; but the whole queue is free, again and again.
+    // One hash may still be under way, but the whole queue is free each time.
     for _ in 0..3 {
         let logins = (0..2).map(|_| fleet[0].try_login("ada", PASSWORD).send());
         for answer in join_all(logins).await {

@@ -1,4 +1,4 @@
-//! Clients that take their time, never end, or speak something else: cut off by the server itself.
+//! Clients that are slow, never finish, or speak no HTTP: the server itself cuts them off.
 use std::time::Duration;
 
 use crate::fleet::{Fleet, PATIENTLY, within};
@@ -60,7 +60,7 @@ async fn whoever_takes_too_long_is_cut_off() {
     tokio::join!(silent, slow_head, idle, slow_body, slow_chunks, unread_body, others_meanwhile);
 }
 
-/// Answered as soon as it's clear, and not read any further.
+/// A body that is too large is refused as soon as that is clear, and the rest isn't read.
 #[tokio::test]
 async fn a_body_without_end_is_cut_off() {
     let fleet = Fleet::start(1).await;
@@ -70,7 +70,7 @@ async fn a_body_without_end_is_cut_off() {
         let chunk = format!("1000\r\n{}\r\n", " ".repeat(4096));
         let flood = async { while raw.write(chunk.as_bytes()).await {} };
         tokio::time::timeout(PATIENTLY, flood).await.unwrap_or_else(|_| panic!("{path}: it is still reading"));
-        // The answer may be lost with the reset that ended the flood: ask again, gently.
+        // The reset that ended the flood may have lost the answer, so a smaller body asks again.
         let mut raw = fleet[0].raw().await;
         raw.write(&post(path, "Transfer-Encoding: chunked")).await;
         for _ in 0..5 {
@@ -115,7 +115,7 @@ pub fn unreadable() -> Vec<(Vec<u8>, &'static [&'static str])> {
 async fn what_is_not_http_gets_a_4xx() {
     let fleet = Fleet::start(1).await;
     for (bytes, expected) in unreadable() {
-        // Alone, and behind a request that is fine.
+        // Alone, and after a valid request on the same connection.
         for before in ["", "GET /profile HTTP/1.1\r\nHost: x\r\n\r\n"] {
             let mut raw = fleet[0].raw().await;
             raw.write(before.as_bytes()).await;
@@ -128,7 +128,7 @@ async fn what_is_not_http_gets_a_4xx() {
             assert!(expected.contains(&statuses[fine]), "{shown:?}: {said}");
         }
     }
-    // A body that breaks off, and one whose chunks are no chunks.
+    // A body that breaks off, and one with malformed chunks.
     for (framing, body) in [("Transfer-Encoding: chunked", "zz\r\n"), ("Content-Length: 100", "{")] {
         let mut raw = fleet[0].raw().await;
         raw.write(&post("/auth/login", framing)).await;
@@ -158,7 +158,7 @@ async fn heads_of_32_kib_pass_and_no_larger_ones() {
     }
 }
 
-/// What a client asks for and never reads must not pile up, nor be kept for ever.
+/// Answers that a client never reads must neither pile up nor be kept for ever.
 #[tokio::test]
 async fn a_client_that_never_reads_is_cheap_and_cut_off() {
     const CLIENTS: u32 = 10;
@@ -166,7 +166,7 @@ async fn a_client_that_never_reads_is_cheap_and_cut_off() {
     let resident = async || fleet[0].metric("process_resident_memory_bytes", &[]).await;
     let open = async || fleet[0].count("authfleet_http_connections", &[]).await;
     let request = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n";
-    // Those who read, first: what serving costs at all.
+    // First clients that read, to know what serving them costs.
     for _ in 0..CLIENTS {
         fleet[0].get("/docs/swagger-ui-bundle.js").send().await.expect(200);
     }
@@ -186,12 +186,12 @@ async fn a_client_that_never_reads_is_cheap_and_cut_off() {
     assert_eq!(open().await, u64::from(CLIENTS), "they are all there");
     let each = (peak - before) / f64::from(CLIENTS) / 1024.0 / 1024.0;
     assert!(each < 1.0, "{each} MiB each");
-    // Others are served meanwhile, and these are gone half a minute later.
+    // Others are served meanwhile, and the slow ones are cut off half a minute later.
     fleet[0].get("/profile").send().await.expect(401);
     within(Duration::from_secs(30), "cut off", async || open().await == 0).await;
 }
 
-/// So many and no more; whoever watches the replica still can.
+/// Connections beyond the limit are refused. The ops listener still answers.
 #[tokio::test]
 async fn connections_are_limited() {
     let fleet = Fleet::builder().env("MAX_CONNECTIONS", "5").start().await;

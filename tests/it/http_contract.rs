@@ -137,7 +137,7 @@ async fn bodies_that_are_wrong_are_named() {
     }
 }
 
-/// Fields have names: what stands in their place in an array is not taken for them.
+/// serde would fill fields from an array by position; that is refused.
 #[tokio::test]
 async fn an_array_is_no_object() {
     let fleet = Fleet::start(1).await;
@@ -187,7 +187,7 @@ async fn fields_that_are_wrong_are_named() {
     assert_eq!(login(json!({ "email": " ", "password": PASSWORD })).await, ["email"]);
 }
 
-/// 128 code points of four bytes each are a password, and nothing about one is cut off.
+/// 128 code points of four bytes each are a valid password, and no part of a password is ignored.
 #[tokio::test]
 async fn long_passwords_count_whole() {
     let fleet = Fleet::start(1).await;
@@ -214,7 +214,7 @@ async fn unknown_paths_and_methods() {
             assert_eq!(answer.header("cache-control"), Some("no-store"));
         }
     }
-    // What is for operators is not for the public, and the other way round.
+    // The public listener has no routes for operators, and the ops listener none for the public.
     for path in ["/livez", "/readyz", "/metrics"] {
         fleet[0].get(path).send().await.expect_problem(404, "not_found");
         fleet[0].ops(path).await.expect(200);
@@ -253,7 +253,7 @@ async fn head_is_get_without_its_body() {
         let head = fleet[0].call("HEAD", path).session(&session).send().await.expect(200);
         assert!(head.body.is_empty() && !get.body.is_empty());
         for name in ["content-type", "content-length", "cache-control", "x-served-by"] {
-            // A profile has times in it, which are shorter when they end in a zero.
+            // The times in a profile are shorter when they end in a zero.
             if path == "/profile" && name == "content-length" {
                 continue;
             }
@@ -281,7 +281,7 @@ async fn every_answer_says_who_and_which() {
         ids.dedup();
         assert_eq!(ids.len(), paths.len(), "each its own");
     }
-    // What would not be safe in a log line is replaced.
+    // Ids that would not be safe in a log line are replaced.
     for unsafe_id in ["", "two words", "\"quoted\"", "a{b}", &"x".repeat(129)] {
         let answer = fleet[0].get("/profile").header("x-request-id", unsafe_id).send().await;
         assert_eq!(answer.header("x-request-id").map(str::len), Some(32), "{unsafe_id:?}");

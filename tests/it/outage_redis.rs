@@ -13,7 +13,7 @@ async fn expect_unavailable(fleet: &Fleet, session: &Session) {
             replica.try_login("ada", PASSWORD),
             replica.try_login("ada", PASSWORD).session(session),
         ];
-        // Many at once: none may wait for the others' time-outs.
+        // Many at once, and none may wait for the time-outs of others.
         let many = (0..20).map(|_| replica.get("/profile").session(session));
         for answer in join_all(calls.into_iter().chain(many).map(Call::send)).await {
             let answer = answer.expect_problem(503, "store_unavailable");
@@ -21,7 +21,7 @@ async fn expect_unavailable(fleet: &Fleet, session: &Session) {
             assert_eq!(answer.header("set-cookie"), None, "the cookie is left alone");
             assert_eq!(answer.header("clear-site-data"), None);
         }
-        // No session is no session, whatever Redis would say.
+        // Without a genuine cookie the answer is 401, for which Redis isn't needed.
         replica.get("/profile").send().await.expect_problem(401, "session_invalid");
         replica.get("/profile").cookie(&session.forged()).send().await.expect_problem(401, "session_invalid");
         replica.ops("/livez").await.expect(200);
@@ -63,7 +63,7 @@ async fn redis_killed() {
     }
 }
 
-/// Worse than dead: connections stay open, even new ones are taken, and nothing is ever said.
+/// A frozen Redis keeps its connections and takes new ones, but never answers.
 #[tokio::test]
 async fn redis_frozen() {
     let fleet = Fleet::builder().replicas(2).redis_over_tcp().start().await;
@@ -130,7 +130,7 @@ async fn redis_cut_off_from_its_replicas() {
     expect_recovery(&fleet, &session).await;
 }
 
-/// What only takes away must work when there is no room: that is how room is made.
+/// Ending sessions must work when Redis is full, because it makes room.
 #[tokio::test]
 async fn redis_full_ends_sessions_in_every_way() {
     let fleet = Fleet::start(1).await;
@@ -154,7 +154,7 @@ async fn redis_full_ends_sessions_in_every_way() {
             "password" => {
                 let change = json!({ "current_password": PASSWORD, "new_password": "staple a battery horse" });
                 let call = fleet[0].post("/auth/password").session(&session).json(&change);
-                // It's changed; there may be no room for the new session.
+                // The password has changed, but there may be no room for the new session.
                 let answer = call.send().await;
                 assert!(matches!(answer.status, 200 | 503), "{}", answer.text());
             }

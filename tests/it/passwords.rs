@@ -164,7 +164,7 @@ async fn asvs_11_4_2_other_hashes_verify_and_are_upgraded() {
     }
 }
 
-/// bcrypt saw 72 bytes only. Hashing what was typed behind them would make a slip of the finger the password.
+/// bcrypt read 72 bytes only. An upgrade would also hash what was typed after them, typing errors included.
 #[tokio::test]
 async fn a_bcrypt_password_of_72_bytes_is_verified_and_left_alone() {
     let fleet = Fleet::start(1).await;
@@ -176,7 +176,7 @@ async fn a_bcrypt_password_of_72_bytes_is_verified_and_left_alone() {
     assert_eq!(stored_hash(&fleet).await, before);
 }
 
-/// ASVS 5.0 15.2.2: a stored hash says how much work it is, and can't ask for any amount.
+/// ASVS 5.0 15.2.2: a stored hash says how much work it takes, and there is a limit to what it may say.
 #[tokio::test]
 async fn asvs_15_2_2_absurd_hashes_are_refused_before_they_cost_anything() {
     let fleet = Fleet::builder().env("LOGIN_FAILURES_PER_ACCOUNT", "1000").start().await;

@@ -66,7 +66,7 @@ async fn names_are_the_same_in_any_case() {
         let answer = fleet[1].try_login(identifier, PASSWORD).send().await.expect(200);
         assert_eq!((answer.text_at("email"), answer.text_at("username")), ("Zoë@Example.org".into(), "ZoË".into()));
     }
-    // Either field takes either name: many a sign-in form has one field alone.
+    // Either field takes either name, because many forms have only one.
     for (field, identifier) in [("username", "zoë@example.org"), ("email", "zoë")] {
         let body = json!({ field: identifier, "password": PASSWORD });
         fleet[1].post("/auth/login").json(&body).send().await.expect(200);
@@ -124,7 +124,7 @@ async fn a_name_is_the_same_in_every_spelling() {
     fleet[1].try_login("Eve@Bücher.Example", "wrong").send().await.expect_problem(429, "throttled");
 }
 
-/// From a release that told more names apart: nobody loses an account, and the operator is told.
+/// An older release told more names apart. Accounts whose names are now the same both stay, and the operator is told.
 #[tokio::test]
 async fn accounts_that_have_become_one_name_stay_two() {
     let fleet = Fleet::start(1).await;

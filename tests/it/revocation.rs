@@ -50,7 +50,7 @@ async fn asvs_7_1_2_one_session_too_many_ends_the_oldest() {
     let alive: Vec<_> = sessions.iter().enumerate().map(|(n, session)| (session, n >= 2)).collect();
     expect_alive(&fleet, &alive).await;
 
-    // One that ended by itself makes room before a living one has to go.
+    // A session that has run out makes room before a living one has to end.
     fleet.redis.run::<i64>(&["DEL", &sessions[3].key()]);
     let sixth = fleet[0].login(&ada).await;
     expect_alive(&fleet, &[(&sessions[2], true), (&sessions[4], true), (&sixth, true)]).await;
@@ -81,18 +81,18 @@ async fn asvs_7_5_2_one_session_is_revoked_everywhere_at_once() {
     assert_eq!(done.header("cache-control"), Some("no-store"));
     expect_alive(&fleet, &[(&first, true), (&second, false), (&third, true), (&of_eve, true)]).await;
 
-    // Ended, somebody else's, never there, no id at all: told apart by nobody.
+    // A session that has ended, somebody else's, one that never was, and what is no id: all get the same answer.
     let never = "A".repeat(22);
     for id in [&*second.id, &*of_eve.id, &*never, "nonsense", "%00", "%ff", "..", &first.token, &"x".repeat(4000)] {
         let answer = revoke(2, &first, id).await;
-        // `..` is a path of its own, for clients that resolve it.
+        // Not `..`, which clients resolve into another path.
         if id != ".." {
             answer.expect_problem(404, "session_not_found");
         }
     }
     expect_alive(&fleet, &[(&first, true), (&third, true), (&of_eve, true)]).await;
     revoke(0, &second, &first.id).await.expect_problem(401, "session_invalid");
-    // One's own is one like any other.
+    // The session that asks can be ended in the same way.
     revoke(2, &first, &first.id).await.expect(204);
     expect_alive(&fleet, &[(&first, false), (&third, true), (&of_eve, true)]).await;
 }
@@ -185,7 +185,7 @@ async fn of_two_changes_at_once_one_wins() {
         let winners: Vec<_> = (0..3).filter(|n| answers[*n].status == 200).collect();
         let &[winner] = &*winners else { panic!("{answers:?}") };
         for answer in answers.iter().filter(|answer| answer.status != 200) {
-            // Too late to confirm the password, or even to be signed in.
+            // The other change came first: the password is another one, and the session may have ended.
             assert!(answer.status == 403 || answer.status == 401, "{answer:?}");
         }
         let opened = Session::opened_by(&answers[winner]);
@@ -222,13 +222,13 @@ async fn asvs_7_4_2_a_deleted_account_leaves_no_session() {
         assert!(key.ends_with(":fence") || key.starts_with("throttle:"), "{key}");
         assert!(fleet.redis.run::<i64>(&["TTL", &key]) > 0, "{key}");
     }
-    // The next account under this name is another one.
+    // A new account with the same name is another one.
     let next = fleet[0].register("ada").await;
     assert_ne!(next.id, ada.id);
     expect_alive(&fleet, &[(&first, false)]).await;
 }
 
-/// While a store is away nothing is done by half, and nothing is said that isn't known (ASVS 5.0 16.5.2, 16.5.3).
+/// While Redis is away nothing is changed, and the answer claims nothing (ASVS 5.0 16.5.2, 16.5.3).
 #[tokio::test]
 async fn asvs_16_5_3_without_redis_nothing_changes() {
     let mut fleet = Fleet::builder().replicas(2).redis_over_tcp().start().await;
@@ -255,7 +255,7 @@ async fn asvs_16_5_3_without_redis_nothing_changes() {
     fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
 }
 
-/// The other store is away: the old password holds, and can be changed as soon as it's back.
+/// While SQLite is away the old password stays, and it can be changed once SQLite is back.
 #[tokio::test]
 async fn asvs_16_5_3_without_sqlite_the_old_password_holds() {
     let fleet = Fleet::start(2).await;
@@ -288,7 +288,7 @@ async fn a_revocation_finds_sessions_that_were_made_under_other_limits() {
     for (_, user) in &users {
         late.push(fleet[1].login(user).await);
     }
-    // Longer than whatever the second replica knows of. The first one keeps all in use.
+    // Longer than any limit that the second replica knows; the first one keeps all sessions in use.
     for _ in 0..8 {
         tokio::time::sleep(Duration::from_millis(500)).await;
         for (session, _) in &users {

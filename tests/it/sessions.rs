@@ -103,7 +103,7 @@ async fn tokens_and_passwords_are_kept_nowhere() {
     }
 }
 
-/// A lowered limit is for sessions that exist, too: nobody lowers it to have them go on.
+/// A lowered limit holds for sessions that exist, too.
 #[tokio::test]
 async fn a_lowered_limit_ends_older_sessions() {
     let mut fleet = Fleet::start(1).await;
@@ -128,7 +128,7 @@ async fn a_lowered_limit_ends_older_sessions() {
     assert_eq!(fleet[0].check(&young).await, 401);
 }
 
-/// "The oldest goes" is about age, also where sessions have lives of different lengths.
+/// The session that was made first ends first, also if its limits are longer than those of others.
 #[tokio::test]
 async fn the_oldest_session_goes_whatever_its_limits_were() {
     let mut fleet = Fleet::builder().env("SESSIONS_PER_USER", "2").start().await;
@@ -189,7 +189,7 @@ async fn use_does_not_prolong_a_session_for_ever() {
         let expires: i64 = fleet.redis.run(&["PEXPIRETIME", &session.key()]);
         // The replica says how long is left, and Redis counts from when it hears it: a moment later on a busy machine.
         assert!(expires <= end.as_millisecond() + 1000, "{expires} is past {end}");
-        // The session's key would live on: the limit doesn't depend on Redis alone.
+        // Redis would keep the session's key longer: the limit doesn't depend on Redis alone.
         fleet.redis.run::<i64>(&["PERSIST", &session.key()]);
         checks += 1;
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -214,7 +214,7 @@ async fn secrets_rotate_without_a_logout() {
     for replica in fleet.replicas() {
         assert_eq!((replica.check(&before).await, replica.check(&after).await), (200, 200));
     }
-    // Once the old one is taken away, so are the cookies that it signed.
+    // Once the old secret is removed, the cookies that it signed are refused.
     fleet[0].restart(&[("SESSION_SECRET", NEW)]).await;
     assert_eq!((fleet[0].check(&before).await, fleet[0].check(&after).await), (401, 200));
     fleet[1].restart(&[("SESSION_SECRET", SECRET)]).await;

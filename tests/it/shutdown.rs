@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::fleet::{Fleet, PASSWORD, PATIENTLY, PROMPTLY, within};
 
-/// Far longer than any test waits: who ends before has not waited for it.
+/// Far longer than any test waits: a replica that ends sooner has not waited for it.
 const NEVER: &str = "10m";
 
 #[tokio::test]
@@ -27,7 +27,7 @@ async fn a_replica_leaves_without_losing_a_request() {
     let readiness = fleet[0].ops("/readyz").await.expect(503).json();
     assert_eq!((&readiness["draining"], &readiness["sessions"]["status"]), (&true.into(), &"ok".into()));
     fleet[0].ops("/livez").await.expect(200);
-    // Balancers have not noticed yet: everything is answered, on old connections and new ones.
+    // Balancers may not have noticed yet, so requests on old connections and on new ones are answered.
     let late = fleet[0].get("/profile").session(&session).send().await.expect(200);
     assert_eq!(late.header("connection"), Some("close"));
     fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
@@ -52,7 +52,7 @@ async fn requests_in_flight_are_finished() {
         format!("POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
     let mut slow = fleet[0].raw().await;
     slow.write(format!("{head}\r\n\r\n{}", &body[..10]).as_bytes()).await;
-    // Connections that ask nothing hold nobody up.
+    // Idle connections don't delay the end.
     let _silent = fleet[0].raw().await;
     let mut idle = fleet[0].raw().await;
     idle.write(b"GET /profile HTTP/1.1\r\nHost: x\r\n\r\n").await;

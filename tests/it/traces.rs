@@ -52,7 +52,7 @@ async fn a_login_and_its_check_are_one_tree_over_nginx_and_two_replicas() {
     let account = json!({ "email": "ada@example.org", "password": PASSWORD });
     let registered = demo.call("POST", "/auth/register").json(&account).send().await.expect(201);
 
-    // Without a context of the client's, nginx's request id is the trace's: from nginx's log straight to the trace.
+    // If the client sends no trace context, nginx's request id becomes the trace's id, so that nginx's log leads to the trace.
     let request_id = registered.header("x-request-id").expect("an id");
     let spans = trace_with(&collector, request_id, "POST /auth/register").await;
     let root = one(&spans, "POST /auth/register");
@@ -101,7 +101,7 @@ async fn a_login_and_its_check_are_one_tree_over_nginx_and_two_replicas() {
     let trip = spans.iter().find(|span| span.parent == check.id).expect("above");
     assert_eq!(trip.at("db.operation.batch.size"), "2", "one trip: read and renew");
 
-    // Traces say what happened, not to whom.
+    // Traces name no user.
     let token = session.cookie.split('=').nth(1).expect("a value");
     let everything = format!("{:?}", collector.spans());
     for secret in [PASSWORD, token, "ada@example.org", &token[..40]] {
@@ -123,7 +123,7 @@ async fn the_caller_and_the_ratio_decide_what_is_traced() {
     trace_with(&collector, TRACE, "GET /profile").await;
     let ids: Vec<_> = collector.spans().iter().map(|s| s.at("http.request.header.x-request-id").to_owned()).collect();
     assert_eq!(ids, ["sampled-1"]);
-    // The log names the trace, whoever records it.
+    // The log names the trace even if it isn't recorded.
     for (request, trace_id) in [
         ("alone-1", Value::Null),
         ("garbage-1", Value::Null),
@@ -133,7 +133,7 @@ async fn the_caller_and_the_ratio_decide_what_is_traced() {
         assert_eq!(fleet[0].request_line(request).await["trace_id"], trace_id, "{request}");
     }
 
-    // A server that trusts no caller.
+    // A server that believes no caller's trace context.
     let collector = Collector::start().await;
     let fleet = traced(&collector).env("OTEL_TRACES_SAMPLER", "traceidratio").env("OTEL_TRACES_SAMPLER_ARG", "0.5");
     let fleet = fleet.start().await;
@@ -218,7 +218,7 @@ async fn a_collector_that_fails_costs_a_warning() {
     let exported = fleet[0].count("authfleet_trace_spans_total", &[("result", "exported")]).await;
     assert!(exported > 0);
 
-    // One that is gone altogether doesn't hold up the end either.
+    // A collector that is gone doesn't delay the end either.
     fleet[0].restart(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"), ("DRAIN_DELAY", "0s")]).await;
     assert_eq!(fleet[0].check(&session).await, 200);
     let begin = Instant::now();
@@ -252,7 +252,7 @@ async fn the_warning_names_the_proxy_but_not_its_password() {
     assert!(!fleet[0].output_text().contains("hunter2"));
 }
 
-/// A collector that takes a connection and never answers: spans wait in a queue with an end, and requests don't.
+/// With a collector that takes connections and never answers, spans wait in a bounded queue, and requests don't wait.
 #[tokio::test]
 async fn spans_without_room_are_counted() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
