@@ -9,6 +9,7 @@ WORKDIR /src
 ENV CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
 
 COPY Cargo.toml Cargo.lock build.rs ./
+COPY crates crates
 COPY migrations migrations
 COPY src src
 # What was downloaded and compiled before stays in the builder's caches, so that a change costs only what it touches.
@@ -18,7 +19,7 @@ RUN --mount=type=cache,id=authfleet-cargo,target=/usr/local/cargo/registry,shari
     --mount=type=cache,id=authfleet-target,target=/src/target,sharing=locked \
     mkdir -p tests/it loadtest/bare \
     && touch tests/it/main.rs loadtest/bare/main.rs \
-    && find build.rs migrations src -type f -exec touch {} + \
+    && find build.rs crates migrations src -type f -exec touch {} + \
     && cargo build --release --locked --bin authfleet \
     && install -D -m 0755 target/release/authfleet /out/usr/local/bin/authfleet \
     && install -d -m 0700 /out/data

@@ -55,7 +55,7 @@ test-parts: build format lint environments test-it test-unit test-schemathesis t
 export SIDE_BY_SIDE
 
 build:
-	@$(STEP) "Build the server and its tests" cargo test --locked --no-run --lib --bins --test it
+	@$(STEP) "Build the server and its tests" cargo test --locked --workspace --no-run --lib --bins --test it
 
 format:
 	@$(STEP) "Format" cargo fmt --all --check
@@ -76,7 +76,7 @@ test-it: build ## the real server on a real Redis; races, outages, hostile clien
 	@$(STEP) "Integration tests: the real server on a real Redis" cargo test --locked --test it
 
 test-unit: build
-	@$(STEP) "Unit and store tests" cargo test --locked --lib --bins
+	@$(STEP) "Unit and store tests" cargo test --locked --workspace --lib --bins
 
 test-schemathesis: build ## generated requests against the OpenAPI document
 	@$(STEP) "Generated requests against the OpenAPI document" tests/schemathesis/run
@@ -89,16 +89,16 @@ test-loadtest: build ## the load-test suite itself, in short: proofs, broken fle
 
 # After the build and not beside it: cargo does one thing at a time.
 clippy: build
-	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --all-targets -- -D warnings
+	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --workspace --all-targets -- -D warnings
 
 rustdoc: clippy
-	@$(STEP) "Documentation of every public item" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
-	@$(STEP) "Examples in the documentation" cargo test --locked --doc
+	@$(STEP) "Documentation of every public item" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+	@$(STEP) "Examples in the documentation" cargo test --locked --workspace --doc
 
 check: ## the quick inner loop: format, lints, unit and store tests
 	@$(STEP) "Format" cargo fmt --all --check
-	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --all-targets -- -D warnings
-	@$(STEP) "Unit and store tests" cargo test --locked --lib
+	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --workspace --all-targets -- -D warnings
+	@$(STEP) "Unit and store tests" cargo test --locked --workspace --lib
 
 # --- make test-bundle: what needs a Docker engine, or minutes of compiling --------------------------------------------
 .PHONY: test-bundle bundle-steps test-k8s test-prometheus test-grafana test-compose deny audit

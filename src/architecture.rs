@@ -15,6 +15,7 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
     ("utoipa", &["http"], "the OpenAPI document"),
     ("hyper", &["server", "cli"], "connections; the health check's request"),
     ("argon2", &["auth"], "password hashes"),
+    ("paced_argon2", &["auth"], "filling Argon2's memory a stretch at a time"),
     ("bcrypt", &["auth"], "password hashes of other systems"),
     ("sqlx", &["store", "cli"], "users; `import` reads another system's table"),
     ("redis", &["store", "config", "cli"], "sessions, throttle; `REDIS_URL`'s form; `doctor`"),

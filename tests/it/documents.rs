@@ -121,11 +121,21 @@ fn files_exist() {
     claims.all_hold(150);
 }
 
-/// The tests and modules of `tests/it` and `src`, as `cargo test` names them.
+/// The tests and modules of `tests/it`, `src` and `crates`, as `cargo test` names them. Those of a crate begin with its
+/// name.
 fn tests() -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for path in files().iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
-        let Some(module) = path.strip_prefix("tests/it").ok().or_else(|| path.strip_prefix("src").ok()) else {
+        let module = if let Ok(inside) = path.strip_prefix("crates") {
+            let mut parts = inside.iter();
+            let name = parts.next().expect("a crate's directory").to_string_lossy().replace('-', "_");
+            if parts.next().is_none_or(|part| part != "src") {
+                continue;
+            }
+            Path::new(&name).join(parts.as_path())
+        } else if let Ok(module) = path.strip_prefix("tests/it").or_else(|_| path.strip_prefix("src")) {
+            module.to_owned()
+        } else {
             continue;
         };
         let names = module.with_extension("");

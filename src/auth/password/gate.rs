@@ -5,7 +5,7 @@
 //!   in.
 //! - A thread is the permit. The work takes it, not the request, so a request that goes away neither frees it early nor
 //!   leaks it. Work that nobody waits for any more is dropped before it begins. Once it has begun, it runs to its end.
-//! - The threads run at a lower priority and let others run every 50 µs ([`super::paced`]), so that session checks keep
+//! - The threads run at a lower priority and let others run every 50 µs ([`paced_argon2`]), so that session checks keep
 //!   their latency during a storm of logins. The verification of a predecessor's bcrypt hash can't be interrupted that way.
 //! - A verification costs the same whether the user exists or not (ASVS 5.0 6.3.8): one hash with the configured
 //!   parameters. A hash with other parameters costs its own time until the user's next login upgrades it.

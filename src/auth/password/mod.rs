@@ -6,7 +6,6 @@
 //! no truncation, no change of case (ASVS 5.0 6.2.8). bcrypt hashes come from a predecessor that hashed only the first 72
 //! bytes, as typed. They are verified the predecessor's way.
 mod gate;
-mod paced;
 mod policy;
 mod stored;
 

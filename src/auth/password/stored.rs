@@ -4,11 +4,11 @@ use std::ops::RangeInclusive;
 
 use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use argon2::{Algorithm, Params, Version};
+use paced_argon2::{Block, Input};
 use secrecy::{ExposeSecret as _, SecretString};
 use subtle::ConstantTimeEq as _;
 
 use super::normalize;
-use super::paced::{Block, Input};
 use crate::config::HashingConfig;
 
 /// The most memory that a stored Argon2 hash may ask for, in KiB, unless the configuration itself uses more.
@@ -143,7 +143,7 @@ impl Scheme {
         let password = normalize(password.expose_secret());
         let password = password.expose_secret().as_bytes();
         let input = Input { algorithm, version, params, password, salt, secret: b"" };
-        input.hash(output, blocks.of(params.block_count())?, std::thread::yield_now);
+        input.hash(output, blocks.of(params.block_count())?, &mut std::thread::yield_now);
         Ok(())
     }
 

@@ -1,13 +1,32 @@
-//! Argon2 (RFC 9106) that pauses: its memory is filled a stretch at a time, and between two stretches the caller may
-//! let other threads run.
+//! Argon2 (RFC 9106) that pauses: it fills its memory a stretch at a time and calls a function of the caller between
+//! two stretches, so that other threads may run.
 //!
-//! A hash computed in one go keeps its core for 15 ms. A lower priority doesn't make it give way at once: Linux lets a
-//! thread that wakes with little credit wait for the next tick, 4 ms at 250 Hz, and a session check wants to be done
-//! within a fraction of one. With a `sched_yield` every 50 µs nobody waits for longer than that, and a hash costs
-//! the same.
+//! Parameters, limits and the strings that are stored are those of the crate `argon2`. Only the order in time is ours:
+//! one thread fills all lanes, and the memory is wiped at the end. The tests compare every algorithm and version with
+//! `argon2`.
 //!
-//! Parameters, limits and the strings that are stored are those of the crate `argon2`, with which the tests compare
-//! every variant and version; only the order in time is ours. One thread fills all lanes.
+//! Why `argon2` alone doesn't do, and when this crate can be dropped: `README.md` beside `Cargo.toml`.
+//!
+//! ```
+//! use argon2::{Algorithm, Params, Version};
+//! use paced_argon2::{Block, Input};
+//!
+//! # fn main() -> argon2::Result<()> {
+//! let params = Params::new(19 * 1024, 2, 1, Some(32))?;
+//! let mut memory = vec![Block::ZERO; params.block_count()];
+//! let input = Input {
+//!     algorithm: Algorithm::Argon2id,
+//!     version: Version::V0x13,
+//!     params: &params,
+//!     password: b"correct horse battery staple",
+//!     salt: b"sixteen bytes or more",
+//!     secret: b"",
+//! };
+//! let mut tag = [0; 32];
+//! input.hash(&mut tag, &mut memory, &mut std::thread::yield_now);
+//! # Ok(())
+//! # }
+//! ```
 use std::iter;
 
 use argon2::{Algorithm, Params, Version};
@@ -16,55 +35,64 @@ use blake2::digest::block_api::{UpdateCore as _, VariableOutputCore as _};
 use blake2::digest::block_buffer::LazyBuffer;
 use blake2::{Blake2b512, Blake2bVarCore, Digest as _};
 use multiversion::multiversion;
-use secrecy::zeroize::Zeroize as _;
+use zeroize::Zeroize as _;
 
-/// Blocks filled between two pauses: 50 µs or so. RFC 9106 §3.4.1.2: also what one block of addresses suffices for.
-pub(super) const STRETCH: usize = WORDS;
+/// The most blocks that are filled between two pauses: about 50 µs of work. One block of addresses (RFC 9106
+/// §3.4.1.2) is enough for so many.
+pub const STRETCH: usize = WORDS;
 
-/// Blocks wiped between two pauses: 50 µs or so as well.
+/// The most blocks that are wiped between two pauses: about 50 µs as well.
 const WIPED_AT_ONCE: usize = 4 * STRETCH;
-/// 64-bit words of a block, which has 1 KiB.
+/// 64-bit words in a block of 1 KiB.
 const WORDS: usize = 128;
-/// RFC 9106 §3.4: a lane is cut into four, and no slice begins before every lane has finished the one before it.
+/// RFC 9106 §3.4: a lane is cut into four slices. No slice begins before every lane has finished the one before it.
 const SLICES: usize = 4;
 /// The lower half of a word.
 const LOW: u64 = 0xffff_ffff;
 
 /// A block of Argon2's memory: 1 KiB.
 #[derive(Clone, Copy)]
+#[expect(missing_debug_implementations, reason = "passwords can be tried with what is in it")]
 #[repr(align(64))]
-pub(super) struct Block([u64; WORDS]);
+pub struct Block([u64; WORDS]);
 
 /// What is hashed, and how.
-pub(super) struct Input<'a> {
-    pub(super) algorithm: Algorithm,
-    pub(super) version: Version,
-    pub(super) params: &'a Params,
-    pub(super) password: &'a [u8],
-    pub(super) salt: &'a [u8],
-    /// RFC 9106 §3.1: K. Ours is empty; the RFC's test vectors have one.
-    pub(super) secret: &'a [u8],
+#[expect(missing_debug_implementations, reason = "it holds a password")]
+pub struct Input<'a> {
+    /// Argon2d, Argon2i or Argon2id.
+    pub algorithm: Algorithm,
+    /// 0x13, or 0x10 for old hashes.
+    pub version: Version,
+    /// Memory, passes, lanes, and associated data.
+    pub params: &'a Params,
+    /// RFC 9106 §3.1: P.
+    pub password: &'a [u8],
+    /// RFC 9106 §3.1: S.
+    pub salt: &'a [u8],
+    /// RFC 9106 §3.1: K, also called pepper. Empty if there is none.
+    pub secret: &'a [u8],
 }
 
 impl Input<'_> {
-    /// Fills `output`, whose length is part of the hash, and calls `pause` after at most [`STRETCH`] blocks each time.
-    /// Nothing of the computation stays in `blocks`.
+    /// Fills `output`, whose length is part of the hash. Calls `pause` whenever [`STRETCH`] blocks are filled, and often
+    /// enough while it wipes `blocks` at the end.
     ///
     /// # Panics
     ///
     /// With fewer `blocks` than [`Params::block_count`].
-    pub(super) fn hash(&self, output: &mut [u8], blocks: &mut [Block], mut pause: impl FnMut()) {
+    // `dyn`: a generic function would be compiled as part of its caller, without this crate's optimisation in debug builds.
+    pub fn hash(&self, output: &mut [u8], blocks: &mut [Block], pause: &mut dyn FnMut()) {
         let mut memory = Memory::of(self.params, blocks);
         self.begin(output.len(), &mut memory);
         for pass in 0..self.params.t_cost() {
             for slice in 0..SLICES {
                 for lane in 0..memory.lanes {
-                    self.fill(&mut memory, Segment { pass, slice, lane }, &mut pause);
+                    self.fill(&mut memory, Segment { pass, slice, lane }, pause);
                 }
             }
         }
         long_hash(&[&memory.last().bytes()], output);
-        memory.wipe(&mut pause);
+        memory.wipe(pause);
     }
 
     /// RFC 9106 §3.2, steps 1 to 4: H0, and from it the first two blocks of each lane.
@@ -80,8 +108,8 @@ impl Input<'_> {
             state.update(le32(text.len()).to_le_bytes());
             state.update(text);
         }
-        // Whoever had it, or the blocks made from it, could try passwords without Argon2's cost. It is wiped here, but
-        // that alone protects nothing: see `Memory::wipe`. The state wipes itself.
+        // H0, and the blocks made from it, let an attacker try passwords without Argon2's cost. Wiping it here is not
+        // enough: see `Memory::wipe`. The state of the hash function wipes itself.
         let mut h0 = state.finalize();
         for lane in 0..memory.lanes {
             for column in 0..2 {
@@ -96,7 +124,7 @@ impl Input<'_> {
     }
 
     /// RFC 9106 §3.2, steps 5 and 6, for one segment.
-    fn fill(&self, memory: &mut Memory<'_>, segment: Segment, pause: &mut impl FnMut()) {
+    fn fill(&self, memory: &mut Memory<'_>, segment: Segment, pause: &mut dyn FnMut()) {
         let Segment { pass, slice, lane } = segment;
         let independent = match self.algorithm {
             Algorithm::Argon2d => false,
@@ -105,7 +133,7 @@ impl Input<'_> {
         };
         // Version 0x10 overwrites in every pass.
         let overwrites = pass == 0 || self.version == Version::V0x10;
-        // RFC 9106 §3.4.1.2: from these the places of the data-independent references are made.
+        // RFC 9106 §3.4.1.2: the places of the data-independent references are computed from this block.
         let mut seed = Block::ZERO;
         let place = [u64::from(pass), lane as u64, slice as u64, memory.blocks.len() as u64];
         seed.0[..4].copy_from_slice(&place);
@@ -169,22 +197,22 @@ impl<'a> Memory<'a> {
         } else {
             ((slice + 1) % SLICES * self.segment_length, self.lane_length - self.segment_length)
         };
-        // All but the previous block, which is referred to anyway.
+        // Every finished block but the previous one, which goes into the new block anyway.
         let area = if of_lane == lane { finished + index - 1 } else { finished - usize::from(index == 0) } as u64;
         let relative = area - 1 - ((area * ((j1 * j1) >> 32)) >> 32);
         of_lane * self.lane_length + (begin + to_usize(relative)) % self.lane_length
     }
 
-    /// A pass can be undone: what its neighbour and another block give was added to a block by XOR, and those two are
-    /// still there. So from the matrix as the last pass leaves it follows every earlier one, back to the first two blocks of
-    /// each lane, which a guessed password is compared with at the price of a few `BLAKE2b`. With one pass they are there
-    /// as they were made.
-    fn wipe(&mut self, pause: &mut impl FnMut()) {
+    /// Wipes the matrix, because each pass can be undone. A pass adds to a block, by XOR, what follows from two other
+    /// blocks, and those two are still in the matrix. So the last state leads back to the first two blocks of each lane.
+    /// An attacker who has those can check a guessed password with a few `BLAKE2b`. After a single pass they are there
+    /// unchanged.
+    fn wipe(&mut self, pause: &mut dyn FnMut()) {
         for stretch in self.blocks.chunks_mut(WIPED_AT_ONCE) {
             stretch.fill(Block::ZERO);
             pause();
         }
-        // The compiler must not know that nobody reads them.
+        // Keeps the compiler from leaving out writes that nobody reads.
         std::hint::black_box(&mut *self.blocks);
     }
 
@@ -199,7 +227,8 @@ impl<'a> Memory<'a> {
 }
 
 impl Block {
-    pub(super) const ZERO: Self = Self([0; WORDS]);
+    /// Nothing but zeros.
+    pub const ZERO: Self = Self([0; WORDS]);
 
     fn from_bytes(bytes: &[u8; WORDS * 8]) -> Self {
         let (words, _) = bytes.as_chunks();
@@ -223,13 +252,13 @@ impl Block {
     }
 }
 
-/// RFC 9106 §3.5: G. Compiled a second time for AVX2, which halves a hash's time where the processor has it.
+/// RFC 9106 §3.5: G. It is compiled a second time for AVX2, which halves the time of a hash on processors that have it.
 #[multiversion(targets("x86_64+avx2"))]
 fn compress(x: &Block, y: &Block) -> Block {
     let mut r = *x;
     r.xor(y);
     let mut z = r;
-    // Written out, and on the words where they lie: what the compiler makes vectors of.
+    // Macros, and in place: the compiler makes vector instructions of this form.
     macro_rules! quarter {
         ($v:ident, $a:expr, $b:expr, $c:expr, $d:expr) => {
             $v[$a] = add($v[$a], $v[$b]);
@@ -323,7 +352,7 @@ mod tests {
     /// The hash, and how many pauses it had.
     fn hash(input: &Input<'_>, length: usize) -> (Vec<u8>, usize) {
         let (mut output, mut pauses) = (vec![0; length], 0);
-        input.hash(&mut output, &mut vec![Block::ZERO; input.params.block_count()], || pauses += 1);
+        input.hash(&mut output, &mut vec![Block::ZERO; input.params.block_count()], &mut || pauses += 1);
         (output, pauses)
     }
 
@@ -340,8 +369,7 @@ mod tests {
         ] {
             let (password, salt, secret) = (&[1; 32], &[2; 16], &[3; 8]);
             let input = Input { algorithm, version: Version::V0x13, params: &params, password, salt, secret };
-            let tag: Vec<_> = (0..64).step_by(2).map(|at| u8::from_str_radix(&tag[at..at + 2], 16).unwrap()).collect();
-            assert_eq!(hash(&input, 32).0, tag, "{algorithm}");
+            assert_eq!(hex::encode(hash(&input, 32).0), tag, "{algorithm}");
         }
     }
 
@@ -353,7 +381,7 @@ mod tests {
         assert_eq!(hash(&input, 32).1, 2 * 8 * 1024 / STRETCH + 8 * 1024 / WIPED_AT_ONCE);
     }
 
-    /// With one pass the first blocks, from which passwords can be tried, are in the matrix as they were made.
+    /// With one pass too: there the blocks that passwords can be tried with are never overwritten.
     #[test]
     fn nothing_stays_in_memory() {
         for passes in 1..3 {
@@ -361,7 +389,7 @@ mod tests {
             let (algorithm, version) = (Algorithm::Argon2id, Version::V0x13);
             let input = Input { algorithm, version, params: &params, password: b"", salt: b"somesalt", secret: b"" };
             let mut blocks = vec![Block::ZERO; params.block_count()];
-            input.hash(&mut [0; 32], &mut blocks, || {});
+            input.hash(&mut [0; 32], &mut blocks, &mut || {});
             assert!(blocks.iter().all(|block| block.0 == [0; WORDS]));
         }
     }
