@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 use super::{DatabaseUrl, OtlpProtocol, Sampling, TraceSampler};
 
 /// RFC 6265bis, section 5.5: user agents cut a cookie's life to 400 days.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(400 * 24 * 3600);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+const LONGEST_LIFETIME: Duration = Duration::from_hours(400 * 24);
+const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 /// Argon2 itself takes more, but no server should give 4 GiB to one login.
 const MOST_MEMORY: u64 = 4 << 30;
 const SHORTEST_SECRET: usize = 32;

@@ -316,7 +316,7 @@ mod tests {
         let clock = Clock::fixed(Timestamp::from_second(1_800_000_000).expect("a time"));
         let store = ThrottleStore::Memory(MemoryCounters::new(clock.clone()));
         let subject =
-            |n: u32| Subject { name: format!("name:{n}"), limit: 10, attempts: 10, window: Duration::from_secs(900) };
+            |n: u32| Subject { name: format!("name:{n}"), limit: 10, attempts: 10, window: Duration::from_mins(15) };
         let count = || match &store {
             ThrottleStore::Memory(counters) => counters.state.lock().subjects.len(),
             ThrottleStore::Redis(_) => unreachable!(),

@@ -202,6 +202,20 @@ fn tests_that_are_named_exist() {
     claims.all_hold(100);
 }
 
+/// What `Cargo.toml` states is what the image is built with, so that building it checks the statement.
+#[test]
+fn the_oldest_rust_that_is_stated_builds_the_image() {
+    let manifest = read(Path::new("Cargo.toml"));
+    let stated = manifest.lines().find_map(|line| line.strip_prefix("rust-version = \"")?.strip_suffix('"'));
+    let stated = stated.expect("a rust-version");
+    let images = read(Path::new("deploy/images.txt"));
+    let image = images.lines().find_map(|line| line.strip_prefix("rust:")).expect("the image of the build");
+    assert_eq!(image.split('-').next(), Some(stated));
+    for document in ["README.md", "CONTRIBUTING.md"] {
+        assert!(read(Path::new(document)).contains(&format!("Rust {stated} or newer")), "{document}");
+    }
+}
+
 #[test]
 fn targets_of_make_exist() {
     let makefile = read(Path::new("Makefile"));

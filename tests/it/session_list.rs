@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, PASSWORD, Session};
 
-const IDLE: Duration = Duration::from_secs(30 * 60);
+const IDLE: Duration = Duration::from_mins(30);
 
 fn time(value: &Value) -> Timestamp {
     value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value} is no time"))

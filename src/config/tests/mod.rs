@@ -134,7 +134,7 @@ fn values_become_what_the_code_works_with() {
     assert_eq!(exposed(&config), [KEY_A.as_bytes(), KEY_B.as_bytes()]);
     assert_eq!(config.redis_url.as_ref().unwrap().expose_secret(), REDIS);
     assert!(matches!(&config.database, DatabaseUrl::Sqlite(path) if path.is_absolute()));
-    assert_eq!(config.session.max_age, Duration::from_secs(90 * 60));
+    assert_eq!(config.session.max_age, Duration::from_mins(90));
     assert_eq!(config.hashing.memory_kib, 65_536);
     let effective = config.effective();
     for shown in [

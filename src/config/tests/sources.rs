@@ -45,7 +45,7 @@ fn the_environment_goes_before_dotenv() {
     let dotenv = "\u{feff}# comment\nREPLICA_ID=from-file\nexport SESSION_IDLE_TTL='10m'\nSESSIONS_PER_USER=\n";
     let config = with_dotenv([("REPLICA_ID", "from-env")], dotenv).unwrap();
     assert_eq!(config.replica_id, "from-env");
-    assert_eq!(config.session.idle_ttl, Duration::from_secs(600));
+    assert_eq!(config.session.idle_ttl, Duration::from_mins(10));
     assert_eq!(config.session.per_user, 100);
 
     // Also when one gives the value and the other a file: only within one source is that a contradiction.

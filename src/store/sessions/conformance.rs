@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::store::RedisHandle;
 
 const IDLE: Duration = Duration::from_millis(400);
-const LIMITS: Limits = Limits { idle: IDLE, max_age: Duration::from_secs(60), per_user: 3 };
+const LIMITS: Limits = Limits { idle: IDLE, max_age: Duration::from_mins(1), per_user: 3 };
 const DONE: Created = Created::Done { evicted: 0, replaced: false };
 
 /// A Redis of this test's own, ended with it.

@@ -30,10 +30,10 @@ use crate::store::{ServerState, StoreError};
 
 /// How long a fence stands. It must outlive every login that read the epoch before it; after that, logins read the
 /// epoch that is in SQL.
-const FENCE_TTL: Duration = Duration::from_secs(3600);
+const FENCE_TTL: Duration = Duration::from_hours(1);
 /// How much longer than its sessions an index lives. Replicas whose clocks are behind renew a session for longer; an index
 /// must not be gone before.
-const CLOCK_MARGIN: Duration = Duration::from_secs(24 * 3600);
+const CLOCK_MARGIN: Duration = Duration::from_hours(24);
 /// Keys that Redis looks at in one step of a search: about a third of a millisecond.
 const SCAN_STEP: u32 = 1000;
 /// What the names of sessions begin with.

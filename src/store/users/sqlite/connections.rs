@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_millis(1500);
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Statements take microseconds; more readers only cost a thread and a page cache each.
 const READERS: u32 = 4;
-const READER_IDLE: Duration = Duration::from_secs(60);
+const READER_IDLE: Duration = Duration::from_mins(1);
 
 /// A borrowed future that can move between threads.
 pub(super) type Work<'t, T> = Pin<Box<dyn Future<Output = Result<T, UserStoreError>> + Send + 't>>;

@@ -13,7 +13,7 @@ use crate::store::users::MigrationReport;
 use crate::store::users::names::UnusualNames;
 
 /// How long `migrate` waits for another one, and for writers of a running fleet.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The migration that brought canonical names.
 const CANONICAL_NAMES: i64 = 2;
