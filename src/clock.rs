@@ -1,7 +1,12 @@
 //! The time source. Everything that compares or stores a time takes a [`Clock`], so that time-outs are tested by
 //! moving a clock, not by sleeping.
+//!
+//! Written by hand, because the crates that could do it lack one half of it: `tokio::time::pause` moves only tokio's timers
+//! and needs a runtime of one thread, `quanta` and its like mock a monotonic clock, and what Redis and the users' database
+//! keep are dates.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -48,9 +53,13 @@ impl Clock {
     /// # Panics
     ///
     /// On a system clock: a test that meant to move time would otherwise pass for the wrong reason.
-    pub fn advance(&self, by: std::time::Duration) {
+    pub fn advance(&self, by: Duration) {
         let fixed = self.0.as_ref().expect("only a fixed clock can be moved");
-        let ms = i64::try_from(by.as_millis()).expect("a duration below 292 million years");
-        fixed.fetch_add(ms, Ordering::AcqRel);
+        fixed.fetch_add(millis(by), Ordering::AcqRel);
     }
+}
+
+/// A duration in milliseconds, in the type of [`Clock::now_ms`]. At most 292 million years.
+pub(crate) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

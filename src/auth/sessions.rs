@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::token::Claims;
 use super::{Auth, AuthError, Client, SignedIn, key_of};
+use crate::clock::millis;
 use crate::metrics::{SESSION_CHECKS, SESSIONS_ACCEPTED, SESSIONS_ENDED};
 use crate::store::StoreError;
 use crate::store::sessions::{SessionEntry, SessionId, SessionKey};
@@ -133,8 +134,8 @@ impl Auth {
                 self.sessions.check(key, less).await?.ok_or(Refused::Unknown)?;
             }
         }
-        let idle_ms = i64::try_from(idle_for.as_millis()).unwrap_or(i64::MAX);
-        let idle_expires_at = Timestamp::from_millisecond(now_ms.saturating_add(idle_ms)).unwrap_or(Timestamp::MAX);
+        let idle_ends_ms = now_ms.saturating_add(millis(idle_for));
+        let idle_expires_at = Timestamp::from_millisecond(idle_ends_ms).unwrap_or(Timestamp::MAX);
         Ok(SignedIn { claims, session, idle_expires_at })
     }
 

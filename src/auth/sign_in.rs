@@ -139,6 +139,5 @@ impl Auth {
 /// What attempts at a name are counted under, whether or not it has an account. It's a hash, the same for every spelling,
 /// because the key can be seen in Redis, and people type passwords as names.
 fn name_key(identifier: &str) -> String {
-    let hash = Sha256::digest(login_key(identifier));
-    hash[..16].iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+    hex::encode(&Sha256::digest(login_key(identifier))[..16])
 }

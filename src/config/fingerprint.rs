@@ -28,16 +28,9 @@ impl Config {
             for secret in &self.session.secrets {
                 let digest = Sha256::new().chain_update("authfleet fingerprint of SESSION_SECRET\0");
                 let digest = digest.chain_update(secret.expose_secret()).finalize();
-                writeln!(text, "SESSION_SECRET={}", hex(&digest)).expect("writing to memory");
+                writeln!(text, "SESSION_SECRET={}", hex::encode(digest)).expect("writing to memory");
             }
         }
-        hex(&Sha256::digest(text)[..4])
+        hex::encode(&Sha256::digest(text)[..4])
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to memory");
-        text
-    })
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ::redis::{ErrorKind, ServerErrorKind};
 use tokio::sync::OnceCell;
 
-pub use self::redis::{Operation, RedisHandle, ServerState};
+pub use self::redis::{Operation, RedisHandle, ServerInfo, ServerState};
 use self::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
 use self::throttle::{MemoryCounters, ThrottleStore};
 use self::users::{OpenError, UserStore};

@@ -1,8 +1,17 @@
-//! The connection to Redis: one multiplexed connection, owned by the pool and lent for as long as it works.
+//! The connection to Redis. There is one, which all requests share: it is multiplexed, so it serves any number of them at
+//! once.
 //!
-//! A checkout from deadpool-redis costs an UNWATCH and a PING each time, which would triple the commands of a session
-//! check. A multiplexed connection serves any number of requests at once, so it's checked out once, kept, and given
-//! back only when it has failed.
+//! `deadpool-redis` makes it: address, TCP or Unix socket, handshake, database, and the time-outs of each step. Its pool
+//! of one counts connections, so that there is never a second one beside the first.
+//!
+//! What it can't do is written here:
+//!
+//! - Keeping the connection. Each checkout from a pool costs an UNWATCH and a PING, which would triple the commands of a
+//!   session check. So it is checked out once, kept, and cloned for each request.
+//! - Noticing that it is useless. A pool tests a connection when it is given back; this one never is. A time-out, a broken
+//!   stream, or a Redis that refuses to serve ends it, and it is taken out of the pool.
+//! - Sparing a Redis that is away. One request at a time tries to connect, at most every [`RETRY_AFTER`]; the others fail
+//!   at once.
 mod server;
 
 use std::sync::LazyLock;
@@ -17,7 +26,7 @@ use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, Value
 use secrecy::{ExposeSecret as _, SecretString};
 use tracing::field;
 
-pub use self::server::ServerState;
+pub use self::server::{ServerInfo, ServerState};
 use super::StoreError;
 use crate::metrics::{REDIS_CONNECTED, REDIS_CONNECTS};
 use crate::telemetry::traces;
@@ -101,7 +110,7 @@ impl RedisHandle {
             .set_response_timeout(Some(RESPONSE_TIMEOUT));
         let manager = Manager::new_with_config(url.expose_secret(), config)?;
         let pool = Pool::builder(manager)
-            .config(PoolConfig::new(4))
+            .config(PoolConfig::new(1))
             .create_timeout(Some(CONNECT_TIMEOUT))
             .wait_timeout(Some(CONNECT_TIMEOUT))
             .recycle_timeout(Some(CONNECT_TIMEOUT))

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::StoreError;
 use super::redis::{Operation, RedisHandle, operation};
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 
 /// An attempt that was never settled, because its replica died, is given up after this.
 const PENDING_TTL: Duration = Duration::from_secs(30);
@@ -120,10 +120,6 @@ pub enum ThrottleStore {
 fn call<'a>(pipeline: &'a mut redis::Pipeline, script: &str, subject: &Subject) -> &'a mut redis::Pipeline {
     let key = |kind| format!("throttle:{{{}}}:{kind}", subject.name);
     pipeline.cmd("EVAL").arg(script).arg(3).arg(key("failures")).arg(key("pending")).arg(key("attempts"))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).expect("a duration below 584 million years")
 }
 
 impl ThrottleStore {
@@ -235,7 +231,7 @@ impl Count {
     fn add(&mut self, now: i64, window: Duration) {
         self.number += 1;
         if self.number == 1 {
-            self.until_ms = now.saturating_add(i64::try_from(millis(window)).unwrap_or(i64::MAX));
+            self.until_ms = now.saturating_add(millis(window));
         }
     }
 
@@ -280,7 +276,7 @@ impl MemoryCounters {
         {
             return Admission::Wait;
         }
-        let until = now.saturating_add(i64::try_from(millis(PENDING_TTL)).unwrap_or(i64::MAX));
+        let until = now.saturating_add(millis(PENDING_TTL));
         counter.pending.push((attempt.to_owned(), until));
         Admission::Reserved
     }

@@ -212,7 +212,8 @@ fn the_oldest_rust_that_is_stated_builds_the_image() {
     let image = images.lines().find_map(|line| line.strip_prefix("rust:")).expect("the image of the build");
     assert_eq!(image.split('-').next(), Some(stated));
     for document in ["README.md", "CONTRIBUTING.md"] {
-        assert!(read(Path::new(document)).contains(&format!("Rust {stated} or newer")), "{document}");
+        let text = read(Path::new(document)).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(&format!("Rust {stated} or newer")), "{document}");
     }
 }
 

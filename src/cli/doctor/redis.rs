@@ -1,5 +1,4 @@
 //! Redis: can it be reached, can it be relied on, does it let the server do its work.
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, Script, Value, cmd};
@@ -7,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{Check, fail, ok, warn};
 use crate::clock::Clock;
-use crate::store::{Operation, RedisHandle, StoreError};
+use crate::store::{Operation, RedisHandle, ServerInfo};
 
 /// `ZRANGE … REV`, which lists sessions, is younger than the rest of what is used.
 const OLDEST: (u32, u32) = (7, 0);
@@ -28,7 +27,8 @@ pub(super) async fn examine(url: &SecretString) -> Vec<Check> {
             "every request with a session is answered 503 until Redis answers: see REDIS_URL, network, password";
         return vec![fail("redis", error.to_string(), advice)];
     }
-    let info = Info::of(&redis).await;
+    // Managed services allow it where they forbid `CONFIG`.
+    let info = redis.info().await.unwrap_or_default();
     let appendfsync = setting(&redis, "appendfsync").await;
     let maxmemory_policy = match info.get("maxmemory_policy") {
         Some(policy) => Some(policy.to_owned()),
@@ -44,25 +44,6 @@ pub(super) async fn examine(url: &SecretString) -> Vec<Check> {
         clock(&redis).await,
         permissions(&redis).await,
     ]
-}
-
-/// `INFO`, which managed services allow where `CONFIG` is forbidden.
-struct Info(HashMap<String, String>);
-
-impl Info {
-    async fn of(redis: &RedisHandle) -> Self {
-        let text: String = redis.command(&UNMEASURED, &cmd("INFO")).await.unwrap_or_default();
-        let fields = text.lines().filter_map(|line| line.split_once(':'));
-        Self(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
-    }
-
-    fn number(&self, name: &str) -> Option<u64> {
-        self.get(name)?.parse().ok()
-    }
 }
 
 /// A value of `CONFIG GET`; `None` where that is forbidden.
@@ -91,7 +72,7 @@ async fn ping(redis: &RedisHandle) -> Check {
     }
 }
 
-fn version(info: &Info) -> Check {
+fn version(info: &ServerInfo) -> Check {
     const NAME: &str = "redis.version";
     // Valkey and others say which Redis they're compatible with.
     let Some(version) = info.get("redis_version") else {
@@ -110,7 +91,7 @@ fn version(info: &Info) -> Check {
     }
 }
 
-fn role(info: &Info) -> Check {
+fn role(info: &ServerInfo) -> Check {
     const NAME: &str = "redis.role";
     match info.get("role") {
         Some("master") => match info.number("connected_slaves") {
@@ -125,13 +106,10 @@ fn role(info: &Info) -> Check {
     }
 }
 
-async fn cluster(redis: &RedisHandle, info: &Info) -> Check {
+async fn cluster(redis: &RedisHandle, info: &ServerInfo) -> Check {
     const NAME: &str = "redis.cluster";
     if info.get("cluster_enabled") != Some("1") {
-        return ok(
-            NAME,
-            if info.0.is_empty() { "unknown: INFO is forbidden" } else { "no, one Redis for all sessions" },
-        );
+        return ok(NAME, if info.is_empty() { "unknown: INFO is forbidden" } else { "no, one Redis for all sessions" });
     }
     let text: String = redis.command(&UNMEASURED, cmd("CLUSTER").arg("INFO")).await.unwrap_or_default();
     match text.lines().find_map(|line| line.strip_prefix("cluster_size:")).map(str::trim) {
@@ -142,7 +120,7 @@ async fn cluster(redis: &RedisHandle, info: &Info) -> Check {
     }
 }
 
-fn eviction(info: &Info, policy: Option<&str>) -> Check {
+fn eviction(info: &ServerInfo, policy: Option<&str>) -> Check {
     const NAME: &str = "redis.eviction";
     const ADVICE: &str = "set maxmemory-policy noeviction: an evicted session is a logout, an evicted fence lets a late \
                           login through";
@@ -167,7 +145,7 @@ fn eviction(info: &Info, policy: Option<&str>) -> Check {
     }
 }
 
-fn persistence(info: &Info, appendfsync: Option<&str>) -> Check {
+fn persistence(info: &ServerInfo, appendfsync: Option<&str>) -> Check {
     const NAME: &str = "redis.persistence";
     let failed = |what: &str| {
         fail(
@@ -207,20 +185,14 @@ fn persistence(info: &Info, appendfsync: Option<&str>) -> Check {
 
 async fn clock(redis: &RedisHandle) -> Check {
     const NAME: &str = "redis.clock";
-    let here = Clock::system();
-    let before = here.now_ms();
-    let answer: Result<(i64, i64), StoreError> = redis.command(&UNMEASURED, &cmd("TIME")).await;
-    let after = here.now_ms();
-    let (seconds, microseconds) = match answer {
-        Ok(time) => time,
+    let skew = match redis.clock_skew(&Clock::system()).await {
+        Ok(seconds) => seconds,
         Err(error) => return fail(NAME, error.to_string(), "the throttle asks Redis for the time: allow TIME"),
     };
-    // Somewhere in between it answered.
-    let difference = seconds * 1000 + microseconds / 1000 - i64::midpoint(before, after);
-    let found = format!("{} ms {} this host", difference.abs(), if difference < 0 { "behind" } else { "ahead of" });
-    match difference.abs() {
-        0..=1_000 => ok(NAME, found),
-        1_001..=30_000 => warn(NAME, found, "let both synchronise their clocks (chrony, systemd-timesyncd)"),
+    let found = format!("{:.0} ms {} this host", (skew * 1e3).abs(), if skew > 0.0 { "behind" } else { "ahead of" });
+    match skew.abs() {
+        ..=1.0 => ok(NAME, found),
+        ..=30.0 => warn(NAME, found, "let both synchronise their clocks (chrony, systemd-timesyncd)"),
         _ => fail(
             NAME,
             found,

@@ -23,6 +23,32 @@ pub struct ServerState {
     pub is_persistence_ok: Option<bool>,
 }
 
+/// What a server answers to `INFO`. Managed ones leave some of it out.
+#[derive(Debug, Default)]
+pub struct ServerInfo(HashMap<String, String>);
+
+impl ServerInfo {
+    fn read(text: &str) -> Self {
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        Self(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
+    }
+
+    /// Whether the server says nothing, as when `INFO` is forbidden.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// One field.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// One field that is a whole number.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.get(name)?.parse().ok()
+    }
+}
+
 impl RedisHandle {
     /// `clock` minus Redis's clock in seconds. Off by half a round trip at most.
     ///
@@ -39,7 +65,17 @@ impl RedisHandle {
         Ok(skew as f64 / 1e6)
     }
 
-    /// `INFO`, as much of it as is needed.
+    /// `INFO`, all that it says unasked.
+    ///
+    /// # Errors
+    ///
+    /// As [`RedisHandle::pipeline`].
+    pub async fn info(&self) -> Result<ServerInfo, StoreError> {
+        let text: String = self.command(&INFO_TRIP, &cmd("INFO")).await?;
+        Ok(ServerInfo::read(&text))
+    }
+
+    /// Three sections of `INFO`.
     ///
     /// # Errors
     ///
@@ -54,28 +90,26 @@ impl RedisHandle {
         for section in self.pipeline(&INFO_TRIP, &sections).await? {
             text.push_str(&redis::from_redis_value::<String>(section).map_err(redis::RedisError::from)?);
         }
-        Ok(ServerState::read(&text))
+        Ok(ServerState::of(&ServerInfo::read(&text)))
     }
 }
 
 impl ServerState {
-    fn read(info: &str) -> Self {
-        let fields: HashMap<_, _> = info.lines().filter_map(|line| line.split_once(':')).collect();
-        let number = |name| fields.get(name).and_then(|value| value.parse().ok());
+    fn of(info: &ServerInfo) -> Self {
         let statuses = ["aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"];
-        let mut statuses = statuses.iter().filter_map(|name| fields.get(name)).peekable();
+        let mut statuses = statuses.iter().filter_map(|name| info.get(name)).peekable();
         Self {
-            memory: number("used_memory"),
-            memory_limit: number("maxmemory"),
-            evicted_keys: number("evicted_keys"),
-            is_persistence_ok: statuses.peek().is_some().then(|| statuses.all(|status| *status == "ok")),
+            memory: info.number("used_memory"),
+            memory_limit: info.number("maxmemory"),
+            evicted_keys: info.number("evicted_keys"),
+            is_persistence_ok: statuses.peek().is_some().then(|| statuses.all(|status| status == "ok")),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::ServerState;
+    use super::{ServerInfo, ServerState};
 
     const ALL_WELL: &str = "# Memory\r\nused_memory:1048576\r\nused_memory_human:1.00M\r\nmaxmemory:0\r\n# Stats\r\n\
                             evicted_keys:3\r\n# Persistence\r\nrdb_last_bgsave_status:ok\r\naof_enabled:1\r\n\
@@ -89,12 +123,13 @@ mod tests {
             evicted_keys: Some(3),
             is_persistence_ok: Some(true),
         };
-        assert_eq!(ServerState::read(ALL_WELL), all_well);
+        let read = |info: &str| ServerState::of(&ServerInfo::read(info));
+        assert_eq!(read(ALL_WELL), all_well);
         for status in ["rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status"] {
             let info = ALL_WELL.replace(&format!("{status}:ok"), &format!("{status}:err"));
             let expected = ServerState { is_persistence_ok: Some(false), ..all_well };
-            assert_eq!(ServerState::read(&info), expected, "{status}");
+            assert_eq!(read(&info), expected, "{status}");
         }
-        assert_eq!(ServerState::read(""), ServerState::default());
+        assert_eq!(read(""), ServerState::default());
     }
 }

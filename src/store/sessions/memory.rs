@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionId, SessionKey};
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::store::ServerState;
 
 /// Sessions in memory.
@@ -185,8 +185,4 @@ impl Entry {
         let client = ClientOf { ip: &self.ip, user_agent: &self.user_agent };
         limits.entry(self.id, &self.session, &self.expires_at, client, now, self.idle_expires_at_ms - now)
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).expect("a duration below 292 million years")
 }

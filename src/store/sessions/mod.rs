@@ -14,6 +14,7 @@ pub use self::id::SessionId;
 pub use self::memory::MemorySessions;
 pub use self::redis::RedisSessions;
 use super::{ServerState, StoreError};
+use crate::clock::millis;
 
 /// Whose session, and which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -145,9 +146,8 @@ impl Limits {
             return None;
         }
         let idle_ends = now_ms.saturating_add(left_ms);
-        let idle_ms = i64::try_from(self.idle.as_millis()).unwrap_or(i64::MAX);
         // Whoever renewed it last may have had another idle limit: it was not used before it was made, nor in the future.
-        let last_seen_at = at(idle_ends.saturating_sub(idle_ms)).max(created_at).min(now);
+        let last_seen_at = at(idle_ends.saturating_sub(millis(self.idle))).max(created_at).min(now);
         Some(SessionEntry {
             session_id,
             created_at,

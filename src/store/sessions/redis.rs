@@ -24,7 +24,7 @@ use redis::{Script, Value, cmd};
 use uuid::Uuid;
 
 use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionId, SessionKey};
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::store::redis::{Operation, RedisHandle, operation};
 use crate::store::{ServerState, StoreError};
 
@@ -190,10 +190,6 @@ fn index_key(user_id: Uuid) -> String {
 
 fn fence_key(user_id: Uuid) -> String {
     format!("user:{{{}}}:fence", user_id.hyphenated())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).expect("a duration below 584 million years")
 }
 
 impl RedisSessions {

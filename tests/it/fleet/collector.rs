@@ -108,9 +108,9 @@ async fn take(State(kept): State<Arc<Kept>>, headers: HeaderMap, body: Bytes) ->
         for span in of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
             assert!(span.events.is_empty(), "log lines are not traces: {span:?}");
             kept.spans.lock().push(Span {
-                trace_id: hexadecimal(&span.trace_id),
-                id: hexadecimal(&span.span_id),
-                parent: hexadecimal(&span.parent_span_id),
+                trace_id: hex::encode(&span.trace_id),
+                id: hex::encode(&span.span_id),
+                parent: hex::encode(&span.parent_span_id),
                 name: span.name,
                 kind: span.kind,
                 status: span.status.map_or(0, |status| status.code),
@@ -123,10 +123,6 @@ async fn take(State(kept): State<Arc<Kept>>, headers: HeaderMap, body: Bytes) ->
     }
     *kept.headers.lock() = headers;
     StatusCode::OK
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 fn texts(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {
