@@ -114,7 +114,8 @@ bundle-steps:
 
 deny: ## licenses, banned crates and sources of the dependencies (compiles cargo-deny the first time)
 	@$(STEP) "Install cargo-deny into .tools" tools/ci/cargo-deny
-	@$(STEP) "Dependencies: licenses, bans, sources" .tools/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
+	@$(STEP) "Dependencies: licenses, bans, sources" .tools/bin/cargo-deny --locked check --hide-inclusion-graph \
+		--deny unmatched-skip --deny unnecessary-skip bans licenses sources
 
 audit: ## known vulnerabilities (fetches RustSec's database from GitHub, or fails)
 	@$(STEP) "Install cargo-deny into .tools" tools/ci/cargo-deny
