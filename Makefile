@@ -92,7 +92,7 @@ clippy: build
 	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --workspace --all-targets -- -D warnings
 
 rustdoc: clippy
-	@$(STEP) "Documentation of every public item" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+	@$(STEP) "Documentation: links lead somewhere" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 	@$(STEP) "Examples in the documentation" cargo test --locked --workspace --doc
 
 check: ## the quick inner loop: format, lints, unit and store tests

@@ -12,26 +12,27 @@ use jiff::Timestamp;
 
 /// Wall-clock time, cheap to clone and to read.
 #[derive(Clone, Debug, Default)]
-pub struct Clock(Option<Arc<AtomicI64>>);
+pub(crate) struct Clock(Option<Arc<AtomicI64>>);
 
 impl Clock {
     /// The operating system's clock.
-    pub fn system() -> Self {
+    pub(crate) fn system() -> Self {
         Self(None)
     }
 
     /// A clock that stands still at `now` until [`Clock::advance`] moves it. Clones move together.
-    pub fn fixed(now: Timestamp) -> Self {
+    #[cfg(test)]
+    pub(crate) fn fixed(now: Timestamp) -> Self {
         Self(Some(Arc::new(AtomicI64::new(now.as_millisecond()))))
     }
 
     /// The present, to the millisecond.
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         Timestamp::from_millisecond(self.now_ms()).expect("a clock between the years -9999 and 9999")
     }
 
     /// The present in milliseconds since the Unix epoch.
-    pub fn now_ms(&self) -> i64 {
+    pub(crate) fn now_ms(&self) -> i64 {
         match &self.0 {
             Some(fixed) => fixed.load(Ordering::Acquire),
             #[expect(clippy::disallowed_methods, reason = "the one place that may ask the system for the time")]
@@ -40,7 +41,7 @@ impl Clock {
     }
 
     /// The present in microseconds since the Unix epoch.
-    pub fn now_us(&self) -> i64 {
+    pub(crate) fn now_us(&self) -> i64 {
         match &self.0 {
             Some(fixed) => fixed.load(Ordering::Acquire) * 1000,
             #[expect(clippy::disallowed_methods, reason = "as in `now_ms`")]
@@ -53,7 +54,8 @@ impl Clock {
     /// # Panics
     ///
     /// On a system clock: a test that meant to move time would otherwise pass for the wrong reason.
-    pub fn advance(&self, by: Duration) {
+    #[cfg(test)]
+    pub(crate) fn advance(&self, by: Duration) {
         let fixed = self.0.as_ref().expect("only a fixed clock can be moved");
         fixed.fetch_add(millis(by), Ordering::AcqRel);
     }

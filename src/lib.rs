@@ -16,16 +16,19 @@
 //! metrics    every metric name, its help and its buckets
 //! clock      the time source that tests can set
 //! ```
+//!
+//! `cli` is for the binary, `metrics` for the integration tests, which compare the catalogue with what a fleet exposes.
+//! Nothing else is seen from outside.
 #[cfg(test)]
 mod architecture;
 pub(crate) mod auth;
 pub mod cli;
-pub mod clock;
-pub mod config;
+pub(crate) mod clock;
+pub(crate) mod config;
 pub(crate) mod gauges;
 pub(crate) mod http;
 pub mod metrics;
 pub(crate) mod readiness;
 pub(crate) mod server;
-pub mod store;
-pub mod telemetry;
+pub(crate) mod store;
+pub(crate) mod telemetry;

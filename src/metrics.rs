@@ -1,7 +1,7 @@
-//! Every metric: its name, kind, labels, help and buckets. The tables of `docs/metrics.md` are made from this file;
-//! dashboards, rules and alerts are checked against it.
+//! Every metric: its name, kind, labels, help and buckets. `make docs` writes the tables of `docs/metrics.md` from this
+//! file; tests compare dashboards, rules and alerts with it.
 //!
-//! Each series also has the label `replica`, the name that `X-Served-By`, logs and sessions use.
+//! Each series also has the label `replica`, with the name that `X-Served-By`, logs and sessions use.
 #[cfg(test)]
 mod tests;
 
@@ -22,8 +22,8 @@ pub struct Metric {
     pub kind: Kind,
     /// What it counts, in a sentence or two.
     pub help: &'static str,
-    /// Names of its labels and the values they take; no values where those are the routes, operations and so on of the
-    /// code: few, and never taken from a client.
+    /// Names of its labels, with their values. No values are listed where the code has them: routes, operations and so
+    /// on. Those are few, and never taken from a client.
     pub labels: &'static [(&'static str, &'static [&'static str])],
 }
 
@@ -51,7 +51,7 @@ impl Metric {
         }
     }
 
-    /// The labels of each series that it can have; `None` where values come up as the server runs.
+    /// The labels of each series that it can have; `None` where values turn up only as the server runs.
     pub fn series(&self) -> Option<Vec<Vec<Label>>> {
         let mut all = vec![Vec::new()];
         for &(name, values) in self.labels {
@@ -85,7 +85,7 @@ impl Kind {
     }
 }
 
-/// Names as constants, and the table of them all.
+/// Declares a constant for each name, and the table of all metrics.
 macro_rules! catalogue {
     ($(
         $(#[doc = $help:literal])+

@@ -2,7 +2,7 @@
 mod chain;
 mod output;
 mod recorder;
-pub mod traces;
+pub(crate) mod traces;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal, Write};
@@ -18,15 +18,15 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
 
-pub use self::chain::chain;
+pub(crate) use self::chain::chain;
 use self::output::{Kind, LINE_LIMIT, Output};
-pub use self::recorder::install_metrics;
+pub(crate) use self::recorder::install_metrics;
 use crate::clock::Clock;
 use crate::config::{LogConfig, LogFormat, TracesConfig};
 
-/// Bytes of a path in a request's line; longer ones are cut. JSON takes two for some of them.
+/// Bytes of a path in a request's line; longer ones are cut. In JSON, some of them take two.
 const PATH_LIMIT: usize = 2048;
-/// Bytes of a method there: HTTP lets clients make them up.
+/// Bytes of a method in a request's line. HTTP lets clients make methods up.
 const METHOD_LIMIT: usize = 32;
 /// Stands where something was cut off.
 const CUT: &str = "…";
@@ -42,10 +42,10 @@ struct Sink {
     output: Output,
 }
 
-/// Logging and tracing have started. Sends what is left when dropped.
+/// Shows that logging and tracing have started. When it is dropped, lines and spans that still wait are sent.
 #[must_use = "lines and spans still waiting are sent when this is dropped"]
 #[derive(Debug)]
-pub struct Telemetry(());
+pub(crate) struct Telemetry(());
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
@@ -54,15 +54,15 @@ impl Drop for Telemetry {
     }
 }
 
-/// Waits until all lines are written; a second at most, for nobody may be reading them.
-pub fn flush() {
+/// Waits until all lines are written, but at most a second: perhaps nobody reads them.
+pub(crate) fn flush() {
     if let Some(sink) = SINK.get() {
         sink.output.flush();
     }
 }
 
-/// Writes a text for people in between the log's lines.
-pub fn print(text: &str) {
+/// Writes a text for people among the log's lines.
+pub(crate) fn print(text: &str) {
     if let Some(sink) = SINK.get() {
         sink.output.append(Kind::Other, |out| out.extend_from_slice(cut(text, LINE_LIMIT).0.as_bytes()));
         sink.output.send(Kind::Other);
@@ -74,7 +74,7 @@ pub fn print(text: &str) {
 /// # Panics
 ///
 /// When called twice in one process.
-pub fn start(log: &LogConfig, replica: &str, collector: Option<&TracesConfig>) -> Telemetry {
+pub(crate) fn start(log: &LogConfig, replica: &str, collector: Option<&TracesConfig>) -> Telemetry {
     let name = serde_json::to_string(replica).expect("a string is JSON");
     start_writing(log, format!("{{\"replica\":{name},"), io::stdout());
     let mut failure = None;
@@ -84,7 +84,7 @@ pub fn start(log: &LogConfig, replica: &str, collector: Option<&TracesConfig>) -
     });
     let lines = lines(log, io::stdout().is_terminal());
     match tracer {
-        // Without a layer that isn't there, each line is filtered once.
+        // One filter for everything is cheaper than one per layer.
         None => tracing_subscriber::registry().with(lines).with(EnvFilter::new(&log.filter)).init(),
         Some(tracer) => tracing_subscriber::registry()
             .with(lines.with_filter(EnvFilter::new(&log.filter)))
@@ -94,7 +94,7 @@ pub fn start(log: &LogConfig, replica: &str, collector: Option<&TracesConfig>) -
     if let Some(error) = failure {
         tracing::warn!(%error, "OTEL_EXPORTER_OTLP_ENDPOINT: no traces will be sent");
     }
-    // Not the standard library's own report: it goes to standard error, and waits for whoever reads that.
+    // The standard library's own report would go to standard error, and would wait until somebody reads that.
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
@@ -103,13 +103,13 @@ pub fn start(log: &LogConfig, replica: &str, collector: Option<&TracesConfig>) -
     Telemetry(())
 }
 
-/// Sends log lines to standard error: for commands, whose results go to standard output. What a command does, it does
-/// to the end, even if nobody reads its log.
+/// Sends log lines to standard error. This is for commands, whose results go to standard output. A command does its work
+/// to the end even if nobody reads its log.
 ///
 /// # Panics
 ///
 /// When logging has started already.
-pub fn log_to_stderr(config: &LogConfig) -> Telemetry {
+pub(crate) fn log_to_stderr(config: &LogConfig) -> Telemetry {
     start_writing(config, "{".to_owned(), io::stderr());
     let lines = lines(config, io::stderr().is_terminal());
     tracing_subscriber::registry().with(lines).with(EnvFilter::new(&config.filter)).init();
@@ -221,7 +221,7 @@ fn shortened(line: &[u8], limit: usize) -> Vec<u8> {
         }
         longest /= 2;
         if longest < 16 {
-            // Thousands of fields, or names of that length: none of ours.
+            // The line has thousands of fields, or very long names. No line of ours is like that.
             fields.retain(|name, _| matches!(name.as_str(), "timestamp" | "level" | "target" | "event" | "message"));
         }
         for value in fields.values_mut() {
@@ -235,27 +235,24 @@ fn shortened(line: &[u8], limit: usize) -> Vec<u8> {
 
 /// One answered request.
 #[derive(Debug, Serialize)]
-pub struct RequestLine<'a> {
-    /// The method as sent.
+pub(crate) struct RequestLine<'a> {
     #[serde(serialize_with = "method_to_limit")]
-    pub method: &'a str,
-    /// The path without its query.
+    pub(crate) method: &'a str,
+    /// Without the query.
     #[serde(serialize_with = "path_to_limit")]
-    pub path: &'a str,
-    /// The route that matched.
-    pub route: Option<&'a str>,
-    /// The status code; 499 if the client left before the answer.
-    pub status: u16,
-    /// Milliseconds from head to answer.
+    pub(crate) path: &'a str,
+    pub(crate) route: Option<&'a str>,
+    /// 499 if the client left before the answer.
+    pub(crate) status: u16,
+    /// From the request's head to the answer.
     #[serde(serialize_with = "to_the_microsecond")]
-    pub duration_ms: f64,
-    /// See `X-Request-Id`.
-    pub request_id: &'a str,
+    pub(crate) duration_ms: f64,
+    pub(crate) request_id: &'a str,
     /// The trace that the request belongs to, traced here or by the caller.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub trace_id: Option<String>,
+    pub(crate) trace_id: Option<String>,
     /// The client's address, through trusted proxies.
-    pub client_ip: Option<IpAddr>,
+    pub(crate) client_ip: Option<IpAddr>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
@@ -279,20 +276,20 @@ fn to_limit<S: serde::Serializer>(text: &str, limit: usize, serializer: S) -> Re
 }
 
 /// Whether request lines are wanted: `RUST_LOG` with `request=off` silences them.
-pub fn request_lines_enabled() -> bool {
+pub(crate) fn request_lines_enabled() -> bool {
     SINK.get().is_some_and(|sink| sink.has_request_lines)
 }
 
-/// Asked once and of a subscriber of its own: with filters for each layer, the answer to `enabled!` would also be taken
-/// for that to the next span.
+/// Asks a subscriber made for this question. The global one has filters for each layer, and would keep the answer to
+/// `enabled!` as the one to the next span.
 fn wants_request_lines(filter: &str) -> bool {
     let subscriber = tracing_subscriber::registry().with(EnvFilter::new(filter));
     tracing::subscriber::with_default(subscriber, || tracing::enabled!(target: "request", tracing::Level::INFO))
 }
 
-/// Logs an answered request. Formatted here and not by `tracing`, whose formatter takes several times as long as the
-/// rest of a session check.
-pub fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
+/// Logs an answered request. The line is formatted here, because the formatter of `tracing` takes several times as long as
+/// the rest of a session check.
+pub(crate) fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
     let Some(sink) = SINK.get() else { return };
     let now = clock.now();
     sink.output.append(Kind::Request, |out| {
@@ -302,7 +299,7 @@ pub fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
                 write!(out, "\"timestamp\":\"{now:.6}\",\"level\":\"INFO\",\"target\":\"request\",").and_then(|()| {
                     let begin = out.len();
                     serde_json::to_writer(&mut *out, line)?;
-                    // The line goes on: its fields stand beside ours.
+                    // Without its opening brace, so that its fields stand beside ours.
                     out.remove(begin);
                     Ok(())
                 })

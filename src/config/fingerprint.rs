@@ -1,4 +1,4 @@
-//! A short name for the settings that all replicas of a fleet must share, so that one that differs is seen.
+//! A short name for the settings that all replicas of a fleet must share. A replica that differs shows another name.
 use std::fmt::Write as _;
 
 use secrecy::ExposeSecret as _;
@@ -8,15 +8,15 @@ use super::Config;
 use super::table::{Scope, VARIABLES};
 
 impl Config {
-    /// Eight hexadecimal digits over the settings that all replicas must share and, with Redis, the secrets in their
-    /// order: equal in replicas that are configured alike. It differs while a secret is rotated, until the last replica
-    /// was restarted.
+    /// Eight hexadecimal digits, which are equal in replicas that are configured alike. They cover the settings that all
+    /// replicas must share and, with Redis, the secrets in their order. While a secret is rotated they differ, until the
+    /// last replica was restarted.
     ///
-    /// It gives nothing of a secret away. Secrets have at least 32 bytes, as random as the operator is told to make
-    /// them; 32 bits of a digest leave 2^224 of 2^256. A secret so poor that it could be guessed anyway would be tried
-    /// against the signature of a cookie, which every user has, and which tells a right guess for certain. The digest of
-    /// a secret is made for this alone, and only the ops listener shows what becomes of it.
-    pub fn fingerprint(&self) -> String {
+    /// They give nothing of a secret away. Secrets have at least 32 bytes, as random as the operator is told to make
+    /// them; 32 bits of a digest leave 2^224 of 2^256. Whoever hopes to guess a poor secret doesn't need the fingerprint:
+    /// every user has a cookie, whose signature tells a right guess for certain. The digest of a secret is made for
+    /// nothing else, and only the ops listener shows the fingerprint.
+    pub(crate) fn fingerprint(&self) -> String {
         let mut text = "authfleet settings\n".to_owned();
         for (variable, (name, value)) in VARIABLES.iter().zip(self.effective()) {
             if variable.scope == Scope::Fleet && !variable.secret {

@@ -18,7 +18,7 @@ pub(super) struct Format<T> {
     pub(super) parse: Parse<T>,
     /// A value as an operator would write it, secrets masked.
     pub(super) show: Box<dyn Fn(&T) -> String>,
-    /// Which values are valid, as it follows "accepted: ".
+    /// Which values are valid: what follows "accepted: " in a message.
     pub(super) accepted: String,
     /// Whether a value must never be shown.
     pub(super) secret: bool,
@@ -46,7 +46,7 @@ impl<T> Format<T> {
         Self { secret: true, ..self }
     }
 
-    /// The format itself, of the type that a field `F` asks for.
+    /// The format itself. It lets the compiler find `T` from the field's type `F`.
     pub(super) fn of_field<F: Field<T>>(format: Self) -> Self {
         format
     }
@@ -57,7 +57,7 @@ pub(super) fn address() -> Format<SocketAddr> {
     Format::new(parse::address, ToString::to_string, accepted, ["127.0.0.1:1", "[::1]:2"])
 }
 
-/// Four spellings each are read; these two are shown.
+/// Reads four spellings of each value, and shows these two.
 pub(super) fn boolean(on: &'static str, off: &'static str) -> Format<bool> {
     let accepted = match on {
         "on" => "on or off (also true/false, 1/0, yes/no)",
@@ -75,7 +75,7 @@ where
     Format::new(parse::integer(range), ToString::to_string, accepted, [&least, &most])
 }
 
-/// Exactly these words, in any case.
+/// These words and no others, in upper or lower case.
 pub(super) fn one_of<T, const N: usize>(words: [(&'static str, T); N]) -> Format<T>
 where
     T: Copy + PartialEq + 'static,
@@ -144,7 +144,7 @@ pub(super) fn redis_url() -> Format<SecretString> {
     Format::new(parse::redis_url, |value| parse::mask_redis_url(value.expose_secret()), accepted, examples).secret()
 }
 
-/// Secret, as the URL of a database server holds a password; that of SQLite has none to mask.
+/// A secret, because the URL of a database server holds a password.
 pub(super) fn database_url() -> Format<DatabaseUrl> {
     let accepted = "sqlite://relative/path or sqlite:///absolute/path";
     Format::new(parse::database_url, DatabaseUrl::to_string, accepted, ["sqlite://users.db", "sqlite:///data/a.db"])
@@ -205,7 +205,7 @@ pub(super) fn headers() -> Format<Vec<(String, SecretString)>> {
     Format::new(read, show, format!("name=value {PAIRS}"), ["x-api-key=Zq7", "x-tenant=Zq7,x-api-key=a%2Cb"]).secret()
 }
 
-/// As an operator would write it: `24h`, where humantime says `1day`.
+/// A duration as an operator would write it: `24h`, where humantime says `1day`.
 pub(super) fn duration_text(duration: Duration) -> String {
     let seconds = duration.as_secs();
     if duration.subsec_nanos() != 0 {

@@ -4,16 +4,15 @@
 //! as `NAME_FILE`, the path of a file with its value. An empty value counts as not set. All problems are collected
 //! into one [`ConfigErrors`], so that an operator repairs them in one round.
 //!
-//! A variable is one field in `variables.rs` with its row above it: name, kind of values, default, scope. Nothing else
-//! has to be touched to add one, except the places in documents and deployments that tests name (`make docs` writes the
-//! documents).
+//! A variable is one field in `variables.rs` with its row above it: name, kind of values, default, scope. To add one,
+//! nothing else has to be touched but the documents, which `make docs` writes, and the deployments, which tests name.
 //!
 //! # Why no crate does this
 //!
-//! `confique` 0.4 and `figment` 0.10 stop at the first mistake, as serde's deserializers do, where an operator should see
-//! all of them; and their messages quote the value, which may be a secret. clap's `env` does both as well. None reads
-//! `NAME_FILE` or describes the values that a variable takes. `confique` has the idea that is used here: the row stands at
-//! the field. `.env` is read by `dotenvy`, durations by `humantime`, sizes by `bytesize`, networks by `ipnet`.
+//! `confique` 0.4 and `figment` 0.10 stop at the first mistake, as serde's deserializers do; an operator should see all
+//! of them. Their messages quote the value, which may be a secret. clap's `env` does both as well. None of the three reads
+//! `NAME_FILE`, or describes the values that a variable takes. The idea that the row stands at the field is from
+//! `confique`. `dotenvy` reads `.env`, `humantime` durations, `bytesize` sizes, `ipnet` networks.
 mod fingerprint;
 mod formats;
 mod parse;
@@ -31,22 +30,20 @@ use std::path::PathBuf;
 
 use self::formats::{duration_text, size_text};
 pub(crate) use self::reference::env_example;
-pub use self::sources::Sources;
+pub(crate) use self::sources::Sources;
 use self::sources::Values;
 pub(crate) use self::sources::piped_value;
-pub use self::variables::{
-    Config, HashingConfig, LogConfig, PasswordConfig, SessionConfig, ThrottleConfig, TracesConfig,
-};
-pub use self::warnings::Warning;
+pub(crate) use self::variables::{Config, HashingConfig, LogConfig, PasswordConfig, SessionConfig, TracesConfig};
+pub(crate) use self::warnings::Warning;
 
 /// Where users are kept.
 #[derive(Clone, Debug)]
-pub enum DatabaseUrl {
+pub(crate) enum DatabaseUrl {
     /// A SQLite file, shared by the replicas of one host.
     Sqlite(PathBuf),
 }
 
-/// As an operator would write it, without any password.
+/// Shows the URL as an operator would write it, without any password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -57,7 +54,7 @@ impl fmt::Display for DatabaseUrl {
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// One JSON object per line.
     Json,
     /// For people at a terminal.
@@ -66,26 +63,23 @@ pub enum LogFormat {
 
 /// How traces are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OtlpProtocol {
+pub(crate) enum OtlpProtocol {
     /// OTLP over HTTP, in protobuf.
     HttpProtobuf,
 }
 
 /// Which requests are traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceSampler {
-    /// A caller that sends a `traceparent` decides.
-    pub parent_based: bool,
-    /// Which of the others.
-    pub sampling: Sampling,
+pub(crate) struct TraceSampler {
+    /// Whether a caller that sends a `traceparent` decides.
+    pub(crate) parent_based: bool,
+    pub(crate) sampling: Sampling,
 }
 
 /// Which requests are traced where no caller decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sampling {
-    /// All.
+pub(crate) enum Sampling {
     All,
-    /// None.
     None,
     /// The share that `OTEL_TRACES_SAMPLER_ARG` says.
     Share,
@@ -93,27 +87,26 @@ pub enum Sampling {
 
 /// Everything that is wrong with a configuration. Shows one line per problem, never a secret.
 #[derive(Debug)]
-pub struct ConfigErrors {
+pub(crate) struct ConfigErrors {
     problems: Vec<Problem>,
-    /// Names that look misspelt: often the reason why another one is missing.
+    /// Names that look misspelt, which is often why another one is missing.
     hints: Vec<Warning>,
 }
 
 /// One mistake in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// The variable, or the file and line that could not be read.
-    pub variable: String,
+    pub(crate) variable: String,
     /// What is wrong with it. Holds the offending value unless the variable is secret.
-    pub message: String,
+    pub(crate) message: String,
     /// What would be right. Empty where the message says it all.
-    pub accepted: String,
+    pub(crate) accepted: String,
 }
 
 impl ConfigErrors {
     /// The problems, at least one.
-    #[must_use]
-    pub fn problems(&self) -> &[Problem] {
+    pub(crate) fn problems(&self) -> &[Problem] {
         &self.problems
     }
 }
@@ -144,25 +137,16 @@ impl Config {
     /// # Errors
     ///
     /// All that is wrong, in one message.
-    pub fn load() -> Result<Self, ConfigErrors> {
+    pub(crate) fn load() -> Result<Self, ConfigErrors> {
         Self::from_sources(&Sources::of_process())
     }
 
-    /// As [`Config::load`], from sources that the caller chose.
+    /// Does what [`Config::load`] does, with sources that the caller chose.
     ///
     /// # Errors
     ///
     /// All that is wrong, in one message.
-    ///
-    /// # Example
-    ///
-    /// ```
-    /// use authfleet::config::{Config, Sources};
-    ///
-    /// let config = Config::from_sources(&Sources::from([("LISTEN_ADDR", "127.0.0.1:0")])).unwrap();
-    /// assert_eq!(config.session.idle_ttl.as_secs(), 30 * 60);
-    /// ```
-    pub fn from_sources(sources: &Sources) -> Result<Self, ConfigErrors> {
+    pub(crate) fn from_sources(sources: &Sources) -> Result<Self, ConfigErrors> {
         let mut values = Values::collect(sources);
         let mut config = Self::read(&mut values);
         config.check_together(&mut values);
@@ -175,7 +159,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What only two variables together can get wrong. Says nothing about a pair of which one is already faulty.
+    /// Finds what is wrong with two variables together. A pair of which one is already faulty is left alone.
     fn check_together(&self, values: &mut Values<'_>) {
         if values.sound(&["LISTEN_ADDR", "OPS_ADDR"]) && would_collide(self.listen_addr, self.ops_addr) {
             values.reject::<()>(
@@ -205,8 +189,7 @@ impl Config {
     }
 
     /// The values in force, in the order of the table, secrets masked. An absent value is empty.
-    #[must_use]
-    pub fn effective(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn effective(&self) -> Vec<(&'static str, String)> {
         let mut shown = Vec::new();
         self.show(&mut shown);
         shown
@@ -215,7 +198,7 @@ impl Config {
 
 impl TracesConfig {
     /// The share of requests that are traced where no caller decides: 0 to 1.
-    pub fn sampled_share(&self) -> f64 {
+    pub(crate) fn sampled_share(&self) -> f64 {
         match self.sampler.sampling {
             Sampling::All => 1.0,
             Sampling::None => 0.0,
@@ -224,7 +207,7 @@ impl TracesConfig {
     }
 }
 
-/// Whether the second bind would fail. A wildcard takes its port on every address.
+/// Whether the second bind would fail. A wildcard address takes its port on every address.
 fn would_collide(a: SocketAddr, b: SocketAddr) -> bool {
     let covers = |a: IpAddr, b: IpAddr| a == b || (a.is_unspecified() && (a.is_ipv6() || b.is_ipv4()));
     a.port() != 0 && a.port() == b.port() && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))

@@ -103,7 +103,7 @@ pub(super) fn replica_id(text: &str) -> Result<String, String> {
     }
 }
 
-/// The host's name, made to fit. Cut at the front, because orchestrators put what tells replicas apart at the end.
+/// The host's name, made to fit. It is cut at the front, because orchestrators tell replicas apart by the end.
 pub(super) fn replica_id_of_host(host_name: &str) -> Option<String> {
     let name: Vec<char> = host_name.chars().map(|c| if fits_replica_id(c) { c } else { '-' }).collect();
     (!name.is_empty()).then(|| name[name.len().saturating_sub(64)..].iter().collect())
@@ -121,7 +121,7 @@ pub(super) fn session_secrets(text: &str) -> Result<Vec<SecretSlice<u8>>, String
         if key.is_empty() {
             faults.push(format!("key {n} of {} is empty", keys.len()));
         } else if key.trim() != *key || key.contains(char::is_control) {
-            // A replica that reads the key from elsewhere, without the stray space, would refuse all cookies.
+            // A replica that gets the key without the stray space would refuse all cookies of the others.
             faults.push(format!("key {n} begins or ends with white space, or holds a line break"));
         } else if key.len() < SHORTEST_SECRET {
             faults.push(format!("key {n} has only {} bytes", key.len()));
@@ -144,7 +144,7 @@ pub(super) fn redis_url(text: &str) -> Result<SecretString, String> {
         "rediss" => return Err("rediss:// (TLS) is not supported yet by this build".to_owned()),
         _ => return Err("begins neither with redis:// nor with unix:// or redis+unix://".to_owned()),
     };
-    // The parser's own messages may quote parts of the URL, and a password with a stray / or @ may be in any part.
+    // The parser's own messages may quote parts of the URL, and a password that holds a / or @ may be in any of them.
     let unusable = || "not a usable Redis URL: check host, port, database number and percent-encoding".to_owned();
     let url = redis::parse_redis_url(text).ok_or_else(unusable)?;
     if url.fragment().is_some() {
@@ -206,7 +206,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
         if directive.contains(char::is_whitespace) && !directive.contains(['[', '{']) {
             return Err(format!("white space within {}", quoted(directive)));
         }
-        // `inof` is valid as a module's name, and would silence everything else.
+        // `inof` would be taken for a module's name, and would silence everything else.
         let word = directive.to_ascii_lowercase();
         let slip = LEVELS.iter().find(|level| word != **level && strsim::osa_distance(&word, level) <= 1);
         if let Some(level) = slip.filter(|_| word.len() > 2 && !LEVELS.contains(&word.as_str())) {
@@ -223,7 +223,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
 
 /// A collector's address, without a slash at its end.
 pub(super) fn collector(text: &str) -> Result<String, String> {
-    // A password in it would be shown by `authfleet config`; keys go into the headers.
+    // `authfleet config` would show a password in it. Keys belong into the headers.
     if text.contains(['@', '?', '#']) || text.contains(char::is_whitespace) {
         return Err("holds '@', '?', '#' or white space".to_owned());
     }
@@ -272,7 +272,7 @@ pub(super) fn service_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Pairs as in W3C Baggage, which OpenTelemetry's variables follow: `key=value,key=value`, percent-encoded.
+/// Percent-encoded pairs, `key=value,key=value`, as in W3C Baggage, whose form OpenTelemetry's variables have.
 pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     let pair = |(i, part): (usize, &str)| {
         let n = i + 1;
@@ -289,7 +289,7 @@ pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     text.split(',').enumerate().filter(|(_, part)| !part.trim().is_empty()).map(pair).collect()
 }
 
-/// As [`pairs`] reads them.
+/// Writes pairs as [`pairs`] reads them.
 pub(super) fn pairs_text(pairs: &[(String, String)]) -> String {
     const SPECIAL: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b',').add(b'%').add(b' ');
     let pair =
@@ -308,7 +308,7 @@ pub(super) fn headers(text: &str) -> Result<Vec<(String, String)>, String> {
     Ok(pairs)
 }
 
-/// Shown in quotes, escaped and cut, so that no value can break the message into lines.
+/// A value in quotes, escaped and cut, so that it can't break the message into lines.
 pub(super) fn quoted(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((cut, _)) => format!("{:?}...", &text[..cut]),

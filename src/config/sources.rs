@@ -1,4 +1,4 @@
-//! Where values come from: environment, `.env`, `NAME_FILE`; and which of them were at fault.
+//! Where values come from (environment, `.env`, `NAME_FILE`), and what was wrong with them.
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -14,34 +14,33 @@ use super::formats::Format;
 use super::table::{VARIABLES, Variable};
 use super::{Problem, Warning, parse};
 
-/// More than any value needs; `SESSION_SECRET_FILE=/dev/urandom` must end.
+/// Bytes that are read of a file. No value needs so many, and reading `SESSION_SECRET_FILE=/dev/urandom` must end.
 const LARGEST_FILE: u64 = 64 * 1024;
 /// The bit of a file's mode that lets every user of the machine read it.
 const READABLE_BY_OTHERS: u32 = 0o004;
-/// Names that begin so are meant for us, so an unknown one is a mistake.
+/// An unknown name that begins with one of these is taken for a mistake.
 const OUR_PREFIXES: [&str; 7] = ["SESSION_", "ARGON2_", "HASH_", "PASSWORD_", "LOGIN_", "REGISTRATIONS_", "DRAIN_"];
-/// Set by X11 session managers.
+/// X11 session managers set it.
 const NOT_OURS: &str = "SESSION_MANAGER";
 
-/// All that a configuration is made from. No `Debug`: it holds secrets.
+/// All that a configuration is made from. It has no `Debug`, because it holds secrets.
 #[derive(Clone)]
-#[expect(missing_debug_implementations, reason = "it holds secrets")]
-pub struct Sources {
+pub(crate) struct Sources {
     /// The environment. Takes precedence over `dotenv`.
-    pub environment: BTreeMap<String, OsString>,
+    pub(crate) environment: BTreeMap<String, OsString>,
     /// The `.env` file. It need not exist.
-    pub dotenv: Option<PathBuf>,
+    pub(crate) dotenv: Option<PathBuf>,
     /// The host's name, the default of `REPLICA_ID`.
-    pub host_name: String,
+    pub(crate) host_name: String,
     /// Cores that this process may use, the default of `HASH_CONCURRENCY`.
-    pub cores: usize,
+    pub(crate) cores: usize,
     /// Whether standard output is a terminal, which decides the default of `LOG_FORMAT`.
-    pub terminal: bool,
+    pub(crate) terminal: bool,
 }
 
 impl Sources {
     /// This process's environment, host and standard output, and `.env` in the working directory.
-    pub fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         Self {
             environment: std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v))).collect(),
             dotenv: Some(PathBuf::from(".env")),
@@ -52,7 +51,7 @@ impl Sources {
     }
 }
 
-/// Only these variables: no `.env`, the host `localhost`, one core, no terminal.
+/// These variables alone: no `.env`, the host `localhost`, one core, no terminal.
 impl<K: Into<String>, V: Into<OsString>, const N: usize> From<[(K, V); N]> for Sources {
     fn from(variables: [(K, V); N]) -> Self {
         Self {
@@ -112,8 +111,8 @@ impl<'a> Values<'a> {
         values
     }
 
-    /// Looks for the variable, plain or as a file, in one source. Whether anything was there, sound or not: both forms
-    /// in the environment go before both forms in `.env`.
+    /// Looks for the variable in one source, plain or as a file. Says whether anything was there, sound or not: the
+    /// environment goes before `.env`, in whichever of the two forms.
     fn take(
         &mut self,
         variable: &'static Variable,
@@ -129,7 +128,7 @@ impl<'a> Values<'a> {
             (Some(_), Some(_)) => Err((format!("{name}{origin}"), format!("set both directly and by {name}_FILE"))),
             (Some(value), None) => match value.to_str().ok_or("not UTF-8").and_then(unquoted) {
                 Ok(text) => {
-                    // An address without a password is no secret, whatever the variable may hold.
+                    // The address of a Redis that asks for no password is no secret.
                     readable = dotenv.filter(|_| secret && (name != "REDIS_URL" || text.contains('@')));
                     Ok(Found { text: text.to_owned(), label: format!("{name}{origin}"), file_changed: None })
                 }
@@ -165,8 +164,8 @@ impl<'a> Values<'a> {
         let (text, mode) = match read_text(path) {
             Ok((text, mode, _)) => (text, mode),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return (entries, 0),
-            // The directory may not be searched, so nobody can say whether it has the file: most likely it has none, as
-            // when a service is started from another user's home directory.
+            // The directory may not be searched, so nobody can say whether it has the file. Most likely it has none: a
+            // service was started from another user's home directory.
             Err(error)
                 if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) =>
             {
@@ -182,7 +181,7 @@ impl<'a> Values<'a> {
             let place = format!("{} line {line}", path.display());
             match entry {
                 None => reject(place, "neither NAME=value nor a comment, or a quote that is not closed".to_owned()),
-                // Tools differ in which one wins.
+                // Tools disagree about which of the two counts.
                 Some((name, _)) if entries.contains_key(&name) => reject(place, format!("{name} is set a second time")),
                 Some((name, value)) => drop(entries.insert(name, OsString::from(value))),
             }
@@ -210,7 +209,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// A default that is no text.
+    /// Makes a default that is no text.
     pub(super) fn compute<T>(&mut self, default: impl FnOnce(&mut Self) -> T) -> T {
         default(self)
     }
@@ -221,7 +220,7 @@ impl<'a> Values<'a> {
             .unwrap_or_else(|| self.reject("REPLICA_ID", "not set, and this host has no name to use instead"))
     }
 
-    /// The default of `SESSION_SECRET`: 256 bits, as the token's own randomness has.
+    /// The default of `SESSION_SECRET`: 256 random bits, as many as a token has.
     pub(super) fn random_secret(&mut self) -> Vec<SecretSlice<u8>> {
         if self.is_set("REDIS_URL") {
             return self.reject("SESSION_SECRET", "not set, but REDIS_URL is: replicas must share a secret");
@@ -260,13 +259,13 @@ impl<'a> Values<'a> {
         T::default()
     }
 
-    /// A `.env` that could not be looked for, and each name that was meant for us, as far as one can tell.
+    /// A `.env` that could not be looked for, and unknown names that look as if they were meant for us.
     pub(super) fn warnings(&self) -> Vec<Warning> {
         self.warnings.iter().cloned().chain(self.unknown.iter().filter_map(|name| misspelt(name))).collect()
     }
 }
 
-/// A warning of a name that is none of ours, but was meant to be.
+/// A warning about an unknown name that looks as if it was meant for us.
 pub(super) fn misspelt(name: &str) -> Option<Warning> {
     let upper = name.to_ascii_uppercase();
     let stem = upper.strip_suffix("_FILE").unwrap_or(&upper);
@@ -286,7 +285,7 @@ pub(super) fn misspelt(name: &str) -> Option<Warning> {
 ///
 /// # Errors
 ///
-/// Quotation marks around it, as [`unquoted`].
+/// The value is in quotation marks: see [`unquoted`].
 pub(crate) fn piped_value(text: &str) -> Result<&str, &'static str> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     unquoted(text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line)))
@@ -304,7 +303,7 @@ fn unquoted(text: &str) -> Result<&str, &'static str> {
 /// The content of a `NAME_FILE`, its mode, and when it was last changed.
 fn read_value_file(path: &OsStr, secret: bool) -> Result<(String, u32, Option<SystemTime>), String> {
     let path = Path::new(path);
-    // Someone may have put the secret itself where its path belongs.
+    // The operator may have put the secret itself where its path belongs.
     let shown = if secret && !path.is_absolute() {
         "the file (its relative path is not shown, as it may be the secret itself)".to_owned()
     } else {
@@ -328,10 +327,10 @@ fn read_text(path: &Path) -> io::Result<(String, u32, Option<SystemTime>)> {
     Ok((text, mode & 0o777, changed))
 }
 
-/// Each entry with its last line; for a malformed one nothing, with its first line. dotenvy's own error quotes the line,
-/// which may hold a secret, and does not count lines: so it is fed one at a time.
+/// Each entry with the number of its last line; for a malformed one `None`, with the number of its first. dotenvy gets
+/// the text line by line, because its own errors have no line number. They quote the line instead, which may hold a secret.
 pub(super) fn dotenv_entries(text: &str) -> Vec<(usize, Option<(String, String)>)> {
-    // dotenvy skips no byte order mark here, and takes white space before the end of the file for an open quote.
+    // From a reader, dotenvy skips no byte order mark, and takes white space at the end of the file for an open quote.
     let text = format!("{}\n", text.trim_start_matches('\u{feff}').trim_end());
     let lines_read = Cell::new(0);
     let lines = LineByLine { rest: text.as_bytes(), lines_read: &lines_read };

@@ -9,7 +9,7 @@ use super::Config;
 pub(super) struct Variable {
     /// Its name in the environment.
     pub(super) name: &'static str,
-    /// The heading under which it and those after it are listed, where one begins here.
+    /// The heading that begins with this variable, if one does.
     pub(super) heading: Option<&'static str>,
     /// What holds when it is not set.
     pub(super) default: DefaultValue,
@@ -31,7 +31,7 @@ pub(super) struct Variable {
 pub(super) enum DefaultValue {
     /// This text, as if it had been set.
     Text(&'static str),
-    /// Something found out at start, or nothing; described in words.
+    /// Something that is found out at start, or nothing. These words describe it.
     Described(&'static str),
 }
 
@@ -40,8 +40,8 @@ pub(super) enum DefaultValue {
 pub(super) enum Scope {
     /// Each replica may have its own value: names, addresses, sizes of pools and queues, logging.
     Replica,
-    /// All replicas must have the same value, or they answer differently: a session that one accepts ends earlier at
-    /// another, a password that one takes is refused by the next. [`Config::fingerprint`] is made from these.
+    /// All replicas must have the same value. Otherwise a session that one accepts has ended at another, or a password
+    /// that one takes is refused by the next. [`Config::fingerprint`] covers these variables.
     Fleet,
     /// All replicas must reach the same store, which may have several addresses.
     Store,
@@ -65,7 +65,7 @@ impl Variable {
     }
 }
 
-/// What a field keeps of a variable's value: all of it, or nothing where none was given.
+/// The type of a field whose variable has values of type `T`: `T`, or `Option<T>` where the variable may be absent.
 pub(super) trait Field<T> {
     fn from_value(value: T) -> Self;
     fn value(&self) -> Option<&T>;
@@ -103,7 +103,7 @@ impl<T> Field<T> for Option<T> {
 macro_rules! settings {
     (
         $(#[$attribute:meta])*
-        pub struct $name:ident {
+        pub(crate) struct $name:ident {
             $(
                 $(#[doc = $help:literal])+
                 #[setting($($spec:tt)+)]
@@ -112,7 +112,7 @@ macro_rules! settings {
         }
     ) => {
         $(#[$attribute])*
-        pub struct $name {
+        pub(crate) struct $name {
             $(
                 $(#[doc = $help])+
                 pub $field: $type,

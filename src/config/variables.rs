@@ -14,7 +14,7 @@ use super::{DatabaseUrl, LogFormat, OtlpProtocol, TraceSampler, Warning};
 settings! {
     /// The effective configuration of one process.
     #[derive(Clone, Debug)]
-    pub struct Config {
+    pub(crate) struct Config {
         /// Address and port of the public HTTP listener, behind nginx.
         #[setting("LISTEN_ADDR", heading: "This replica",
             values: formats::address(), default: "0.0.0.0:3000", scope: Replica)]
@@ -102,7 +102,7 @@ settings! {
 settings! {
     /// What is logged, and how.
     #[derive(Clone, Debug)]
-    pub struct LogConfig {
+    pub(crate) struct LogConfig {
         /// How log lines are written.
         #[setting("LOG_FORMAT",
             values: formats::one_of([("json", LogFormat::Json), ("pretty", LogFormat::Pretty)]),
@@ -120,7 +120,7 @@ settings! {
 settings! {
     /// Where traces go and which requests are traced, in OpenTelemetry's own variables.
     #[derive(Clone, Debug)]
-    pub struct TracesConfig {
+    pub(crate) struct TracesConfig {
         /// OpenTelemetry collector that gets traces, by OTLP over HTTP (port 4318 as a rule).
         #[setting("OTEL_EXPORTER_OTLP_ENDPOINT",
             heading: "Traces: OpenTelemetry's own variables (OTEL_BSP_* for the exporter's queue are read too)",
@@ -160,7 +160,7 @@ settings! {
 settings! {
     /// Cookie and session life.
     #[derive(Clone, Debug)]
-    pub struct SessionConfig {
+    pub(crate) struct SessionConfig {
         /// Signs cookies. `new,old` signs with the first and accepts all: rotation without
         /// logging anyone out.
         #[setting("SESSION_SECRET",
@@ -191,7 +191,7 @@ settings! {
 settings! {
     /// Which passwords users may choose.
     #[derive(Clone, Copy, Debug)]
-    pub struct PasswordConfig {
+    pub(crate) struct PasswordConfig {
         /// Shortest password, in characters (code points after NFKC).
         #[setting("PASSWORD_MIN_LENGTH", heading: "Passwords and their hashing",
             values: whole(1..=128), default: "8", scope: Fleet)]
@@ -206,7 +206,7 @@ settings! {
 settings! {
     /// Argon2id parameters and admission of hashing work.
     #[derive(Clone, Copy, Debug)]
-    pub struct HashingConfig {
+    pub(crate) struct HashingConfig {
         /// Memory that one password hash takes. Hashes that were made with other parameters are upgraded at login.
         #[setting("ARGON2_MEMORY", values: formats::memory_kib(), default: "19MiB", scope: Fleet)]
         pub memory_kib: u32,
@@ -235,7 +235,7 @@ settings! {
 settings! {
     /// Limits on failed logins, on hashing, and on registrations. For IPv6, a /56 has four times and a /48 sixteen times as much.
     #[derive(Clone, Copy, Debug)]
-    pub struct ThrottleConfig {
+    pub(crate) struct ThrottleConfig {
         /// Failed logins of one account within the window, then 429.
         #[setting("LOGIN_FAILURES_PER_ACCOUNT", heading: "Failed logins, registrations",
             values: whole(1..=1_000_000), default: "10", scope: Fleet)]

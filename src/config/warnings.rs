@@ -5,42 +5,29 @@ use std::path::PathBuf;
 use super::Config;
 use super::formats::size_text;
 
-/// A weak setting, a name that looks like a misspelt variable, or a `.env` out of reach. Shows as one line that begins with
-/// the variable or the file.
+/// A weak setting, a name that looks like a misspelt variable, or a `.env` out of reach. It is shown as one line, which
+/// begins with the variable or the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Warning {
+pub(crate) enum Warning {
     /// A variable was set that looks like one of ours and is none.
     UnknownVariable {
-        /// The name, as it was set.
         name: String,
         /// The variable that was probably meant.
         meant: Option<&'static str>,
     },
     /// The directory of `.env` may not be searched, so nobody can say whether it has one.
-    DotenvOutOfReach {
-        /// Where it would be.
-        path: PathBuf,
-        /// What the system says.
-        error: String,
-    },
+    DotenvOutOfReach { path: PathBuf, error: String },
     /// A file that holds a secret may be read by every user of this machine.
     SecretReadableByOthers {
         /// The variable whose value it holds.
         variable: &'static str,
-        /// The file: a `NAME_FILE`, or `.env`.
+        /// A `NAME_FILE`, or `.env`.
         path: PathBuf,
-        /// Its mode, the last nine bits.
+        /// The last nine bits of the file's mode.
         mode: u32,
     },
     /// A parameter of Argon2id or the shortest password is below its default.
-    WeakerThanDefault {
-        /// The variable.
-        variable: &'static str,
-        /// Its value.
-        value: String,
-        /// Its default.
-        default: &'static str,
-    },
+    WeakerThanDefault { variable: &'static str, value: String, default: &'static str },
     /// `COOKIE_SECURE=false`.
     CookieOverHttp,
     /// `TRUSTED_PROXIES` covers every address.

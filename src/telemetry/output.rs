@@ -1,12 +1,12 @@
-//! The way of log lines to standard output or standard error: bounded queues and a thread that writes.
+//! How log lines get to standard output or standard error: bounded queues, and a thread that writes.
 //!
-//! Whoever logs never waits for whoever reads. A pipe that nobody empties, a terminal that is stopped or a log driver
-//! that hangs blocks the writing thread alone: lines wait in the queue of their kind, and when that is full they are
-//! lost, counted and said as soon as lines are read again. Audit events have a queue of their own, four times as long
-//! and written first, so that they are the last to be lost.
+//! A thread that logs never waits for the reader of the log. A pipe that nobody empties, a terminal that is stopped or a
+//! log driver that hangs blocks the writing thread alone. Lines wait in the queue of their kind. When that is full they are
+//! lost and counted, and the log says so as soon as it is read again. Audit events are the last to be lost: they have a
+//! queue of their own, which is four times as long and is written first.
 //!
-//! Lines are written a few milliseconds after they were said and many at a time: a system call per line would cost more
-//! than a session check. Errors and audit events don't wait for others.
+//! Lines are written after a few milliseconds and many at a time, because a system call per line would cost more than a
+//! session check. Errors and audit events don't wait for others.
 use std::io::IoSlice;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -17,23 +17,20 @@ use rustix::io::Errno;
 
 use crate::metrics::LOG_LINES_LOST;
 
-/// Lines wait for others at most this long.
+/// A line waits at most this long for others.
 const GATHER: Duration = Duration::from_millis(20);
-/// More than this doesn't wait for others; also the most that is written at once, so that audit events come between.
+/// So many bytes don't wait for more. No more are written at once, so that audit events needn't wait for long.
 const PIECE: usize = 64 * 1024;
-/// No line is longer, its line feed included.
+/// The most bytes of a line, with its line feed.
 pub(super) const LINE_LIMIT: usize = 8 * 1024;
-/// What [`Output::flush`] waits at most: a process that is asked to end does so, whoever reads its log or doesn't.
+/// [`Output::flush`] waits at most this long: a process that is asked to end does so even if nobody reads its log.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Which queue a line waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Who did what to whom.
     Audit,
-    /// What the server says of itself.
     Other,
-    /// Answered requests.
     Request,
 }
 
@@ -63,17 +60,18 @@ impl Kind {
 #[derive(Debug, Default)]
 struct Queue {
     lines: Vec<u8>,
-    /// Bytes that ever came in, and those that are written or lost since.
+    /// Bytes that ever came in.
     accepted: u64,
+    /// How many of those are written or lost.
     finished: u64,
-    /// Lines lost since that was last said.
+    /// Lines lost that the log has not mentioned yet.
     lost: u64,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     queues: [Queue; 3],
-    /// The writer shall begin at once.
+    /// Whether the writer should begin at once.
     is_urgent: bool,
 }
 
@@ -87,7 +85,7 @@ impl Waiting {
     }
 }
 
-/// Taken from a queue, and not written yet.
+/// Lines that were taken from a queue to be written.
 #[derive(Debug)]
 struct Piece {
     kind: Kind,
@@ -104,10 +102,10 @@ impl Piece {
 /// Where lines go, and those on their way.
 pub(super) struct Output {
     descriptor: Box<dyn AsFd + Send + Sync>,
-    /// A file takes what it's given; nobody has to read it.
+    /// Writing to a file doesn't block: nobody has to read it.
     is_file: bool,
     waiting: Mutex<Waiting>,
-    /// Held while writing, which may take for ever.
+    /// Locked while writing, which may take for ever.
     piece: Mutex<Piece>,
     filled: Condvar,
     finished: Condvar,
@@ -133,7 +131,7 @@ impl Output {
         }
     }
 
-    /// Puts a line into its queue, or loses it if that is full. `line` appends at most [`LINE_LIMIT`] bytes.
+    /// Puts a line into its queue, or counts it as lost if that is full. `line` appends at most [`LINE_LIMIT`] bytes.
     pub(super) fn append(&self, kind: Kind, line: impl FnOnce(&mut Vec<u8>)) {
         let mut waiting = self.waiting.lock();
         let queue = waiting.queue(kind);
@@ -155,7 +153,7 @@ impl Output {
         }
     }
 
-    /// Writes the lines of this kind now if that can't block, else leaves them to the writer, which begins at once.
+    /// Writes the lines of this kind now if that can't block. Otherwise it leaves them to the writing thread and wakes it.
     pub(super) fn send(&self, kind: Kind) {
         let piece = if self.is_file { Some(self.piece.lock()) } else { self.piece.try_lock() };
         let Some(mut piece) = piece else { return self.hurry(self.waiting.lock()) };
@@ -178,7 +176,7 @@ impl Output {
         self.hurry(self.waiting.lock());
     }
 
-    /// Waits until everything said so far is written, a second at most.
+    /// Waits until every line so far is written, but at most for [`FLUSH_TIMEOUT`].
     pub(super) fn flush(&self) {
         let deadline = Instant::now() + FLUSH_TIMEOUT;
         let mut waiting = self.waiting.lock();
@@ -211,7 +209,7 @@ impl Output {
         }
     }
 
-    /// Writes what was begun, and a piece of each kind. Says whether all of it was taken.
+    /// Finishes the piece that was begun, then writes one of each kind. Says whether the system took all of it.
     fn write_each(&self) -> bool {
         let mut piece = self.piece.lock();
         let mut is_taken = self.write_out(&mut piece);
@@ -239,13 +237,13 @@ impl Output {
         waiting.is_urgent = true;
     }
 
-    /// Writes a piece, however long that takes. Says whether it was taken; if not, its lines are lost.
+    /// Writes a piece, however long that takes. Says whether the system took it; if not, its lines are lost.
     fn write_out(&self, piece: &mut Piece) -> bool {
         while !piece.rest().is_empty() {
             match rustix::io::write(&*self.descriptor, piece.rest()) {
                 Ok(count) => piece.written += count,
                 Err(Errno::INTR) => {}
-                // Somebody who shares the descriptor has made it non-blocking.
+                // Another process that shares the descriptor has made it non-blocking.
                 Err(Errno::AGAIN) => std::thread::sleep(GATHER),
                 Err(_) => {
                     let lost = piece.rest().split_inclusive(|&byte| byte == b'\n').count() as u64;
@@ -269,7 +267,7 @@ impl Output {
         }
     }
 
-    /// Not while nothing is taken: this line would be the next one lost.
+    /// Call it only while lines can be written: this one would be lost too.
     fn say_what_was_lost(&self) {
         let mut waiting = self.waiting.lock();
         let [audit, other, request] = Kind::ALL.map(|kind| std::mem::take(&mut waiting.queue(kind).lost));
@@ -283,7 +281,7 @@ impl Output {
 /// Writes as much as there is room for.
 #[cfg(target_os = "linux")]
 fn write_without_blocking(descriptor: &dyn AsFd, bytes: &[u8]) -> rustix::io::Result<usize> {
-    // For pipes and sockets; what else can't promise it refuses the flag.
+    // Pipes and sockets know the flag. Whatever can't promise not to block refuses it.
     const WHERE_IT_STANDS: u64 = u64::MAX;
     rustix::io::pwritev2(descriptor, &[IoSlice::new(bytes)], WHERE_IT_STANDS, rustix::io::ReadWriteFlags::NOWAIT)
 }
@@ -332,7 +330,7 @@ mod tests {
         output.flush();
     }
 
-    /// Also who panics or ends the process goes on after a while.
+    /// A thread that panics, or that ends the process, goes on after a while too.
     #[test]
     fn nobody_waits_for_a_reader() {
         let (output, mut reader) = piped();
@@ -369,7 +367,7 @@ mod tests {
         }
     }
 
-    /// As a parent that shares the descriptor may have made it.
+    /// A parent that shares the descriptor may have made it so.
     #[test]
     fn a_non_blocking_output_gets_whole_lines() {
         let (mut reader, descriptor) = std::io::pipe().unwrap();

@@ -10,7 +10,7 @@ use crate::metrics::{CATALOGUE, Kind, Metric, TRACE_SPANS};
 /// # Panics
 ///
 /// When called twice in one process.
-pub fn install_metrics(replica: &str) -> PrometheusHandle {
+pub(crate) fn install_metrics(replica: &str) -> PrometheusHandle {
     let mut builder = PrometheusBuilder::new().add_global_label("replica", replica);
     for metric in CATALOGUE {
         if let Some(buckets) = metric.kind.buckets() {
@@ -20,7 +20,7 @@ pub fn install_metrics(replica: &str) -> PrometheusHandle {
     }
     let handle = builder.install_recorder().expect("metrics are installed once");
     CATALOGUE.iter().for_each(describe);
-    // Spans are counted as soon as tracing is on.
+    // The spans' series exist only while tracing is on.
     CATALOGUE.iter().filter(|metric| metric.name != TRACE_SPANS).for_each(begin_at_zero);
     handle
 }
@@ -34,14 +34,14 @@ fn describe(metric: &Metric) {
     });
 }
 
-/// Makes the series that are known beforehand. Prometheus's `rate()` sees an increase from 0 to 1, but none from
-/// nothing to 1: the first failure would go unnoticed.
+/// Makes the series that are known beforehand, with the value 0. Prometheus's `rate()` sees no increase where a series
+/// begins with 1: the first failure would go unnoticed.
 fn begin_at_zero(metric: &Metric) {
     for labels in metric.series().into_iter().flatten() {
         match metric.kind {
             Kind::Counter => drop::<Counter>(counter!(metric.name, labels)),
             Kind::Latency | Kind::HashTime => drop::<Histogram>(histogram!(metric.name, labels)),
-            // Nothing is known of a gauge before somebody sets it.
+            // A gauge has no value before it is set.
             Kind::Gauge => {}
         }
     }

@@ -1,7 +1,7 @@
-//! Traces: which requests are traced, their spans, and the way to the collector.
+//! Traces: which requests are traced, their spans, and how they get to the collector.
 //!
-//! Whether a request is traced is decided when it begins. One that isn't makes no span at all, neither for itself nor
-//! for what it does: with tracing off, or 1 % on, the others pay for a look at a header.
+//! Whether a request is traced is decided when it begins. A request that isn't traced makes no span at all, for itself or
+//! for its parts: with tracing off, or with 1 % of requests traced, the others pay for a look at one header.
 //!
 //! Span names and attributes follow OpenTelemetry's semantic conventions for HTTP servers and database clients.
 use std::cell::Cell;
@@ -40,17 +40,17 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::TracesConfig;
 use crate::metrics::TRACE_SPANS;
 
-/// The target of every span of ours; what else makes spans isn't exported.
-pub const TARGET: &str = "authfleet::trace";
-/// What a collector may take for one batch. A dead one holds up nothing but the thread that sends.
+/// The target of every span of ours. Spans of other crates aren't exported.
+pub(crate) const TARGET: &str = "authfleet::trace";
+/// How long a collector may take for one batch. A dead one holds up only the thread that sends.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the last spans may take at the end of the process: less than orchestrators allow beyond the drain.
+/// How long the last spans may take when the process ends: less than orchestrators allow after the drain.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 static TRACING: OnceLock<Tracing> = OnceLock::new();
 
 thread_local! {
-    /// What this thread works for now.
+    /// The request that this thread works for now.
     static CURRENT: Cell<Current> = const { Cell::new(Current { trace_id: TraceId::INVALID, is_recorded: false }) };
     /// The id of the trace that is about to begin on this thread.
     static NEXT: Cell<TraceId> = const { Cell::new(TraceId::INVALID) };
@@ -68,7 +68,7 @@ struct Tracing {
     sampler: Sampler,
 }
 
-/// A span of ours under the current one, if the request is traced; else nothing.
+/// A span of ours under the current one if the request is traced, or [`Span::none`].
 macro_rules! span {
     ($($fields:tt)+) => {
         if $crate::telemetry::traces::is_recorded() {
@@ -84,7 +84,7 @@ pub(crate) use span;
 ///
 /// # Errors
 ///
-/// When the exporter can't be made, for want of root certificates or threads.
+/// When the exporter can't be made, for example because there are no root certificates.
 pub(super) fn start(config: &TracesConfig, endpoint: &str, replica: &str) -> io::Result<SdkTracer> {
     let headers: HashMap<String, String> =
         config.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
@@ -116,7 +116,7 @@ pub(super) fn start(config: &TracesConfig, endpoint: &str, replica: &str) -> io:
             waiting,
             dropped: counter!(TRACE_SPANS, "result" => "dropped"),
         })
-        // The choice is made before a span is, see `RequestTrace::begin`.
+        // `RequestTrace::begin` decides before it makes a span.
         .with_sampler(Sampler::AlwaysOn)
         .with_id_generator(Ids(RandomIdGenerator::default()))
         .with_resource(Resource::builder_empty().with_attributes(given).with_attributes(own).build())
@@ -126,7 +126,7 @@ pub(super) fn start(config: &TracesConfig, endpoint: &str, replica: &str) -> io:
     Ok(tracer)
 }
 
-/// Turns our spans, and nothing else, into OpenTelemetry's.
+/// Turns our spans into OpenTelemetry's, and no others.
 pub(super) fn layer<S>(tracer: SdkTracer) -> impl Layer<S>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
@@ -146,7 +146,7 @@ fn sampler(config: &TracesConfig) -> Sampler {
     if config.sampler.parent_based { Sampler::ParentBased(Box::new(own)) } else { own }
 }
 
-/// Sends what is left, and nothing afterwards.
+/// Sends the spans that are left. Later ones are dropped.
 pub(super) fn stop() {
     if let Some(tracing) = TRACING.get()
         && let Err(error) = tracing.provider.shutdown_with_timeout(FLUSH_TIMEOUT)
@@ -156,40 +156,37 @@ pub(super) fn stop() {
 }
 
 /// Whether what this thread does now belongs to a request that is traced.
-pub fn is_recorded() -> bool {
+pub(crate) fn is_recorded() -> bool {
     CURRENT.get().is_recorded
 }
 
 /// The trace that this thread works for now, whether it is recorded here or only by the caller.
-pub fn current_id() -> Option<TraceId> {
+pub(crate) fn current_id() -> Option<TraceId> {
     Some(CURRENT.get().trace_id).filter(|id| *id != TraceId::INVALID)
 }
 
 /// What a request's spans need to know of it.
 #[derive(Debug)]
-pub struct RequestFacts<'a> {
+pub(crate) struct RequestFacts<'a> {
     /// The method, or `other`.
-    pub method: &'static str,
-    /// The path without its query.
-    pub path: &'a str,
-    /// The route that matched.
-    pub route: Option<&'a str>,
-    /// See `X-Request-Id`.
-    pub request_id: &'a HeaderValue,
-    /// All headers.
-    pub headers: &'a HeaderMap,
+    pub(crate) method: &'static str,
+    /// Without the query.
+    pub(crate) path: &'a str,
+    pub(crate) route: Option<&'a str>,
+    pub(crate) request_id: &'a HeaderValue,
+    pub(crate) headers: &'a HeaderMap,
 }
 
 /// A request's place in a trace: its span if it's recorded here, or only the caller's trace id.
 #[derive(Debug)]
-pub struct RequestTrace {
+pub(crate) struct RequestTrace {
     span: Span,
     current: Current,
 }
 
 impl RequestTrace {
-    /// Decides whether the request is traced and begins its span. Nothing if there is no trace at all.
-    pub fn begin(request: &RequestFacts<'_>) -> Option<Box<Self>> {
+    /// Decides whether the request is traced, and begins its span. `None` if it belongs to no trace, here or elsewhere.
+    pub(crate) fn begin(request: &RequestFacts<'_>) -> Option<Box<Self>> {
         let tracing = TRACING.get();
         let parent = request.headers.contains_key("traceparent").then(|| parent_of(request.headers));
         let parent = parent.filter(|parent| parent.span().span_context().is_valid());
@@ -228,26 +225,26 @@ impl RequestTrace {
             drop(span.set_parent(parent));
         }
         NEXT.set(trace_id);
-        // Starts it, and so takes the id.
+        // Asking for the context starts the span, which takes the id.
         let trace_id = span.context().span().span_context().trace_id();
         NEXT.set(TraceId::INVALID);
         Some(Box::new(Self { span, current: Current { trace_id, is_recorded: true } }))
     }
 
-    /// As long as the guard lives, what this thread does belongs to the request.
-    pub fn enter(&self) -> Entered<'_> {
+    /// Until the guard is dropped, what this thread does belongs to the request.
+    pub(crate) fn enter(&self) -> Entered<'_> {
         Entered { _span: self.span.enter(), before: CURRENT.replace(self.current) }
     }
 
-    /// The trace's id, of 32 hexadecimal digits.
-    pub fn id(&self) -> String {
+    /// The trace's id: 32 hexadecimal digits.
+    pub(crate) fn id(&self) -> String {
         self.current.trace_id.to_string()
     }
 
-    /// Says how the request was answered; the span ends when this is dropped.
-    pub fn answered(&self, status: u16) {
+    /// Records how the request was answered. The span ends when this is dropped.
+    pub(crate) fn answered(&self, status: u16) {
         self.span.record("http.response.status_code", status);
-        // 4xx are the client's errors, not the server's.
+        // 4xx are errors of the client.
         if status >= 500 {
             self.span.record("otel.status_code", "ERROR");
             self.span.record("error.type", status.to_string());
@@ -257,7 +254,7 @@ impl RequestTrace {
 
 /// See [`RequestTrace::enter`].
 #[derive(Debug)]
-pub struct Entered<'a> {
+pub(crate) struct Entered<'a> {
     _span: tracing::span::Entered<'a>,
     before: Current,
 }
@@ -269,8 +266,8 @@ impl Drop for Entered<'_> {
 }
 
 pin_project_lite::pin_project! {
-    /// Work that belongs to the request that began it, on whatever thread it goes on.
-    pub struct Continued<F> {
+    /// Work that belongs to the request that began it, whichever thread goes on with it.
+    pub(crate) struct Continued<F> {
         #[pin]
         work: F,
         span: Span,
@@ -278,8 +275,8 @@ pin_project_lite::pin_project! {
     }
 }
 
-/// For work that outlives its request or is handed to another task.
-pub fn continued<F: Future>(work: F) -> Continued<F> {
+/// Ties work to the current request. It may outlive the request, or move to another task.
+pub(crate) fn continued<F: Future>(work: F) -> Continued<F> {
     Continued { work, span: Span::current(), current: CURRENT.get() }
 }
 
@@ -294,17 +291,18 @@ impl<F: Future> Future for Continued<F> {
 }
 
 /// Marks a span as failed.
-pub fn failed(span: &Span, error: &str) {
+pub(crate) fn failed(span: &Span, error: &str) {
     span.record("otel.status_code", "ERROR");
     span.record("error.type", error);
 }
 
-/// The caller's context, of no use if it isn't valid.
+/// The caller's context. The caller of this function checks whether it is valid.
 fn parent_of(headers: &HeaderMap) -> OtelContext {
     TraceContextPropagator::new().extract_with_context(&OtelContext::new(), &Headers(headers))
 }
 
-/// nginx's request id is 128 random bits: as the trace's id it leads from nginx's log to the trace. Others are random.
+/// The request's id if it is one of nginx's: 128 random bits. So nginx's log leads to the trace. Other traces get a random
+/// id.
 fn trace_id_of(request_id: &HeaderValue) -> TraceId {
     let digits = request_id.to_str().ok().filter(|text| text.len() == 32);
     let id = digits.and_then(|digits| TraceId::from_hex(digits).ok()).filter(|id| *id != TraceId::INVALID);
@@ -323,7 +321,7 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// Random ids, but for the trace whose id was chosen already.
+/// Makes random ids, except for a trace whose id was chosen already.
 #[derive(Debug)]
 struct Ids(RandomIdGenerator);
 
@@ -344,13 +342,13 @@ impl IdGenerator for Ids {
 #[derive(Debug)]
 enum Route {
     Direct,
-    /// Through the proxy that `HTTP_PROXY` and its like name for it; this is its address, without user and password.
+    /// Through the proxy that `HTTP_PROXY` or a similar variable names. This is its address, without user and password.
     Proxy(String),
 }
 
 impl Route {
-    /// A collector on this machine is never reached through a proxy: `localhost` is another one there. Docker puts such
-    /// variables into every container if its client is configured so.
+    /// A collector on this machine is never reached through a proxy, for which `localhost` is another machine. Docker puts
+    /// such variables into every container if its client is configured so.
     fn to(endpoint: &str) -> Self {
         let Ok(uri) = endpoint.parse::<Uri>() else { return Self::Direct };
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
@@ -367,7 +365,7 @@ impl Route {
     fn client(&self) -> io::Result<reqwest::blocking::Client> {
         let builder = reqwest::blocking::Client::builder().timeout(EXPORT_TIMEOUT);
         let builder = if let Self::Direct = self { builder.no_proxy() } else { builder };
-        // A blocking client brings a runtime, which can't be made on a thread of ours.
+        // A blocking client starts a runtime, which isn't possible on a thread of our own runtime.
         let built = std::thread::spawn(move || builder.build()).join().expect("a client is made or refused");
         built.map_err(io::Error::other)
     }
@@ -377,18 +375,18 @@ impl Route {
     }
 }
 
-/// Spans that may wait: OpenTelemetry's variable for it, and its default.
+/// How many spans may wait: OpenTelemetry's variable, or its default.
 fn queue_size() -> usize {
     std::env::var("OTEL_BSP_MAX_QUEUE_SIZE").ok().and_then(|size| size.parse().ok()).unwrap_or(2048)
 }
 
-/// Hands spans on while there is room for them, and counts those that are dropped; the processor would say how many
-/// when the process ends.
+/// Hands spans on while there is room for them, and counts those that it drops. The processor itself would say how many
+/// only when the process ends.
 #[derive(Debug)]
 struct Bounded<P> {
     processor: P,
     room: usize,
-    /// Handed on and not exported yet.
+    /// Spans that were handed on and are not exported yet.
     waiting: Arc<AtomicUsize>,
     dropped: Counter,
 }
@@ -420,7 +418,7 @@ impl<P: SpanProcessor> SpanProcessor for Bounded<P> {
     }
 }
 
-/// An exporter whose failures are counted, and said once: when they begin and when they end.
+/// An exporter whose failures are counted. The log says once that they begin, and once that they end.
 #[derive(Debug)]
 struct Watched<E> {
     exporter: E,
@@ -473,7 +471,7 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
         self.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
         let result = self.exporter.export(batch).await;
         self.note(spans, &result);
-        // Said and counted: the processor would log each failed batch.
+        // It is logged and counted by now. The processor would log each failed batch.
         Ok(())
     }
 

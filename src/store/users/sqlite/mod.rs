@@ -43,7 +43,6 @@ impl From<OpenError> for UserStoreError {
 
 /// Why the database can't be used at all. The text says what to do about it.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
 pub enum OpenError {
     #[error("there is no database at {}: run `authfleet migrate` to create it", path.display())]
     Missing { path: PathBuf },
