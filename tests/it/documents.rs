@@ -1,5 +1,5 @@
-//! Whatever the documents name exists: links, headings, files, tests, targets of make, commands with their options, variables,
-//! metrics, Kubernetes objects. The tests need nothing but the tree and the binary.
+//! Whatever the documents name exists: links, headings, files, tests, targets of make, commands with their options,
+//! variables, metrics, Kubernetes objects. The tests need nothing but the tree and the binary.
 mod markdown;
 
 use std::collections::{BTreeMap, BTreeSet};
