@@ -19,6 +19,7 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
     ("bcrypt", &["auth"], "password hashes of other systems"),
     ("sqlx", &["store", "cli"], "users; `import` reads another system's table"),
     ("redis", &["store", "config", "cli"], "sessions, throttle; `REDIS_URL`'s form; `doctor`"),
+    ("deadpool", &["store"], "connections to PostgreSQL"),
     ("deadpool_redis", &["store"], "the connection to Redis"),
     ("opentelemetry", &["telemetry"], "traces"),
 ];

@@ -49,7 +49,7 @@ impl Readiness {
                     .then_some("one replica only: other replicas don't know these sessions; set REDIS_URL"),
                 ..Part::new(auth.sessions.kind(), sessions)
             },
-            users: Part::new("sqlite", users),
+            users: Part::new(auth.users.kind(), users),
         };
         if readiness.is_ready() {
             readiness.status = "ready";

@@ -7,8 +7,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
 
+use super::database::{DatabaseUrl, database_url as parse_database_url};
 use super::table::Field;
-use super::{DatabaseUrl, OtlpProtocol, Sampling, TraceSampler, parse};
+use super::{OtlpProtocol, Sampling, TraceSampler, parse};
 
 /// From text to a value. An error says what is wrong; the caller adds the variable, and the text unless it is secret.
 type Parse<T> = Box<dyn Fn(&str) -> Result<T, String>>;
@@ -146,9 +147,11 @@ pub(super) fn redis_url() -> Format<SecretString> {
 
 /// A secret, because the URL of a database server holds a password.
 pub(super) fn database_url() -> Format<DatabaseUrl> {
-    let accepted = "sqlite://relative/path or sqlite:///absolute/path";
-    Format::new(parse::database_url, DatabaseUrl::to_string, accepted, ["sqlite://users.db", "sqlite:///data/a.db"])
-        .secret()
+    let accepted = "sqlite://relative/path, sqlite:///absolute/path or \
+                    postgres://user:password@host[:port]/database[?sslmode=verify-full&sslrootcert=file], special \
+                    characters percent-encoded";
+    let examples = ["sqlite://users.db", "postgres://u:Zq7@db.example/auth?sslmode=verify-full"];
+    Format::new(parse_database_url, DatabaseUrl::to_string, accepted, examples).secret()
 }
 
 pub(super) fn log_filter() -> Format<String> {

@@ -13,6 +13,7 @@
 //! of them. Their messages quote the value, which may be a secret. clap's `env` does both as well. None of the three reads
 //! `NAME_FILE`, or describes the values that a variable takes. The idea that the row stands at the field is from
 //! `confique`. `dotenvy` reads `.env`, `humantime` durations, `bytesize` sizes, `ipnet` networks.
+mod database;
 mod fingerprint;
 mod formats;
 mod parse;
@@ -26,8 +27,8 @@ mod warnings;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
+pub(crate) use self::database::{DatabaseUrl, PostgresHost, PostgresUrl, TlsMode};
 use self::formats::{duration_text, size_text};
 pub(crate) use self::reference::env_example;
 pub(crate) use self::sources::Sources;
@@ -35,22 +36,6 @@ use self::sources::Values;
 pub(crate) use self::sources::piped_value;
 pub(crate) use self::variables::{Config, HashingConfig, LogConfig, PasswordConfig, SessionConfig, TracesConfig};
 pub(crate) use self::warnings::Warning;
-
-/// Where users are kept.
-#[derive(Clone, Debug)]
-pub(crate) enum DatabaseUrl {
-    /// A SQLite file, shared by the replicas of one host.
-    Sqlite(PathBuf),
-}
-
-/// Shows the URL as an operator would write it, without any password.
-impl fmt::Display for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
-        }
-    }
-}
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,6 @@
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -11,7 +10,7 @@ use redis::IntoConnectionInfo;
 use secrecy::{SecretSlice, SecretString};
 use tracing_subscriber::EnvFilter;
 
-use super::{DatabaseUrl, OtlpProtocol, Sampling, TraceSampler};
+use super::{OtlpProtocol, Sampling, TraceSampler};
 
 /// RFC 6265bis, section 5.5: user agents cut a cookie's life to 400 days.
 const LONGEST_LIFETIME: Duration = Duration::from_hours(400 * 24);
@@ -176,27 +175,6 @@ pub(super) fn mask_redis_url(text: &str) -> String {
         url.query_pairs_mut().clear().extend_pairs(masked);
     }
     url.to_string()
-}
-
-pub(super) fn database_url(text: &str) -> Result<DatabaseUrl, String> {
-    let scheme = text.split_once(':').map_or("", |(scheme, _)| scheme);
-    if matches!(scheme, "postgres" | "postgresql") {
-        return Err("PostgreSQL is not supported yet by this build".to_owned());
-    }
-    if text.contains(":memory:") {
-        return Err("users in memory would be lost at every restart".to_owned());
-    }
-    let path = text.strip_prefix("sqlite://").ok_or("does not begin with sqlite://")?;
-    if path.contains('?') {
-        return Err("parameters after '?' are not supported".to_owned());
-    }
-    if path.contains(['%', '#']) || path.contains(char::is_control) || path.trim() != path {
-        return Err("the path holds '%', '#', a control character or white space at an end".to_owned());
-    }
-    if path.is_empty() || path.ends_with('/') {
-        return Err("names no file".to_owned());
-    }
-    Ok(DatabaseUrl::Sqlite(PathBuf::from(path)))
 }
 
 pub(super) fn log_filter(text: &str) -> Result<String, String> {

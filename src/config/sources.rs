@@ -128,8 +128,9 @@ impl<'a> Values<'a> {
             (Some(_), Some(_)) => Err((format!("{name}{origin}"), format!("set both directly and by {name}_FILE"))),
             (Some(value), None) => match value.to_str().ok_or("not UTF-8").and_then(unquoted) {
                 Ok(text) => {
-                    // The address of a Redis that asks for no password is no secret.
-                    readable = dotenv.filter(|_| secret && (name != "REDIS_URL" || text.contains('@')));
+                    // An address without a password is no secret.
+                    let is_address = ["REDIS_URL", "DATABASE_URL"].contains(&name);
+                    readable = dotenv.filter(|_| secret && (!is_address || text.contains('@')));
                     Ok(Found { text: text.to_owned(), label: format!("{name}{origin}"), file_changed: None })
                 }
                 Err(message) => Err((format!("{name}{origin}"), message.to_owned())),

@@ -56,7 +56,8 @@ settings! {
             scope: Store)]
         pub redis_url: Option<SecretString>,
 
-        /// Where users are kept: one SQLite file that all replicas of the host share.
+        /// Where users are kept: one SQLite file that all replicas of the host share, or a database on a PostgreSQL server, for
+        /// replicas on many hosts.
         #[setting("DATABASE_URL", values: formats::database_url(), default: "sqlite://data/authfleet.db", scope: Store)]
         pub database: DatabaseUrl,
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use crate::fleet::{Answer, Fleet, PASSWORD, PATIENTLY, Session, within};
+use crate::fleet::{Answer, Engine, Fleet, PASSWORD, PATIENTLY, Session, within};
 
 const NEW_PASSWORD: &str = "staple a battery horse";
 
@@ -31,15 +31,20 @@ enum Overtaking {
 /// A login whose password is verified, with what was read before, only after `overtaking` was acknowledged by another
 /// replica. Not by luck: the login's replica stands still meanwhile.
 async fn overtake(overtaking: Overtaking) {
-    let fleet = Fleet::builder().replicas(2).env("HASH_CONCURRENCY", "1").start().await;
+    for engine in Engine::each() {
+        overtake_on(engine, overtaking).await;
+    }
+}
+
+async fn overtake_on(engine: Engine, overtaking: Overtaking) {
+    let fleet = Fleet::builder().users_in(engine).replicas(2).env("HASH_CONCURRENCY", "1").start().await;
     let (ada, slow) = (fleet[0].register("ada").await, fleet[0].register("slow").await);
     let session = fleet[1].login(&ada).await;
     // A hash that is seconds of work, in a build that isn't optimised, keeps the only hashing thread of the first
     // replica busy.
     let hash = fleet.query("SELECT password_hash FROM users WHERE username = 'slow'").await.remove(0);
     let hash = format!("$argon2id$v=19$m=65536,t=2,p=1${}", hash.splitn(5, '$').nth(4).expect("salt and output"));
-    let update = sqlx::query("UPDATE users SET password_hash = ?1 WHERE id = ?2").bind(hash).bind(&slow.id);
-    update.execute(&mut fleet.sql().await).await.expect("an update");
+    fleet.query(&format!("UPDATE users SET password_hash = '{hash}' WHERE id = '{}'", slow.id)).await;
 
     let blocking = tokio::spawn(fleet[0].try_login("slow", PASSWORD).try_send());
     let pending = |id: &str| fleet.redis.run::<i64>(&["ZCARD", &format!("throttle:{{account:{id}}}:pending")]);
@@ -110,7 +115,13 @@ async fn nor_does_it_when_redis_forgot_that_the_user_was_disabled() {
 /// A refresh that writes the session back brings to life what was revoked meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_under_way_does_not_bring_back_what_was_revoked() {
-    let fleet = Arc::new(Fleet::start(3).await);
+    for engine in Engine::each() {
+        a_refresh_under_way_does_not_bring_back_what_was_revoked_on(engine).await;
+    }
+}
+
+async fn a_refresh_under_way_does_not_bring_back_what_was_revoked_on(engine: Engine) {
+    let fleet = Arc::new(Fleet::start_on(engine, 3).await);
     for (round, way) in ["revoke", "revoke all", "keep current", "password", "account"].into_iter().enumerate() {
         let ada = fleet[0].register(&format!("ada-{round}")).await;
         let (victim, asking) = (fleet[0].login(&ada).await, fleet[1].login(&ada).await);
@@ -158,19 +169,24 @@ async fn a_refresh_under_way_does_not_bring_back_what_was_revoked() {
 /// user who can't sign in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_within_a_password_change_leaves_no_session_and_locks_nobody_out() {
-    let mut fleet = Fleet::start(2).await;
+    for engine in Engine::each() {
+        a_crash_within_a_password_change_leaves_no_session_and_locks_nobody_out_on(engine).await;
+    }
+}
+
+async fn a_crash_within_a_password_change_leaves_no_session_and_locks_nobody_out_on(engine: Engine) {
+    let mut fleet = Fleet::start_on(engine, 2).await;
     let ada = fleet[0].register("ada").await;
     let (asking, other) = (fleet[0].login(&ada).await, fleet[1].login(&ada).await);
-    let mut db = fleet.sql().await;
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
+    let held = fleet.hold_writers().await;
     let body = change(PASSWORD, NEW_PASSWORD);
     let changing = tokio::spawn(fleet[0].post("/auth/password").session(&asking).json(&body).try_send());
     within(PATIENTLY, "the sessions are fenced off", async || fleet.redis.run::<bool>(&["EXISTS", &fence(&ada.id)]))
         .await;
     fleet[0].kill();
     assert!(changing.await.expect("no panic").is_err(), "nobody answered");
-    sqlx::query("ROLLBACK").execute(&mut db).await.expect("the lock is free");
-    drop(db);
+    fleet.writers_have_given_up().await;
+    held.release().await;
 
     assert_eq!((fleet[1].check(&asking).await, fleet[1].check(&other).await), (401, 401));
     assert!(fleet.redis.keys("session:*").is_empty());
@@ -187,7 +203,13 @@ async fn a_crash_within_a_password_change_leaves_no_session_and_locks_nobody_out
 /// A fence without its change, however high, as a crashed replica of whatever version may leave it.
 #[tokio::test]
 async fn a_fence_without_its_change_locks_nobody_out() {
-    let fleet = Fleet::start(3).await;
+    for engine in Engine::each() {
+        a_fence_without_its_change_locks_nobody_out_on(engine).await;
+    }
+}
+
+async fn a_fence_without_its_change_locks_nobody_out_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 3).await;
     let ada = fleet[0].register("ada").await;
     for epoch in ["2", "3", "41"] {
         let before = fleet[0].login(&ada).await;
@@ -209,21 +231,25 @@ async fn a_fence_without_its_change_locks_nobody_out() {
 /// Where any login under way makes a password change fail, whoever knows the password keeps its owner from changing it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logins_meanwhile_do_not_stop_a_password_change() {
-    let fleet = Fleet::start(3).await;
+    for engine in Engine::each() {
+        logins_meanwhile_do_not_stop_a_password_change_on(engine).await;
+    }
+}
+
+async fn logins_meanwhile_do_not_stop_a_password_change_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 3).await;
     for round in 0..4 {
         let ada = fleet[0].register(&format!("ada-{round}")).await;
         let session = fleet[0].login(&ada).await;
         // Holds the change between its two steps, so that logins come in between.
-        let mut db = fleet.sql().await;
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
+        let held = fleet.hold_writers().await;
         let body = change(PASSWORD, NEW_PASSWORD);
         let changing = tokio::spawn(fleet[0].post("/auth/password").session(&session).json(&body).try_send());
         within(PATIENTLY, "fenced off", async || fleet.redis.run::<bool>(&["EXISTS", &fence(&ada.id)])).await;
         let logins: Vec<_> =
             (0..6).map(|n| tokio::spawn(fleet[1 + n % 2].try_login(&ada.email, PASSWORD).try_send())).collect();
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        sqlx::query("ROLLBACK").execute(&mut db).await.expect("the lock is free");
-        drop(db);
+        held.release().await;
         let changed = changing.await.expect("no panic").expect("an answer");
         let changed = Session::opened_by(&changed);
         for login in join_all(logins).await {
@@ -243,7 +269,13 @@ async fn logins_meanwhile_do_not_stop_a_password_change() {
 /// Session fixation: whatever cookie is planted in a browser, a login makes another one (ASVS 5.0 7.2.4).
 #[tokio::test]
 async fn asvs_7_2_4_a_planted_session_is_not_signed_in() {
-    let fleet = Fleet::start(2).await;
+    for engine in Engine::each() {
+        asvs_7_2_4_a_planted_session_is_not_signed_in_on(engine).await;
+    }
+}
+
+async fn asvs_7_2_4_a_planted_session_is_not_signed_in_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 2).await;
     let (ada, eve) = (fleet[0].register("ada").await, fleet[0].register("eve").await);
     let planted = fleet[0].login(&eve).await;
     let ended = fleet[0].login(&eve).await;
@@ -267,7 +299,13 @@ async fn asvs_7_2_4_a_planted_session_is_not_signed_in() {
 /// Other servers refuse the token on one instance and keep accepting it on those that have it cached.
 #[tokio::test]
 async fn no_replica_remembers_a_session_that_another_one_ended() {
-    let fleet = Fleet::start(3).await;
+    for engine in Engine::each() {
+        no_replica_remembers_a_session_that_another_one_ended_on(engine).await;
+    }
+}
+
+async fn no_replica_remembers_a_session_that_another_one_ended_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 3).await;
     let ada = fleet[0].register("ada").await;
     for ender in 0..3 {
         let session = fleet[ender].login(&ada).await;
@@ -286,7 +324,13 @@ async fn no_replica_remembers_a_session_that_another_one_ended() {
 /// Whoever signs in while all sessions are being ended is either signed in or not, and all replicas agree.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revoking_all_misses_no_session_that_was_there() {
-    let fleet = Fleet::start(3).await;
+    for engine in Engine::each() {
+        revoking_all_misses_no_session_that_was_there_on(engine).await;
+    }
+}
+
+async fn revoking_all_misses_no_session_that_was_there_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 3).await;
     let ada = fleet[0].register("ada").await;
     for _ in 0..10 {
         let asking = fleet[0].login(&ada).await;

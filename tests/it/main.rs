@@ -22,6 +22,7 @@ mod login;
 mod logs;
 mod memory;
 mod metrics;
+mod outage_postgres;
 mod outage_redis;
 mod outage_sqlite;
 mod passwords;

@@ -15,7 +15,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use self::history::{Event, Generation, SessionNumber, UserNumber, What, figures, violations};
-use crate::fleet::Fleet;
+use crate::fleet::{Engine, Fleet};
 
 const USERS: usize = 6;
 
@@ -279,7 +279,16 @@ fn seconds() -> u64 {
 /// ASVS 5.0 7.4.1 to 7.4.3 and 15.4.2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asvs_7_4_1_no_acknowledged_revocation_is_undone() {
-    let mut fleet = Fleet::builder().replicas(3).env("LOGIN_FAILURES_PER_ACCOUNT", "1000000");
+    stress(Engine::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asvs_7_4_1_no_acknowledged_revocation_is_undone_with_users_in_postgresql() {
+    stress(Engine::OwnPostgres).await;
+}
+
+async fn stress(engine: Engine) {
+    let mut fleet = Fleet::builder().users_in(engine).replicas(3).env("LOGIN_FAILURES_PER_ACCOUNT", "1000000");
     fleet = fleet.env("SESSIONS_PER_USER", "10000").env("RUST_LOG", "warn,authfleet=info,request=off");
     let mut fleet = fleet.start().await;
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().expect("an HTTP client");
@@ -349,7 +358,7 @@ async fn asvs_7_4_1_no_acknowledged_revocation_is_undone() {
     let history = clients.history.lock().clone();
     let found = violations(&history);
     println!(
-        "stress: {} in {} s on 3 replicas, {kills} kills, {} sessions opened; {} alive at the end; violations: {}",
+        "stress, users in {engine:?}: {} in {} s on 3 replicas, {kills} kills, {} sessions opened; {} alive at the end; violations: {}",
         figures(&history),
         seconds(),
         sessions.len(),

@@ -1,168 +1,18 @@
-//! The users' database, and what it stands on.
-use std::time::Duration;
-
-use super::{Check, fail, ok, warn};
+//! The users' database, whichever engine it is.
+use super::{Check, fail, postgres, sqlite};
 use crate::config::DatabaseUrl;
-use crate::store::users;
-use crate::store::users::names::{Unusual, UnusualNames, Why};
-use crate::store::users::sqlite::{OpenError, Survey};
-
-const MIB: u64 = 1 << 20;
-/// A commit that takes longer holds up registrations.
-const SLOW_COMMIT: Duration = Duration::from_millis(100);
+use crate::store::users::{self, OpenError, Survey};
 
 pub(super) async fn examine(url: &DatabaseUrl) -> Vec<Check> {
     match users::survey(url).await {
-        Ok(users::Survey::Sqlite(survey)) => vec![
-            file(&survey),
-            owner(&survey),
-            filesystem(&survey),
-            space(&survey),
-            version(&survey),
-            journal(&survey),
-            schema(&survey),
-            names(&survey.unusual),
-            writable(&survey),
-        ],
-        Err(error) => vec![fail("database", error.to_string(), advice(&error))],
-    }
-}
-
-/// Where the message doesn't already say it.
-fn advice(users::OpenError::Sqlite(error): &users::OpenError) -> &'static str {
-    match error {
-        OpenError::Missing { .. } => "DATABASE_URL must name the file that all replicas share",
-        OpenError::NetworkFilesystem { .. } => "see DATABASE_URL; one host, one local volume",
-        OpenError::NotWritable { .. } | OpenError::SideFile { .. } => {
-            "the directory and all files in it must belong to the user that the server runs as"
-        }
-        _ => "the server would not start like this",
-    }
-}
-
-fn file(survey: &Survey) -> Check {
-    let found = format!("{}, {} KiB, mode {:03o}", survey.path.display(), survey.bytes.div_ceil(1024), survey.mode);
-    let is_private = survey.mode.trailing_zeros() >= 3;
-    if is_private {
-        ok("database.file", found)
-    } else {
-        warn(
-            "database.file",
-            format!("{found}: everybody on this host may read it"),
-            "it holds password hashes: chmod o= FILE",
-        )
-    }
-}
-
-fn owner(survey: &Survey) -> Check {
-    const NAME: &str = "database.owner";
-    let foreign = &survey.out_of_owners_reach;
-    if foreign.is_empty() {
-        return ok(NAME, "the files beside it are accessible to the database's owner");
-    }
-    let found: Vec<_> =
-        foreign.iter().map(|(path, uid)| format!("{} belongs to user id {uid}", path.display())).collect();
-    fail(
-        NAME,
-        found.join(", "),
-        "the database's owner may not use it, so that a server would not start: as root \
-         `chown --reference=DATABASE FILE`",
-    )
-}
-
-fn filesystem(survey: &Survey) -> Check {
-    const NAME: &str = "database.filesystem";
-    match survey.filesystem {
-        Some(kind @ "tmpfs") => warn(NAME, format!("{kind}: all users are gone after a reboot"), "use a disk"),
-        Some(kind @ "overlayfs") => {
-            warn(NAME, format!("{kind}: all users are gone with the container"), "mount a volume")
-        }
-        Some(kind) => ok(NAME, format!("{kind}, local")),
-        None => ok(NAME, "not one of other hosts"),
-    }
-}
-
-fn space(survey: &Survey) -> Check {
-    const NAME: &str = "database.space";
-    let found = format!("{} MiB free", survey.free_bytes / MIB);
-    match survey.free_bytes / MIB {
-        0..64 => fail(NAME, found, "registrations and password changes fail on a full disk: make room"),
-        64..1024 => warn(NAME, found, "make room before the disk is full"),
-        _ => ok(NAME, found),
-    }
-}
-
-fn version(survey: &Survey) -> Check {
-    const NAME: &str = "database.sqlite";
-    if survey.is_recent {
-        ok(NAME, format!("SQLite {}", survey.version))
-    } else {
-        let found = format!("SQLite {}", survey.version);
-        fail(NAME, found, "3.51.3 or newer is needed: older ones can corrupt a database that processes share")
-    }
-}
-
-fn journal(survey: &Survey) -> Check {
-    const NAME: &str = "database.journal";
-    match survey.journal_mode.as_str() {
-        "wal" => ok(NAME, "wal, synchronous=FULL"),
-        mode => fail(NAME, format!("{mode}, not wal"), "run `authfleet migrate`"),
-    }
-}
-
-fn schema(survey: &Survey) -> Check {
-    const NAME: &str = "database.schema";
-    match &survey.schema {
-        Ok(version) => ok(NAME, format!("migration {version}")),
-        Err(error) => fail(NAME, error.to_string(), "the server would not start like this"),
-    }
-}
-
-/// Names that older releases told apart or let through.
-fn names(unusual: &UnusualNames) -> Check {
-    const NAME: &str = "database.names";
-    let mut found: Vec<_> = unusual.first.iter().map(describe).collect();
-    let unsaid = unusual.shared + unusual.refused - found.len() as u64;
-    if unsaid > 0 {
-        found.push(format!("and {unsaid} more"));
-    }
-    if unusual.pending > 0 {
-        found.insert(0, format!("{} names of an older release have no canonical form yet", unusual.pending));
-        return warn(
-            NAME,
-            found.join("; "),
-            "run `authfleet migrate`; until then they are found in their own spelling",
-        );
-    }
-    if found.is_empty() {
-        return ok(NAME, "every name belongs to one account, in all its spellings");
-    }
-    warn(
-        NAME,
-        found.join("; "),
-        "nobody is locked out: such an account is found by its name as it was registered. Where two accounts are one \
-         person's, delete one: authfleet user delete ID",
-    )
-}
-
-fn describe(unusual: &Unusual) -> String {
-    let Unusual { user_id, field, why } = unusual;
-    match why {
-        Why::SharedWith(other) => format!("{field} of {user_id} is another spelling of that of {other}"),
-        Why::Refused(refused) => format!("{field} of {user_id} {}", refused.message()),
-    }
-}
-
-fn writable(survey: &Survey) -> Check {
-    const NAME: &str = "database.write";
-    match &survey.commit {
-        Ok(time) if *time <= SLOW_COMMIT => ok(NAME, format!("a commit took {:.1} ms", time.as_secs_f64() * 1e3)),
-        Ok(time) => {
-            let found = format!("a commit took {:.0} ms", time.as_secs_f64() * 1e3);
-            warn(NAME, found, "the disk is slow or busy, or another process holds the lock for long")
-        }
+        Ok(Survey::Sqlite(survey)) => sqlite::checks(&survey),
+        Ok(Survey::Postgres(survey)) => postgres::checks(&survey),
         Err(error) => {
-            fail(NAME, error.to_string(), "no registration can succeed: look for a full or read-only disk, or a lock")
+            let advice = match &error {
+                OpenError::Sqlite(error) => sqlite::advice(error),
+                OpenError::Postgres(error) => postgres::advice(error),
+            };
+            vec![fail("database", error.to_string(), advice)]
         }
     }
 }

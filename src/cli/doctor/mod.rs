@@ -1,6 +1,9 @@
 //! `doctor`: what the server depends on, looked at one by one.
 mod database;
+mod names;
+mod postgres;
 mod redis;
+mod sqlite;
 
 use std::io;
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
 //! What each kind of values takes and refuses.
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::super::formats::{duration_text, size_text, whole};
 use super::super::table::Variable;
-use super::super::{DatabaseUrl, parse, sources};
+use super::super::{DatabaseUrl, database, parse, sources};
 use super::{KEY_A, KEY_B, exposed, ok, problem};
 
 #[test]
@@ -109,8 +109,25 @@ fn redis_url_is_shown_without_its_password() {
 #[test]
 fn database_url_is_checked_and_never_echoed() {
     for (url, message) in [
-        ("postgres://u:Zq7@db/auth", "PostgreSQL is not supported yet by this build"),
-        ("postgresql://u:Zq7@db/auth", "PostgreSQL is not supported yet by this build"),
+        ("postgres://u:Zq7@db", "names no database"),
+        ("postgres://u:Zq7@/auth", "names no host"),
+        ("postgres://:Zq7@db/auth", "names no user"),
+        ("postgresql://u:Zq7/pass@db/auth", "check host, port and percent-encoding"),
+        ("postgres://u:Zq7#pass@db/auth", "%23"),
+        ("postgres://u:Zq7?pass@db/auth", "check host, port and percent-encoding"),
+        ("postgres://u:Zq7@db/auth?Zq7=1", "%3F"),
+        ("postgres://u:Zq7@db:70000/auth", "port"),
+        ("postgres://u:Zq7@db/auth?port=Zq7", "no number up to 65535"),
+        ("postgres://u:Zq7@a,b/auth", "several hosts"),
+        ("postgres://u:Zq7@a:1,b:2/auth", "several hosts"),
+        ("postgres://u:Zq7@db/auth?sslmode=allow", "sslmode=allow is not supported"),
+        ("postgres://u:Zq7@db/auth?sslmode=Zq7", "sslmode is none of disable, prefer, require, verify-ca, verify-full"),
+        ("postgres://u:Zq7@db/auth?sslrootcert=/Zq7", "sslrootcert needs sslmode=verify-full"),
+        ("postgres://u:Zq7@db/auth?sslmode=require&sslrootcert=system", "sslrootcert=system needs"),
+        ("postgres://u:Zq7@db/auth?sslcert=/Zq7", "sslcert and sslkey belong together"),
+        ("postgres://u:Zq7@db/auth?sslmode=require&sslmode=disable", "twice"),
+        ("postgres://u:%FFZq7@db/auth", "not UTF-8"),
+        ("postgres://u:Zq7%00@db/auth", "zero byte"),
         ("mysql://u:Zq7@db/auth", "sqlite://"),
         ("Zq7.db", "sqlite://"),
         ("sqlite:Zq7.db", "sqlite://"),
@@ -127,8 +144,8 @@ fn database_url_is_checked_and_never_echoed() {
         assert!(problem.message.contains(message), "{url}: {problem}");
         assert!(!problem.to_string().contains("Zq7"), "{problem}");
     }
-    let DatabaseUrl::Sqlite(path) = ok([("DATABASE_URL", "sqlite://data/a.db")]).database;
-    assert_eq!(path, PathBuf::from("data/a.db"));
+    let database = ok([("DATABASE_URL", "sqlite://data/a.db")]).database;
+    assert!(matches!(database, DatabaseUrl::Sqlite(path) if path == Path::new("data/a.db")));
 }
 
 #[test]
@@ -228,7 +245,7 @@ fn input() -> impl Strategy<Value = String> {
         any::<String>(),
         "[0-9.]{0,25} ?(ns|ms|s|m|h|d|y|B|KiB|MiB|GB|EiB|µs)?",
         "[0-9a-f.:/,\\[\\] ]{0,40}",
-        "(redis|unix|redis\\+unix|sqlite)://[a-z0-9:@/?#%=&,.]{0,40}",
+        "(redis|unix|redis\\+unix|sqlite|postgres)://[a-z0-9:@/?#%=&,.]{0,40}",
         "[a-z_:=,\\[\\]{} ]{0,30}",
         "[A-Z_]{1,3}=['\"$ {}#\\\\\na-z]{0,20}",
     ]
@@ -254,7 +271,7 @@ proptest! {
         let _ = parse::session_secrets(&text);
         let _ = parse::redis_url(&text);
         let _ = parse::mask_redis_url(&text);
-        let _ = parse::database_url(&text);
+        let _ = database::database_url(&text);
         let _ = parse::log_filter(&text);
         let _ = sources::dotenv_entries(&text);
     }

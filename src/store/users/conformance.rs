@@ -1,7 +1,7 @@
 //! What every users' store must do, run against each engine.
 //!
-//! A second engine adds its `subject` and its line in `suite!`. Whatever a test needs of a database goes through its
-//! URL, as it does for the server.
+//! Whatever a test needs of a database goes through its URL, as it does for the server. An engine adds its subject and its
+//! line in `suite!`.
 use std::any::Any;
 use std::cell::Cell;
 use std::time::Duration;
@@ -44,6 +44,11 @@ async fn sqlite() -> Subject {
     Subject::new(DatabaseUrl::Sqlite(directory.path().join("users.db")), directory).await
 }
 
+async fn postgres() -> Subject {
+    let empty = postgres::tests::empty().await;
+    Subject::new(DatabaseUrl::Postgres(empty.url.clone()), empty).await
+}
+
 fn new(email: &str, username: Option<&str>) -> NewUser {
     NewUser { email: email.into(), username: username.map(Into::into), password_hash: "$argon2id$fake".into() }
 }
@@ -65,7 +70,7 @@ macro_rules! suite {
     };
 }
 
-suite! { on_sqlite by sqlite: {
+suite! { on_sqlite by sqlite, on_postgres by postgres: {
     a_created_user_is_found_by_id_email_and_username,
     the_id_is_a_uuid_v7_of_the_time_of_creation,
     emails_and_usernames_are_unique_regardless_of_case_and_width,

@@ -1,10 +1,12 @@
 //! What a users' store promises: accounts in SQL, each found by id, e-mail address and username.
 //!
-//! SQLite for the replicas of one host. Every engine passes the same suite, in `conformance`; which one it is, nothing
-//! outside of this module knows but the configuration, `authfleet migrate` and `authfleet doctor`.
+//! SQLite serves the replicas of one host, PostgreSQL those of many. Both pass the same suite, in `conformance`. Outside of
+//! this module only the configuration and `authfleet doctor` know which one it is.
 #[cfg(test)]
 mod conformance;
 pub mod names;
+mod observed;
+pub mod postgres;
 pub mod sqlite;
 
 use std::error::Error;
@@ -15,6 +17,7 @@ use uuid::Uuid;
 
 use self::names::UnusualNames;
 pub use self::names::login_key;
+use self::postgres::PostgresUsers;
 use self::sqlite::SqliteUsers;
 use crate::clock::Clock;
 use crate::config::DatabaseUrl;
@@ -94,12 +97,21 @@ impl UserStoreError {
     }
 }
 
+impl From<sqlx::Error> for UserStoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::unavailable(error)
+    }
+}
+
 /// Why the database can't be used at all. The text says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// SQLite's file can't.
     #[error(transparent)]
     Sqlite(#[from] sqlite::OpenError),
+    /// PostgreSQL's database can't.
+    #[error(transparent)]
+    Postgres(#[from] postgres::OpenError),
 }
 
 /// What `migrate` did.
@@ -117,12 +129,12 @@ pub struct MigrationReport {
     pub unusual: UnusualNames,
 }
 
-/// Connections and bytes. Bytes are absent where the file system doesn't tell.
+/// Connections and bytes. Bytes are absent where there is no file, or its file system doesn't tell.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// Connections of the one writer.
+    /// Connections of SQLite's one writer, or all to PostgreSQL.
     pub writer: Connections,
-    /// Connections of the readers.
+    /// Connections of SQLite's readers.
     pub readers: Connections,
     /// The database file.
     pub database: Option<u64>,
@@ -148,6 +160,8 @@ pub struct Connections {
 pub enum Survey {
     /// Of a SQLite file.
     Sqlite(sqlite::Survey),
+    /// Of a PostgreSQL server.
+    Postgres(postgres::Survey),
 }
 
 /// The users of a fleet. Cheap to clone, safe to share.
@@ -158,17 +172,20 @@ pub enum Survey {
 pub enum UserStore {
     /// In a file that the replicas of one host share.
     Sqlite(SqliteUsers),
+    /// On a server that the replicas of many hosts share.
+    Postgres(PostgresUsers),
 }
 
 macro_rules! engine {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {
             Self::Sqlite($store) => $call,
+            Self::Postgres($store) => $call,
         }
     };
 }
 
-/// Makes the database of `url` if there is none, and brings its schema up to date. Safe beside other `migrate`s and
+/// Brings the schema of the database of `url` up to date. A SQLite file is made if there is none. Safe beside other `migrate`s and
 /// running servers.
 ///
 /// # Errors
@@ -177,6 +194,7 @@ macro_rules! engine {
 pub async fn migrate(url: &DatabaseUrl) -> Result<MigrationReport, OpenError> {
     match url {
         DatabaseUrl::Sqlite(path) => Ok(sqlite::migrate(path).await?),
+        DatabaseUrl::Postgres(url) => Ok(postgres::migrate(url).await?),
     }
 }
 
@@ -188,6 +206,7 @@ pub async fn migrate(url: &DatabaseUrl) -> Result<MigrationReport, OpenError> {
 pub async fn survey(url: &DatabaseUrl) -> Result<Survey, OpenError> {
     match url {
         DatabaseUrl::Sqlite(path) => Ok(Survey::Sqlite(sqlite::survey(path).await?)),
+        DatabaseUrl::Postgres(url) => Ok(Survey::Postgres(postgres::survey(url).await?)),
     }
 }
 
@@ -200,6 +219,15 @@ impl UserStore {
     pub async fn open(url: &DatabaseUrl, clock: Clock) -> Result<Self, OpenError> {
         match url {
             DatabaseUrl::Sqlite(path) => Ok(Self::Sqlite(SqliteUsers::open(path, clock).await?)),
+            DatabaseUrl::Postgres(url) => Ok(Self::Postgres(PostgresUsers::open(url, clock).await?)),
+        }
+    }
+
+    /// The engine's name, as `/readyz` and logs show it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "sqlite",
+            Self::Postgres(_) => "postgresql",
         }
     }
 

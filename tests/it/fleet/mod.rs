@@ -1,4 +1,4 @@
-//! A whole fleet for one test: the real binary, a Redis of its own, one SQLite file, in a directory of its own.
+//! A whole fleet for one test: the real binary, a Redis and a users' database of its own, in a directory of its own.
 //!
 //! ```ignore
 //! let fleet = Fleet::start(3).await;                     // migrated; three replicas that share Redis and SQLite
@@ -18,6 +18,7 @@
 mod client;
 mod collector;
 mod demo;
+pub mod postgres;
 mod process;
 mod redis;
 mod replica;
@@ -28,12 +29,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions as _, Row as _};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
 
 pub use self::client::{Answer, Call, PASSWORD, Raw, Session};
 pub use self::collector::{Collector, Span};
 pub use self::demo::Demo;
+pub use self::postgres::Postgres;
 pub use self::process::{Finished, NOBODY, authfleet, unprivileged};
 pub use self::redis::Redis;
 pub use self::replica::Replica;
@@ -46,11 +49,31 @@ pub const PATIENTLY: Duration = Duration::from_secs(20);
 /// `SESSION_SECRET` of every fleet that sets no other.
 pub const SECRET: &str = "the-secret-of-a-fleet-under-test-0";
 
-/// Replicas that share a Redis and a SQLite file.
+/// Where a fleet's users are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    Sqlite,
+    /// A database on the server that all tests share.
+    Postgres,
+    /// A server that the test may stop: [`Fleet::postgres`].
+    OwnPostgres,
+}
+
+impl Engine {
+    /// Those that every behaviour is shown on. The name of each is in the output of a test that fails.
+    pub fn each() -> impl Iterator<Item = Self> {
+        [Self::Sqlite, Self::Postgres].into_iter().inspect(|engine| println!("users in {engine:?}"))
+    }
+}
+
+/// Replicas that share a Redis and a users' database.
 pub struct Fleet {
     replicas: Vec<Replica>,
     /// The Redis that they share. Not running if the builder was told so.
     pub redis: Redis,
+    /// With [`Engine::OwnPostgres`], the server.
+    pub postgres: Option<Postgres>,
+    shared: Option<postgres::Empty>,
     settings: Settings,
     // Last, because it takes the directory away from under the others.
     directory: tempfile::TempDir,
@@ -65,13 +88,34 @@ pub struct Builder {
     settings: Settings,
     redis: Option<bool>,
     redis_over_tcp: bool,
+    engine: Engine,
     migrate: bool,
+}
+
+/// Keeps others from writing users, who can read them, until it is released.
+pub enum Held {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+}
+
+impl Held {
+    pub async fn release(self) {
+        match self {
+            Self::Sqlite(mut db) => drop(sqlx::query("ROLLBACK").execute(&mut db).await.expect("released")),
+            Self::Postgres(mut db) => drop(sqlx::query("ROLLBACK").execute(&mut db).await.expect("released")),
+        }
+    }
 }
 
 impl Fleet {
     /// Migrates, and starts so many replicas: `replica-1`, `replica-2` and so on.
     pub async fn start(replicas: usize) -> Self {
         Self::builder().replicas(replicas).start().await
+    }
+
+    /// The same with users elsewhere.
+    pub async fn start_on(engine: Engine, replicas: usize) -> Self {
+        Self::builder().users_in(engine).replicas(replicas).start().await
     }
 
     /// A fleet that differs from the usual one.
@@ -89,7 +133,8 @@ impl Fleet {
             ("LOGIN_ATTEMPTS_PER_ADDRESS", "100000000"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        Builder { replicas: 1, settings, redis: Some(true), redis_over_tcp: false, migrate: true }
+        let engine = Engine::Sqlite;
+        Builder { replicas: 1, settings, redis: Some(true), redis_over_tcp: false, engine, migrate: true }
     }
 
     /// The directory in which everything of this fleet is.
@@ -97,21 +142,54 @@ impl Fleet {
         self.directory.path()
     }
 
-    /// The users' database.
+    /// The users' database, of SQLite.
     pub fn database(&self) -> PathBuf {
         self.path().join("users.db")
     }
 
-    /// A connection to the users' database, beside those of the replicas.
+    /// A connection to the users' database, of SQLite, beside those of the replicas.
     pub async fn sql(&self) -> SqliteConnection {
         let options = SqliteConnectOptions::new().filename(self.database()).busy_timeout(PATIENTLY);
         options.connect().await.expect("the users' database opens")
     }
 
+    /// The server with the users' database, and its name there.
+    fn server(&self) -> Option<(&Postgres, &str)> {
+        let own = self.postgres.as_ref().map(|server| (server, "authfleet"));
+        own.or_else(|| self.shared.as_ref().map(|shared| (&shared.shared.server, &*shared.name)))
+    }
+
     /// The first column of the rows that a statement finds, as text whatever it is.
-    pub async fn query(&self, statement: &'static str) -> Vec<String> {
-        let rows = sqlx::query(statement).fetch_all(&mut self.sql().await).await.expect("a sound statement");
+    pub async fn query(&self, statement: &str) -> Vec<String> {
+        if let Some((server, database)) = self.server() {
+            return server.query(database, statement).await;
+        }
+        let rows = sqlx::query(AssertSqlSafe(statement)).fetch_all(&mut self.sql().await).await;
+        let rows = rows.unwrap_or_else(|error| panic!("{statement}: {error}"));
         rows.iter().map(|row| row.get_unchecked(0)).collect()
+    }
+
+    /// Lets nobody write users until it is released.
+    pub async fn hold_writers(&self) -> Held {
+        if let Some((server, database)) = self.server() {
+            let mut db = server.try_connect(database).await.expect("PostgreSQL answers");
+            let lock = "BEGIN; LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE";
+            sqlx::raw_sql(lock).execute(&mut db).await.expect("the lock");
+            return Held::Postgres(db);
+        }
+        let mut db = self.sql().await;
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
+        Held::Sqlite(db)
+    }
+
+    /// Waits until nobody waits for the lock any more: PostgreSQL goes on with what a replica asked that was killed, until
+    /// the statement's time is over.
+    pub async fn writers_have_given_up(&self) {
+        let Some((server, database)) = self.server() else { return };
+        let waiting = format!(
+            "SELECT count(*)::text FROM pg_stat_activity WHERE datname = '{database}' AND wait_event_type = 'Lock'"
+        );
+        within(PATIENTLY, "writers give up", async || server.query(database, &waiting).await == ["0"]).await;
     }
 
     /// Runs another command of the binary with the fleet's settings, changed by `changes`.
@@ -207,7 +285,13 @@ impl Builder {
         self
     }
 
-    /// The database is not there yet.
+    /// Where users are; in SQLite if not said.
+    pub fn users_in(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// The database is not there yet, or is empty.
     pub fn unmigrated(mut self) -> Self {
         self.migrate = false;
         self
@@ -223,9 +307,27 @@ impl Builder {
             }
             self.settings.insert("REDIS_URL".to_owned(), redis.url());
         }
-        let database = format!("sqlite://{}", directory.path().join("users.db").display());
-        self.settings.insert("DATABASE_URL".to_owned(), database);
-        let mut fleet = Fleet { replicas: Vec::new(), redis, settings: self.settings, directory };
+        let (mut own, mut shared) = (None, None);
+        let database = match self.engine {
+            Engine::Sqlite => format!("sqlite://{}", directory.path().join("users.db").display()),
+            Engine::Postgres => {
+                let empty = postgres::empty().await;
+                let url = empty.shared.server.url(&empty.name);
+                shared = Some(empty);
+                url
+            }
+            Engine::OwnPostgres => {
+                let mut server = Postgres::new(&directory.path().join("postgres"));
+                server.start().await;
+                server.query("postgres", "CREATE DATABASE authfleet").await;
+                let url = server.url("authfleet");
+                own = Some(server);
+                url
+            }
+        };
+        self.settings.entry("DATABASE_URL".to_owned()).or_insert(database);
+        let settings = self.settings;
+        let mut fleet = Fleet { replicas: Vec::new(), redis, postgres: own, shared, settings, directory };
         if self.migrate {
             fleet.command(&["migrate"], &[]).await.expect_code(0);
         }

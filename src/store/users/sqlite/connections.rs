@@ -4,21 +4,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnection, SqliteJournalMode, SqlitePoolOptions};
-use tracing::field;
 
 use super::engine::{self, BUSY_TIMEOUT};
 use super::files::{self, Fate, FileId, Files, Paths};
 use super::{OpenError, UserStoreError, schema};
-use crate::metrics::{SQL_ERRORS, SQL_SECONDS};
-use crate::telemetry::traces;
+use crate::store::users::observed::{DEADLINE, observed};
 
-/// One operation, waiting for a connection included. The contract answers 503 within 2 s.
-const DEADLINE: Duration = Duration::from_millis(1500);
 /// How long a starting server waits for a migration.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Statements take microseconds; more readers only cost a thread and a page cache each.
@@ -178,7 +174,7 @@ impl Database {
     where
         F: Future<Output = Result<T, UserStoreError>>,
     {
-        observed(operation, async {
+        observed("sqlite", operation, DEADLINE, async {
             let opened = self.current().await?;
             work(opened.readers.clone()).await
         })
@@ -192,7 +188,7 @@ impl Database {
         T: Send + 'static,
         F: for<'t> FnOnce(&'t mut SqliteConnection) -> Work<'t, T> + Send + 'static,
     {
-        observed(operation, async {
+        observed("sqlite", operation, DEADLINE, async {
             let opened = self.current().await?;
             let mut db = opened.writer.acquire().await?;
             let caller = Arc::new(());
@@ -316,32 +312,4 @@ where
     // Taken away in between: nobody may find the commit, so it is not acknowledged.
     opened.ensure_in_place()?;
     Ok(value)
-}
-
-/// Limits `work` to [`DEADLINE`] and counts it.
-async fn observed<T>(
-    operation: &'static str,
-    work: impl Future<Output = Result<T, UserStoreError>>,
-) -> Result<T, UserStoreError> {
-    let span = traces::span!(
-        "sql",
-        otel.name = format!("{operation} users"),
-        otel.kind = "client",
-        otel.status_code = field::Empty,
-        error.type = field::Empty,
-        db.system.name = "sqlite",
-        db.collection.name = "users",
-        db.query.summary = operation,
-    );
-    let started = Instant::now();
-    let result =
-        tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|late| Err(UserStoreError::unavailable(late)));
-    metrics::histogram!(SQL_SECONDS, "operation" => operation).record(started.elapsed());
-    // Made by the first success, so that the first failure is an increase.
-    let errors = metrics::counter!(SQL_ERRORS, "operation" => operation);
-    if matches!(result, Err(UserStoreError::Unavailable(_))) {
-        errors.increment(1);
-        traces::failed(&span, "unavailable");
-    }
-    result
 }

@@ -29,12 +29,6 @@ use super::names::{Keys, free_usernames, written};
 use super::{Imported, NewUser, User, UserStoreError, id_at};
 use crate::clock::Clock;
 
-impl From<sqlx::Error> for UserStoreError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::unavailable(error)
-    }
-}
-
 impl From<OpenError> for UserStoreError {
     fn from(error: OpenError) -> Self {
         Self::unavailable(error)

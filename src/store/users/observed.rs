@@ -1,0 +1,41 @@
+//! How each operation on users is bounded, counted and traced, whichever engine it is.
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use tracing::field;
+
+use super::UserStoreError;
+use crate::metrics::{SQL_ERRORS, SQL_SECONDS};
+use crate::telemetry::traces;
+
+/// One operation, waiting for a connection included. The contract answers 503 within 2 s.
+pub(super) const DEADLINE: Duration = Duration::from_millis(1500);
+
+/// Limits `work` to `limit`, counts it, and makes a span of it. `system` is OpenTelemetry's name of the database.
+pub(super) async fn observed<T>(
+    system: &'static str,
+    operation: &'static str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, UserStoreError>>,
+) -> Result<T, UserStoreError> {
+    let span = traces::span!(
+        "sql",
+        otel.name = format!("{operation} users"),
+        otel.kind = "client",
+        otel.status_code = field::Empty,
+        error.type = field::Empty,
+        db.system.name = system,
+        db.collection.name = "users",
+        db.query.summary = operation,
+    );
+    let started = Instant::now();
+    let result = tokio::time::timeout(limit, work).await.unwrap_or_else(|late| Err(UserStoreError::unavailable(late)));
+    metrics::histogram!(SQL_SECONDS, "operation" => operation).record(started.elapsed());
+    // Made by the first success, so that the first failure is an increase.
+    let errors = metrics::counter!(SQL_ERRORS, "operation" => operation);
+    if matches!(result, Err(UserStoreError::Unavailable(_))) {
+        errors.increment(1);
+        traces::failed(&span, "unavailable");
+    }
+    result
+}

@@ -1,0 +1,251 @@
+//! The connections of one replica: how they are kept and given up.
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool::Runtime;
+use deadpool::managed::{
+    Manager, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType,
+};
+
+use super::connector::{Connector, Session};
+use super::{OpenError, schema};
+use crate::config::PostgresUrl;
+use crate::store::users::observed::{DEADLINE, observed};
+use crate::store::users::{Connections, UserStoreError};
+
+/// Connections of one replica. A statement takes a millisecond or so, and hashing bounds how many there can be.
+pub(super) const CONNECTIONS: usize = 5;
+/// How long an operation waits for a connection: one that is free, or a new one.
+const WAIT_LIMIT: Duration = Duration::from_millis(600);
+/// A connection that was idle for longer is asked whether it's still there: the server may have been restarted.
+const ASK_AFTER: Duration = Duration::from_secs(1);
+/// How long it may take to say so.
+const ASK_LIMIT: Duration = Duration::from_millis(300);
+/// One that was idle for longer is replaced: firewalls forget connections without a word.
+const IDLE_LIMIT: Duration = Duration::from_mins(1);
+/// One that is older is replaced, so that a name that leads elsewhere by now is followed.
+const LIFE: Duration = Duration::from_mins(30);
+
+/// A borrowed future that can move between threads.
+pub(super) type Work<'t, T> = Pin<Box<dyn Future<Output = Result<T, UserStoreError>> + Send + 't>>;
+
+impl Manager for Connector {
+    type Type = Session;
+    type Error = OpenError;
+
+    async fn create(&self) -> Result<Session, OpenError> {
+        let mut session = self.connect().await?;
+        schema::check(self, &mut session, &schema::embedded()).await?;
+        Ok(session)
+    }
+
+    async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<OpenError> {
+        if metrics.age() > LIFE || metrics.last_used() > IDLE_LIMIT {
+            return Err(RecycleError::message("old"));
+        }
+        if session.is_pooled() != self.is_pooled() {
+            return Err(RecycleError::message("made before the pooler was noticed"));
+        }
+        if metrics.last_used() > ASK_AFTER {
+            session.ping().await.map_err(|error| self.failed(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// The connections of one replica to its database.
+#[derive(Clone, Debug)]
+pub(super) struct Database {
+    pool: Pool<Connector>,
+}
+
+/// A connection at work. Unless it is given back, it is closed when dropped: nobody knows what is still under way on it.
+struct Lease(Option<Object<Connector>>);
+
+impl Lease {
+    fn session(&mut self) -> &mut Session {
+        self.0.as_mut().expect("it was not given back yet")
+    }
+
+    fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}
+
+impl Database {
+    /// Connects and checks. A server that can't be reached now is no error: it is asked again by each operation.
+    pub(super) async fn open(url: &PostgresUrl) -> Result<Self, OpenError> {
+        let pool = Pool::builder(Connector::new(url))
+            .max_size(CONNECTIONS)
+            .wait_timeout(Some(WAIT_LIMIT))
+            .recycle_timeout(Some(ASK_LIMIT))
+            .queue_mode(QueueMode::Lifo)
+            .runtime(Runtime::Tokio1)
+            .build()
+            .expect("a runtime is given");
+        let database = Self { pool };
+        match database.lease().await {
+            Ok(lease) => lease.give_back(),
+            Err(error) if error.may_pass() => tracing::warn!(%error, "the users database can't be used yet"),
+            Err(error) => return Err(error),
+        }
+        Ok(database)
+    }
+
+    pub(super) fn connections(&self) -> Connections {
+        let status = self.pool.status();
+        let idle = status.available.min(status.size);
+        Connections { idle, busy: status.size - idle }
+    }
+
+    /// Asks whether the server is still the primary, and takes writes.
+    pub(super) async fn check(&self) -> Result<(), UserStoreError> {
+        let database = self.clone();
+        self.run("ping", move |session| {
+            Box::pin(async move {
+                let greeting = session.greet().await?;
+                database.pool.manager().check_role(greeting.is_standby, greeting.is_read_only)?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Runs `work` on a connection, within [`DEADLINE`] and to its end even if nobody waits for it any more. After a
+    /// time-out it is unknown what it did.
+    pub(super) async fn run<T, F>(&self, operation: &'static str, work: F) -> Result<T, UserStoreError>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Session) -> Work<'t, T> + Send + 'static,
+    {
+        self.run_within(DEADLINE, operation, false, work).await
+    }
+
+    /// As [`Database::run`], in a transaction and with a time of its own.
+    pub(super) async fn transact<T, F>(
+        &self,
+        limit: Duration,
+        operation: &'static str,
+        work: F,
+    ) -> Result<T, UserStoreError>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Session) -> Work<'t, T> + Send + 'static,
+    {
+        self.run_within(limit, operation, true, work).await
+    }
+
+    async fn run_within<T, F>(
+        &self,
+        limit: Duration,
+        operation: &'static str,
+        in_transaction: bool,
+        work: F,
+    ) -> Result<T, UserStoreError>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Session) -> Work<'t, T> + Send + 'static,
+    {
+        let database = self.clone();
+        observed("postgresql", operation, limit, async move {
+            // A task of its own: a client that hangs up must not cost a connection.
+            let attempt = async move {
+                let outcome = tokio::time::timeout(limit, database.attempt(in_transaction, work)).await;
+                outcome.unwrap_or_else(|late| {
+                    database.distrust();
+                    Err(UserStoreError::unavailable(late))
+                })
+            };
+            tokio::spawn(attempt).await.map_err(UserStoreError::unavailable)?
+        })
+        .await
+    }
+
+    async fn attempt<T, F>(&self, in_transaction: bool, work: F) -> Result<T, UserStoreError>
+    where
+        F: for<'t> FnOnce(&'t mut Session) -> Work<'t, T>,
+    {
+        let mut lease = self.lease().await?;
+        let session = lease.session();
+        let worked = async {
+            if session.is_pooled() {
+                session.begin_pooled(self.pool.manager()).await?;
+            } else if in_transaction {
+                sqlx::raw_sql("BEGIN").execute(session.db()).await?;
+            }
+            let outcome = work(session).await;
+            // What refuses a name has changed nothing.
+            if matches!(outcome, Err(UserStoreError::Unavailable(_))) {
+                return outcome;
+            }
+            if session.is_pooled() || in_transaction {
+                sqlx::raw_sql("COMMIT").execute(session.db()).await?;
+            }
+            outcome
+        }
+        .await;
+        match &worked {
+            Err(UserStoreError::Unavailable(cause)) => {
+                let error = cause.downcast_ref::<sqlx::Error>();
+                if error.is_some_and(is_lost_statement) {
+                    self.pool.manager().note_pooler();
+                }
+                if error.is_none_or(is_about_the_connection) {
+                    drop(lease);
+                    self.distrust();
+                }
+            }
+            _ => lease.give_back(),
+        }
+        worked
+    }
+
+    /// Closes the idle connections, because one of them was found broken or led to the wrong server: the others are
+    /// likely to be no better, and each would cost an operation.
+    pub(super) fn distrust(&self) {
+        self.pool.retain(|_, _| false);
+    }
+
+    async fn lease(&self) -> Result<Lease, OpenError> {
+        let place = || Arc::clone(self.pool.manager().place());
+        match tokio::time::timeout(WAIT_LIMIT, self.pool.get()).await {
+            Ok(Ok(object)) => Ok(Lease(Some(object))),
+            Ok(Err(PoolError::Backend(error))) => {
+                self.distrust();
+                Err(error)
+            }
+            Err(_) | Ok(Err(PoolError::Timeout(TimeoutType::Wait))) if self.pool.status().waiting > 0 => {
+                Err(OpenError::Busy { place: place() })
+            }
+            Err(_) | Ok(Err(_)) => {
+                self.distrust();
+                Err(OpenError::Silent { place: place() })
+            }
+        }
+    }
+}
+
+/// Whether the connection, or the server behind it, is no good any more, rather than this one statement.
+fn is_about_the_connection(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else { return true };
+    // Class 08 connections, 25006 read only, 26 and 42P05 prepared statements, 53 resources, 57P the server shuts down,
+    // XX an internal error.
+    let code = error.code().unwrap_or_default();
+    ["08", "25006", "26", "42P05", "53", "57P", "XX"].iter().any(|class| code.starts_with(class))
+}
+
+/// Whether a statement that was prepared here isn't known there, or the other way round: a pooler that hid itself.
+fn is_lost_statement(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else { return false };
+    error.code().is_some_and(|code| code == "26000" || code == "42P05")
+}

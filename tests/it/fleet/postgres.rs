@@ -1,0 +1,248 @@
+//! A PostgreSQL server of a test's own: the real one, in a directory of its own, as an unprivileged user.
+//!
+//! The unit tests of the users' store use this file too, so it needs nothing of the others.
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use tempfile::TempDir;
+
+/// Who owns everything in the server.
+pub const USER: &str = "authfleet";
+/// Only a hanging test takes this long.
+const PATIENTLY: Duration = Duration::from_secs(30);
+/// The user `nobody` of every Linux.
+const NOBODY: &str = "65534";
+
+/// A server that listens on a socket in its directory. Ended when dropped.
+#[derive(Debug)]
+pub struct Postgres {
+    /// Where its socket is.
+    pub directory: PathBuf,
+    /// Part of the socket's name; no port is listened on.
+    pub port: u16,
+    process: Option<Child>,
+}
+
+/// A server that the tests of this process share. It ends with the last of them.
+#[derive(Debug)]
+pub struct Shared {
+    pub server: Postgres,
+    _directory: TempDir,
+}
+
+/// An empty database of a test's own, on the shared server.
+#[derive(Debug)]
+pub struct Empty {
+    pub shared: Arc<Shared>,
+    pub name: String,
+}
+
+/// Makes one.
+pub async fn empty() -> Empty {
+    static SHARED: tokio::sync::Mutex<Weak<Shared>> = tokio::sync::Mutex::const_new(Weak::new());
+    static NUMBER: AtomicUsize = AtomicUsize::new(1);
+    let mut kept = SHARED.lock().await;
+    let shared = if let Some(shared) = kept.upgrade() {
+        shared
+    } else {
+        let directory = tempfile::Builder::new().prefix("postgres-").tempdir().expect("a temporary directory");
+        let mut server = Postgres::new(&directory.path().join("server"));
+        server.start().await;
+        let shared = Arc::new(Shared { server, _directory: directory });
+        *kept = Arc::downgrade(&shared);
+        shared
+    };
+    drop(kept);
+    let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    shared.server.query("postgres", &format!("CREATE DATABASE {name}")).await;
+    Empty { shared, name }
+}
+
+/// A program of PostgreSQL's, run by `nobody` where tests run as root: the server refuses root.
+pub fn program(name: &str) -> Command {
+    let path = binaries().join(name);
+    if rustix::process::getuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(path);
+        command
+    } else {
+        Command::new(path)
+    }
+}
+
+/// Where the newest server is: Debian keeps each version in a directory of its own.
+fn binaries() -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = versions
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|version| Path::new(&format!("/usr/lib/postgresql/{version}/bin/postgres")).exists())
+        .max();
+    let in_path = || {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).find(|directory| directory.join("postgres").exists())
+    };
+    newest
+        .map(|version| format!("/usr/lib/postgresql/{version}/bin").into())
+        .or_else(in_path)
+        .expect("PostgreSQL's server must be installed: tools/local/install.sh --dev")
+}
+
+/// Gives a directory or file to whom [`program`] runs as.
+pub fn hand_over(path: &Path) {
+    if rustix::process::getuid().is_root() {
+        let nobody = NOBODY.parse().expect("a number");
+        std::os::unix::fs::chown(path, Some(nobody), Some(nobody)).expect("root may give files away");
+    }
+}
+
+fn run(command: &mut Command) {
+    let done = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+impl Postgres {
+    /// Makes a server in `directory`, which must not exist yet. It isn't started.
+    pub fn new(directory: &Path) -> Self {
+        fs::create_dir(directory).expect("a new directory");
+        if let Some(parent) = directory.parent().filter(|_| rustix::process::getuid().is_root()) {
+            fs::set_permissions(parent, fs::Permissions::from_mode(0o755)).expect("an own directory");
+        }
+        hand_over(directory);
+        let server = Self { directory: directory.to_owned(), port: 5432, process: None };
+        let authentication = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--username", USER];
+        run(program("initdb").args(authentication).arg("-D").arg(server.data()));
+        server
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// For `DATABASE_URL`, by the socket.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres:///{database}?host={}&port={}&user={USER}", self.directory.display(), self.port)
+    }
+
+    /// Starts it, and returns when it takes connections.
+    pub async fn start(&mut self) {
+        self.launch();
+        let begin = Instant::now();
+        while self.try_connect("postgres").await.is_err() {
+            let ended = self.process.as_mut().expect("it was started").try_wait().expect("a child");
+            assert!(ended.is_none() && begin.elapsed() < PATIENTLY, "PostgreSQL does not start: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Starts it without waiting.
+    pub fn launch(&mut self) {
+        assert!(self.process.is_none(), "it runs");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log");
+        let mut command = program("postgres");
+        command.arg("-D").arg(self.data());
+        let socket = format!("unix_socket_directories={}", self.directory.display());
+        // What the process had written survives its end; nobody cuts the power of a test.
+        let usual = ["listen_addresses=", "fsync=off", "shared_buffers=16MB", "max_connections=200", "autovacuum=off"];
+        let port = format!("port={}", self.port);
+        let settings = usual.into_iter().chain([&*socket, &*port]);
+        for setting in settings {
+            command.args(["-c", setting]);
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        self.process = Some(command.spawn().expect("the server starts"));
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join("server.log")
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    /// A connection by the socket.
+    pub async fn try_connect(&self, database: &str) -> sqlx::Result<PgConnection> {
+        self.try_connect_as(USER, database).await
+    }
+
+    async fn try_connect_as(&self, user: &str, database: &str) -> sqlx::Result<PgConnection> {
+        let options = PgConnectOptions::new_without_pgpass().socket(&self.directory).port(self.port);
+        options.username(user).database(database).disable_statement_logging().connect().await
+    }
+
+    /// Runs statements; the first column of the rows that the last one finds, as text whatever it is.
+    pub async fn query(&self, database: &str, statement: &str) -> Vec<String> {
+        self.query_as(USER, database, statement).await
+    }
+
+    /// As another user.
+    pub async fn query_as(&self, user: &str, database: &str, statement: &str) -> Vec<String> {
+        let mut db = self.try_connect_as(user, database).await.expect("PostgreSQL answers");
+        let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).fetch_all(&mut db).await;
+        let rows = rows.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        // By the simple protocol everything is text.
+        rows.iter().map(|row| sqlx::Row::get_unchecked(row, 0)).collect()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(self.process.as_ref().expect("it runs"))
+    }
+
+    /// It and all processes that serve its connections.
+    fn pids(&self) -> Vec<Pid> {
+        let main = self.pid();
+        let children = format!("/proc/{main}/task/{main}/children", main = main.as_raw_nonzero());
+        let children = fs::read_to_string(children).expect("Linux lists children");
+        let children = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+        [main].into_iter().chain(children).collect()
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        for pid in self.pids() {
+            // One may have ended meanwhile.
+            rustix::process::kill_process(pid, signal).ok();
+        }
+    }
+
+    /// It keeps its connections and says nothing any more. New ones are taken by the kernel, and wait.
+    pub fn freeze(&self) {
+        self.signal_all(Signal::STOP);
+    }
+
+    /// It goes on.
+    pub fn thaw(&self) {
+        self.signal_all(Signal::CONT);
+    }
+
+    /// `kill -9` of every process of it.
+    pub fn kill(&mut self) {
+        self.signal_all(Signal::KILL);
+        drop(self.process.take().expect("it runs").wait());
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            // A frozen one doesn't hear anything else.
+            self.thaw();
+            rustix::process::kill_process(self.pid(), Signal::QUIT).ok();
+            drop(self.process.take().map(|mut process| process.wait()));
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!("--- the end of PostgreSQL's log ---\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}
