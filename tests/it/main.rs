@@ -26,6 +26,7 @@ mod outage_postgres;
 mod outage_redis;
 mod outage_sqlite;
 mod passwords;
+mod postgres_pooler;
 mod process_memory;
 mod registration;
 mod revocation;

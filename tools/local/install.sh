@@ -31,6 +31,7 @@ if ! have redis-server; then need redis-server redis; services+=(redis-server); 
 if ! have nginx; then need nginx nginx; services+=(nginx); fi
 # The tests start a server of their own.
 if $dev && ! have_postgres; then need postgresql postgresql; services+=(postgresql); fi
+if $dev && ! have pgbouncer; then need pgbouncer pgbouncer; services+=(pgbouncer); fi
 # The demo shows it if it is there; the tests of rules and dashboards need it.
 if $bundle && ! have prometheus; then need prometheus prometheus; services+=(prometheus); fi
 have curl || need curl curl
@@ -40,7 +41,7 @@ if $dev && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then need pyth
 have cargo || fail "no Rust toolchain: install one from https://rustup.rs and try again"
 
 if [ ${#apt_packages[@]} -eq 0 ]; then
-    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL')$($bundle && echo ', prometheus') are there"
+    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer')$($bundle && echo ', prometheus') are there"
     exit 0
 fi
 
@@ -78,5 +79,6 @@ fi
 for name in redis-server nginx curl $($bundle && echo prometheus promtool); do
     have "$name" || fail "$name is still missing after the installation"
 done
+if $dev; then have pgbouncer || fail "pgbouncer is still missing after the installation"; fi
 if $dev; then have_postgres || fail "PostgreSQL's server is still missing after the installation"; fi
 python_fits || fail "python3 is older than 3.9"

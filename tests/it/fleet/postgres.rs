@@ -246,3 +246,53 @@ impl Drop for Postgres {
         }
     }
 }
+
+/// `PgBouncer` in transaction mode in front of a server. Ended when dropped.
+#[derive(Debug)]
+pub struct Pooler {
+    directory: TempDir,
+    process: Child,
+}
+
+impl Pooler {
+    /// Starts it with few connections to the server, so that each is used by many clients in turn.
+    pub async fn start(server: &Postgres, database: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("pooler-").tempdir().expect("a temporary directory");
+        hand_over(directory.path());
+        let (here, there, port) = (directory.path().display(), server.directory.display(), server.port);
+        let settings = format!(
+            "[databases]\n{database} = host={there} port={port} dbname={database} user={USER}\n[pgbouncer]\n\
+             listen_addr =\nunix_socket_dir = {here}\nlisten_port = 6432\nauth_type = any\npool_mode = transaction\n\
+             default_pool_size = 3\nmax_client_conn = 200\n"
+        );
+        let file = directory.path().join("pgbouncer.ini");
+        fs::write(&file, settings).expect("its settings are written");
+        let mut command = Command::new("pgbouncer");
+        if rustix::process::getuid().is_root() {
+            command = Command::new("setpriv");
+            command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "pgbouncer"]);
+        }
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.arg(file).env("PATH", format!("{path}:/usr/sbin")).stdin(Stdio::null()).stderr(Stdio::null());
+        let process = command.spawn().expect("pgbouncer must be installed: tools/local/install.sh --dev");
+        let pooler = Self { directory, process };
+        let begin = Instant::now();
+        while !pooler.directory.path().join(".s.PGSQL.6432").exists() {
+            assert!(begin.elapsed() < PATIENTLY, "pgbouncer does not start");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        pooler
+    }
+
+    /// For `DATABASE_URL`.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres:///{database}?host={}&port=6432&user={USER}", self.directory.path().display())
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
