@@ -13,9 +13,9 @@
 //! index's own life is only ever lengthened: neither depends on the limits that are in force when somebody looks, which
 //! may be others than those under which a session was made.
 //!
-//! Until version 0.1 entries were scored by creation. Such an entry has a score in the past while its session lives; the
-//! next session of the same user gives it its proper score. The other way round, a replica of that version takes a score
-//! in the future for a very young session, and keeps it.
+//! Builds before the first release scored entries by creation. Such an entry has a score in the past while its session
+//! lives, and the next session of the same user gives it its proper score. A replica of such a build takes a score in the
+//! future for a very young session, and keeps it.
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
