@@ -357,8 +357,12 @@ mod tests {
 
     #[test]
     fn a_closed_output_loses_lines_and_nothing_else() {
-        let (output, reader) = piped();
-        drop(reader);
+        // Not a pipe: a process that another test starts meanwhile would hold its other end open until it runs.
+        let (descriptor, reader) = std::os::unix::net::UnixStream::pair().unwrap();
+        reader.shutdown(std::net::Shutdown::Both).unwrap();
+        let output = Arc::new(Output::new(descriptor));
+        let writing = Arc::clone(&output);
+        std::thread::spawn(move || writing.run());
         for kind in Kind::ALL {
             say(&output, kind, LINE);
             output.send(kind);
