@@ -9,9 +9,9 @@ use super::table::{DefaultValue, Scope, VARIABLES, Variable};
 const INTRODUCTION: &str = "\
 # Every variable that authfleet reads, with its default. Copy to .env and uncomment what you change.
 #
-# The environment goes before .env. Each NAME may instead be given as NAME_FILE, the path of a file with the value,
-# for secrets that an orchestrator mounts. An empty value counts as not set. Here, put a value that holds $, #, quotes
-# or spaces in 'single quotes'. `authfleet config` prints the values in force, secrets masked.
+# The environment takes precedence over .env. Instead of NAME, you can set NAME_FILE to the path of a file that holds
+# the value, for secrets that an orchestrator mounts. An empty value counts as not set. In this file, put a value that
+# contains $, #, quotes or spaces in 'single quotes'. `authfleet config` prints the values in effect, secrets masked.
 ";
 
 /// `.env.example`: every variable, commented out, with its default.
@@ -30,8 +30,8 @@ pub(crate) fn env_example() -> String {
         let help = format!("{}{default}", variable.help).replace('`', "");
         let scope = match variable.scope {
             Scope::Replica => "",
-            Scope::Fleet => " The same in every replica.",
-            Scope::Store => " The same store for every replica.",
+            Scope::Fleet => " Must be the same in every replica.",
+            Scope::Store => " Must be the same store for every replica.",
         };
         write!(text, "# {help}{scope}\n# Accepted: {accepted}.\n").expect("writing to memory");
         if variable.secret {

@@ -29,11 +29,11 @@ settings! {
             scope: Replica)]
         pub replica_id: String,
 
-        /// Threads that answer requests. One is the cheapest per request; replicas are how a fleet grows.
+        /// Threads that answer requests. One thread costs the least CPU per request; to scale, add replicas.
         #[setting("WORKER_THREADS", values: whole(1..=1024), default: "1", scope: Replica)]
         pub worker_threads: usize,
 
-        /// Connections that the public listener serves at once; one more is answered 503.
+        /// Connections that the public listener serves at once; further ones get a 503.
         #[setting("MAX_CONNECTIONS", values: whole(1..=1_000_000), default: "10000", scope: Replica)]
         pub max_connections: usize,
 
@@ -52,7 +52,7 @@ settings! {
         /// Redis that holds the sessions of the whole fleet.
         #[setting("REDIS_URL", heading: "What the replicas share",
             values: formats::redis_url(),
-            default: "none, sessions stay in this process's memory: one replica only" => |_| None,
+            default: "none: sessions stay in this process's memory, for one replica only" => |_| None,
             scope: Store)]
         pub redis_url: Option<SecretString>,
 
@@ -65,9 +65,9 @@ settings! {
         #[setting(group)]
         pub session: SessionConfig,
 
-        /// Proxies whose `X-Forwarded-For` is believed.
+        /// Proxies whose `X-Forwarded-For` is trusted.
         #[setting("TRUSTED_PROXIES",
-            values: formats::networks(), default: "none, `X-Forwarded-For` is ignored" => |_| Vec::new(), scope: Replica)]
+            values: formats::networks(), default: "none: `X-Forwarded-For` is ignored" => |_| Vec::new(), scope: Replica)]
         pub trusted_proxies: Vec<IpNet>,
 
         /// Which passwords users may choose.
@@ -82,11 +82,11 @@ settings! {
         #[setting(group)]
         pub throttle: ThrottleConfig,
 
-        /// After SIGTERM, how long `/readyz` fails before the listener closes, so that balancers notice.
+        /// How long `/readyz` fails after SIGTERM before the listener closes, so that load balancers notice.
         #[setting("DRAIN_DELAY", heading: "Shutdown", values: formats::pause(), default: "5s", scope: Replica)]
         pub drain_delay: Duration,
 
-        /// How long requests in flight may take to finish after that.
+        /// How long requests in flight may take to finish once the listener has closed.
         #[setting("DRAIN_TIMEOUT", values: formats::pause(), default: "30s", scope: Replica)]
         pub drain_timeout: Duration,
 
@@ -112,7 +112,7 @@ settings! {
             scope: Replica)]
         pub format: LogFormat,
 
-        /// Which log lines are written, per module if wanted; `info,request=off` silences the lines of requests.
+        /// Which log lines are written, optionally per module; `info,request=off` turns request lines off.
         #[setting("RUST_LOG", values: formats::log_filter(), default: "info", scope: Replica)]
         pub filter: String,
     }
@@ -122,18 +122,19 @@ settings! {
     /// Where traces go and which requests are traced, in OpenTelemetry's own variables.
     #[derive(Clone, Debug)]
     pub(crate) struct TracesConfig {
-        /// OpenTelemetry collector that gets traces, by OTLP over HTTP (port 4318 as a rule).
+        /// OpenTelemetry collector that traces are sent to, as OTLP over HTTP (usually port 4318).
         #[setting("OTEL_EXPORTER_OTLP_ENDPOINT",
             heading: "Traces: OpenTelemetry's own variables (OTEL_BSP_* for the exporter's queue are read too)",
-            values: formats::collector(), default: "none, no traces are sent" => |_| None, scope: Replica)]
+            values: formats::collector(), default: "none: no traces are sent" => |_| None, scope: Replica)]
         pub endpoint: Option<String>,
 
-        /// Headers sent to the collector, for example a key that it asks for.
+        /// Headers sent to the collector, for example an API key.
         #[setting("OTEL_EXPORTER_OTLP_HEADERS",
             values: formats::headers(), default: "none" => |_| Vec::new(), scope: Replica)]
         pub headers: Vec<(String, SecretString)>,
 
-        /// How traces are sent. There is one way; the variable is here because others set it for all services.
+        /// How traces are sent. Only this value is supported; the variable is accepted because it is often set for all
+        /// services.
         #[setting("OTEL_EXPORTER_OTLP_PROTOCOL",
             values: formats::otlp_protocol(), default: "http/protobuf", scope: Replica)]
         pub protocol: OtlpProtocol,
@@ -143,7 +144,7 @@ settings! {
             values: formats::trace_sampler(), default: "parentbased_always_on", scope: Replica)]
         pub sampler: TraceSampler,
 
-        /// The share of requests that the sampler `traceidratio` traces.
+        /// The share of requests that the `traceidratio` sampler traces.
         #[setting("OTEL_TRACES_SAMPLER_ARG", values: formats::share(), default: "1", scope: Replica)]
         pub sampler_arg: f64,
 
@@ -151,7 +152,7 @@ settings! {
         #[setting("OTEL_SERVICE_NAME", values: formats::service_name(), default: "authfleet", scope: Replica)]
         pub service_name: String,
 
-        /// What traces say of this service besides, for example `deployment.environment.name=production`.
+        /// Further attributes of this service in traces, for example `deployment.environment.name=production`.
         #[setting("OTEL_RESOURCE_ATTRIBUTES",
             values: formats::pairs(), default: "none" => |_| Vec::new(), scope: Replica)]
         pub resource_attributes: Vec<(String, String)>,
@@ -162,11 +163,11 @@ settings! {
     /// Cookie and session life.
     #[derive(Clone, Debug)]
     pub(crate) struct SessionConfig {
-        /// Signs cookies. `new,old` signs with the first and accepts all: rotation without
-        /// logging anyone out.
+        /// Keys that sign cookies. With `new,old` the first one signs and all are accepted, so a key can be rotated
+        /// without logging anyone out.
         #[setting("SESSION_SECRET",
             values: formats::session_secrets(),
-            default: "a random one, but required as soon as `REDIS_URL` is set" => Values::random_secret,
+            default: "random; required if `REDIS_URL` is set" => Values::random_secret,
             scope: Fleet)]
         pub secrets: Vec<SecretSlice<u8>>,
 
@@ -179,11 +180,12 @@ settings! {
         #[setting("SESSION_MAX_AGE", values: formats::lifetime(), default: "24h", scope: Fleet)]
         pub max_age: Duration,
 
-        /// Sessions that one user may have; one more ends the oldest.
+        /// Sessions that one user may have; a further one ends the oldest.
         #[setting("SESSIONS_PER_USER", values: whole(1..=10_000), default: "100", scope: Fleet)]
         pub per_user: u32,
 
-        /// `true`: cookie `__Host-session`, https only. `false`: cookie `session`, for a demo over plain http.
+        /// `true`: the cookie is `__Host-session`, sent over https only. `false`: it is `session`, for a demo over
+        /// plain http.
         #[setting("COOKIE_SECURE", values: formats::boolean("true", "false"), default: "true", scope: Fleet)]
         pub cookie_secure: bool,
     }
@@ -208,7 +210,7 @@ settings! {
     /// Argon2id parameters and admission of hashing work.
     #[derive(Clone, Copy, Debug)]
     pub(crate) struct HashingConfig {
-        /// Memory that one password hash takes. Hashes that were made with other parameters are upgraded at login.
+        /// Memory that one password hash takes. Hashes made with other parameters are upgraded at login.
         #[setting("ARGON2_MEMORY", values: formats::memory_kib(), default: "19MiB", scope: Fleet)]
         pub memory_kib: u32,
 
@@ -220,13 +222,13 @@ settings! {
         #[setting("ARGON2_PARALLELISM", values: whole(1..=255), default: "1", scope: Fleet)]
         pub parallelism: u32,
 
-        /// Passwords hashed at once; each takes `ARGON2_MEMORY`.
+        /// Passwords hashed at the same time; each takes `ARGON2_MEMORY`.
         #[setting("HASH_CONCURRENCY",
             values: whole(1..=1024), default: "the number of cores" => |given| given.sources.cores.clamp(1, 1024),
             scope: Replica)]
         pub concurrency: usize,
 
-        /// Passwords that may wait to be hashed; one more is answered 503.
+        /// Passwords that may wait to be hashed; further ones get a 503.
         #[setting("HASH_QUEUE",
             values: whole(1..=65_536), default: "16 per `HASH_CONCURRENCY`" => |_| 16 * concurrency, scope: Replica)]
         pub queue: usize,
@@ -237,28 +239,30 @@ settings! {
     /// Limits on failed logins, on hashing, and on registrations. For IPv6, a /56 has four times and a /48 sixteen times as much.
     #[derive(Clone, Copy, Debug)]
     pub(crate) struct ThrottleConfig {
-        /// Failed logins of one account within the window, then 429.
-        #[setting("LOGIN_FAILURES_PER_ACCOUNT", heading: "Failed logins, registrations",
+        /// Failed logins that one account may have within the window; further attempts get a 429.
+        #[setting("LOGIN_FAILURES_PER_ACCOUNT", heading: "Limits on logins and registrations",
             values: whole(1..=1_000_000), default: "10", scope: Fleet)]
         pub per_account: u32,
 
-        /// Failed logins from one client address (IPv6: /64) within the window, then 429.
+        /// Failed logins that one client address (IPv6: /64) may have within the window; further attempts get a 429.
         #[setting("LOGIN_FAILURES_PER_ADDRESS", values: whole(1..=1_000_000), default: "100", scope: Fleet)]
         pub per_address: u32,
 
-        /// Passwords hashed for one account within the window, right ones included, then 429.
+        /// Passwords, correct ones included, that may be hashed for one account within the window; further attempts get
+        /// a 429.
         #[setting("LOGIN_ATTEMPTS_PER_ACCOUNT", values: whole(1..=100_000_000), default: "1000", scope: Fleet)]
         pub attempts_per_account: u32,
 
-        /// Passwords hashed for one client address (IPv6: /64) within the window, right ones included, then 429.
+        /// Passwords, correct ones included, that may be hashed for one client address (IPv6: /64) within the window;
+        /// further attempts get a 429.
         #[setting("LOGIN_ATTEMPTS_PER_ADDRESS", values: whole(1..=100_000_000), default: "10000", scope: Fleet)]
         pub attempts_per_address: u32,
 
-        /// Registrations from one client address (IPv6: /64) within the window, then 429.
+        /// Registrations that one client address (IPv6: /64) may make within the window; further ones get a 429.
         #[setting("REGISTRATIONS_PER_ADDRESS", values: whole(1..=1_000_000), default: "1000", scope: Fleet)]
         pub registrations: u32,
 
-        /// How long an attempt, a failed login or a registration counts.
+        /// The window: how long an attempt, a failed login or a registration counts.
         #[setting("LOGIN_FAILURE_WINDOW", values: formats::lifetime(), default: "15m", scope: Fleet)]
         pub window: Duration,
     }
