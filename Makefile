@@ -145,7 +145,7 @@ docs: ## write anew what is generated: image versions, .env.example, tables of R
 	@$(STEP) "Image versions of deploy/images.txt" tools/images write
 	@$(STEP) ".env.example, README's table of variables" env UPDATE_DOCS=1 cargo test --locked --quiet --lib config::reference
 	@$(STEP) "ARCHITECTURE.md's tables" env UPDATE_DOCS=1 cargo test --locked --quiet --lib architecture
-	@$(STEP) "docs/metrics.md" env UPDATE_DOCS=1 cargo test --locked --quiet --lib metrics
+	@$(STEP) "docs/metrics.md and metrics.json" env UPDATE_DOCS=1 cargo test --locked --quiet --lib metrics
 	@$(STEP) "The runbook as a page" tools/venv prometheus python -B tools/generate/runbook.py
 	@$(STEP) "Dashboards" tools/venv grafana python -B tools/generate/dashboards
 	@$(STEP) "PrometheusRule" sh -c 'tools/generate/prometheus_rule.py >k8s/components/monitoring/rules.yaml'

@@ -1,5 +1,5 @@
-//! Every metric: its name, kind, labels, help and buckets. `make docs` writes the tables of `docs/metrics.md` from this
-//! file; tests compare dashboards, rules and alerts with it.
+//! Every metric: its name, kind, labels, help and buckets. `make docs` writes the tables of `docs/metrics.md` and the list
+//! of series in `docs/metrics.json` from this file; tests compare dashboards, rules and alerts with that list.
 //!
 //! Each series also has the label `replica`, with the name that `X-Served-By`, logs and sessions use.
 #[cfg(test)]

@@ -1,24 +1,55 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
+
+use serde_json::json;
 
 use super::{CATALOGUE, HASH_BUCKETS, Kind, LATENCY_BUCKETS, Metric};
 
-const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
 const BEGIN: &str = "<!-- From src/metrics.rs; `make docs` writes it anew. -->\n";
 const END: &str = "<!-- End of what is from src/metrics.rs. -->\n";
 
-#[test]
-fn the_document_is_current() {
-    let text = fs::read_to_string(DOCUMENT).expect("docs/metrics.md");
-    let (before, rest) = text.split_once(BEGIN).expect("the place where the tables begin");
-    let (_, after) = rest.split_once(END).expect("the place where they end");
-    let current = format!("{before}{BEGIN}\n{}\n{END}{after}", tables());
+/// Writes the file anew under `make docs`, else compares it.
+#[track_caller]
+fn assert_current(path: &str, current: impl FnOnce(&str) -> String) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let text = fs::read_to_string(&file).unwrap_or_default();
+    let current = current(&text);
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(DOCUMENT, current).expect("docs/metrics.md is written");
+        fs::write(file, current).expect("a file that can be written");
         return;
     }
-    assert!(text == current, "docs/metrics.md is out of date: `make docs`, or UPDATE_DOCS=1 cargo test --lib metrics");
+    assert!(text == current, "{path} is out of date: `make docs`, or UPDATE_DOCS=1 cargo test --lib metrics");
+}
+
+#[test]
+fn the_document_is_current() {
+    assert_current("docs/metrics.md", |text| {
+        let (before, rest) = text.split_once(BEGIN).expect("the place where the tables begin");
+        let (_, after) = rest.split_once(END).expect("the place where they end");
+        format!("{before}{BEGIN}\n{}\n{END}{after}", tables())
+    });
+}
+
+/// What checks queries of rules and dashboards: each name that a query may ask, the parts of histograms included.
+#[test]
+fn the_list_of_series_is_current() {
+    let mut lines = Vec::new();
+    for Metric { name, kind, labels, .. } in CATALOGUE {
+        let (parts, prometheus_type): (&[_], _) = match kind.buckets() {
+            Some(_) => (&["_bucket", "_count", "_sum"], Kind::Counter.prometheus_type()),
+            None => (&[""], kind.prometheus_type()),
+        };
+        for part in parts {
+            let mut labels: BTreeMap<_, _> = labels.iter().copied().collect();
+            if *part == "_bucket" {
+                labels.insert("le", &[]);
+            }
+            lines.push(format!(r#"  "{name}{part}": {}"#, json!({"labels": labels, "type": prometheus_type})));
+        }
+    }
+    assert_current("docs/metrics.json", |_| format!("{{\n{}\n}}\n", lines.join(",\n")));
 }
 
 fn tables() -> String {

@@ -29,16 +29,9 @@ UNITS = {value for value in vars(units).values() if isinstance(value, str)}
 
 def catalogue() -> dict[str, tuple[str, set[str]]]:
     """Name → kind and labels of every series there can be."""
-    text = (ROOT / "src/metrics.rs").read_text().split("catalogue! {")[1]
     target = {"job", "namespace", "instance", "replica"}
-    known = {}
-    for kind, name, labels in re.findall(r'\w+ = (\w+) "([a-z_]+)"\s*(?:\{([^}]*)\})?;', text):
-        of_metric = target | set(re.findall(r"(\w+): \[", labels))
-        if kind in ("Latency", "HashTime"):
-            known |= {f"{name}_{part}": ("Counter", of_metric) for part in ("sum", "count")}
-            known[f"{name}_bucket"] = ("Counter", of_metric | {"le"})
-        else:
-            known[name] = (kind, of_metric)
+    series = json.loads((ROOT / "docs/metrics.json").read_text())
+    known = {name: (of["type"].capitalize(), target | set(of["labels"])) for name, of in series.items()}
     for rule in RULES:
         if "record" in rule:
             level = set(rule["record"].split(":")[0].split("_"))

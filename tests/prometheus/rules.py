@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,33 +53,10 @@ def unit_tests() -> Iterator[UnitTest]:
 UNIT_TESTS = list(unit_tests())
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric of src/metrics.rs. Values are empty where any are possible."""
-
-    kind: str
-    labels: dict[str, set[str]]
-
-
-def catalogue() -> dict[str, Metric]:
-    """Every series name that the server can give, the parts of histograms included."""
-    source = (ROOT / "src" / "metrics.rs").read_text()
-    found: dict[str, Metric] = {}
-    entry = r'^    [A-Z_]+ = (Counter|Gauge|Latency|HashTime) "(\w+)"(?:\s*\{(.*?)\})?;$'
-    for kind, name, labels in re.findall(entry, source, re.MULTILINE | re.DOTALL):
-        values = {
-            label: set(re.findall(r'"([^"]+)"', listed)) for label, listed in re.findall(r"(\w+): \[(.*?)\]", labels)
-        }
-        if kind in ("Latency", "HashTime"):
-            for suffix in ("_bucket", "_sum", "_count"):
-                bounds = {"le": set()} if suffix == "_bucket" else {}
-                found[name + suffix] = Metric(kind, {**values, **bounds})
-        else:
-            found[name] = Metric(kind, values)
-    return found
-
-
-CATALOGUE = catalogue()
+# Every series that the server can give, the parts of histograms included: label → values, none where any are possible.
+CATALOGUE: dict[str, dict[str, list[str]]] = {
+    name: series["labels"] for name, series in json.loads((ROOT / "docs" / "metrics.json").read_text()).items()
+}
 
 
 def selectors(expr: str) -> list[promql.VectorSelector]:

@@ -152,7 +152,8 @@ def test_alert_names_are_unique():
 def values_of(name: str, label: str) -> set[str] | None:
     """The values that a label of this series can have: empty for any, None if there is no such label."""
     if name in CATALOGUE:
-        return CATALOGUE[name].labels.get(label)
+        values = CATALOGUE[name].get(label)
+        return None if values is None else set(values)
     found = [rule["labels"][label] for rule in RULES if rule.get("record") == name and label in rule.get("labels", {})]
     if found:
         return set(found)
@@ -179,7 +180,7 @@ def test_rules_are_about_metrics_that_exist():
 
 
 def test_rules_group_by_labels_that_exist():
-    known = TARGET_LABELS | {"slo"} | {label for metric in CATALOGUE.values() for label in metric.labels}
+    known = TARGET_LABELS | {"slo"} | {label for labels in CATALOGUE.values() for label in labels}
     for rule in RULES:
         assert grouping_labels(rule["expr"]) <= known, rule.get("alert") or rule["record"]
 
