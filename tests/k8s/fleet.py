@@ -1,6 +1,7 @@
-"""Renders k8s/: each overlay with each set of components that fits it."""
+"""Renders k8s/: each overlay with each set of components that fits it, by the oldest and the newest kubectl."""
 
 import itertools
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -11,6 +12,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = {"local": "network-policies", "scale-out": "network-policies-scale-out"}
+# tests/k8s/run puts the newest first into PATH, and names the oldest where there is one for this machine.
+NEWEST = "kubectl"
+OLDEST = os.environ.get("OLDEST_KUBECTL")
 COMPONENTS = ["monitoring", "tracing", "autoscaling", "ingress/ingress", "ingress/gateway", "loadtest"]
 
 
@@ -24,6 +28,15 @@ def combinations() -> dict[str, tuple[str, tuple[str, ...]]]:
     }
 
 
+def kustomize(kubectl: str, directory: Path) -> str:
+    """What one kubectl makes of a kustomization; anything that it complains about fails."""
+    # Hundreds of short runs: each ends sooner without collecting garbage.
+    environment = {**os.environ, "GOGC": "off"}
+    done = subprocess.run([kubectl, "kustomize", directory], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, f"{kubectl} {directory.name}: {done.stderr[:2000]}"
+    return done.stdout
+
+
 def render(name: str) -> list[dict]:
     """The objects of one combination."""
     overlay, components = combinations()[name]
@@ -32,15 +45,33 @@ def render(name: str) -> list[dict]:
 
 
 def render_own(name: str, kustomization: dict) -> list[dict]:
-    """The objects of a user's own kustomization, as if in a directory beside k8s/."""
-    directory = ROOT / "target/k8s/rendered" / name
+    """The objects of a user's own kustomization, as if in a directory beside k8s/: the same from either kubectl."""
+    directory = rendered(name)
     directory.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(kustomization).replace("../k8s/", "../../../../k8s/")
     (directory / "kustomization.yaml").write_text(text)
-    done = subprocess.run(["kubectl", "kustomize", directory], capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, f"{name}: {done.stderr}"
-    (directory / "rendered.yaml").write_text(done.stdout)
-    return list(yaml.load_all(done.stdout, Loader=yaml.CSafeLoader))
+    text = kustomize(NEWEST, directory)
+    (directory / "rendered.yaml").write_text(text)
+    assert OLDEST is None or kustomize(OLDEST, directory) == text, f"{name}: {OLDEST} renders it differently"
+    return list(yaml.load_all(text, Loader=yaml.CSafeLoader))
+
+
+def rendered(name: str) -> Path:
+    """Where the kustomization of a combination is, and what became of it."""
+    return ROOT / "target/k8s/rendered" / name.replace("/", "_")
+
+
+def unreadable(objects: list[dict]) -> str:
+    """What kubectl can't read into its own types, where the schema allows any text: quantities, for example."""
+    custom = ("monitoring.coreos.com/", "gateway.networking.k8s.io/")
+    builtin = [thing for thing in objects if not thing["apiVersion"].startswith(custom)]
+    return subprocess.run(
+        [NEWEST, "set", "env", "--local", "--list", "--filename", "-"],
+        input="".join(f"---\n{yaml.safe_dump(thing)}" for thing in builtin),
+        env={**os.environ, "KUBECONFIG": os.devnull},
+        capture_output=True,
+        text=True,
+    ).stderr
 
 
 @cache
@@ -50,9 +81,13 @@ def renders() -> dict[str, list[dict]]:
         return dict(zip(combinations(), pool.map(render, combinations()), strict=True))
 
 
+def full_name(overlay: str) -> str:
+    return "+".join((overlay, OVERLAYS[overlay], *COMPONENTS))
+
+
 def full(overlay: str) -> list[dict]:
     """The overlay with all of its components."""
-    return renders()["+".join((overlay, OVERLAYS[overlay], *COMPONENTS))]
+    return renders()[full_name(overlay)]
 
 
 def label(thing: dict) -> str:

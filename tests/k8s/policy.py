@@ -1,18 +1,141 @@
-"""The project's own rules for its manifests, in the same form as admission.py."""
+"""What an API server accepts and we don't: references that lead nowhere, and the project's own rules.
+
+Each rule takes all objects of a render and yields what is wrong; test_refusals.py proves each with one that it refuses.
+"""
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
-from admission import Rule, every_container, matches
-from fleet import ROOT, containers, label, of_kind, pods
+from fleet import ROOT, containers, label, named, of_kind, pods
 
+Rule = Callable[[list[dict]], Iterator[str]]
 RULES: list[Rule] = []
 
 
 def rule(check: Rule) -> Rule:
     RULES.append(check)
     return check
+
+
+def problems(objects: list[dict]) -> list[str]:
+    """Everything that the rules refuse in one render. Most of them follow references, so these are looked at first."""
+    found = [f"references: {problem}" for problem in references(objects)]
+    return found or [f"{check.__name__}: {problem}" for check in RULES for problem in check(objects)]
+
+
+def every_container(objects: list[dict]) -> Iterator[tuple[str, dict, dict]]:
+    """Where it is, the pod's specification, the container."""
+    for thing, _, spec in pods(objects):
+        for container in containers(spec):
+            yield f"{label(thing)} container {container.get('name')}", spec, container
+
+
+def matches(selector: dict, pairs: dict) -> bool:
+    """Whether a label selector (matchLabels alone is in use here) or a Service's plain one takes these labels."""
+    assert "matchExpressions" not in selector, "matchExpressions are not understood here"
+    return selector.get("matchLabels", selector).items() <= pairs.items()
+
+
+# --- What names something else ---------------------------------------------------------------------------------------
+@rule
+def references(objects):
+    """Objects, keys and volumes that are named exist. Secrets are not among the manifests, but in test_credentials.py."""
+    there = {(thing["kind"], thing["metadata"]["name"]): thing for thing in objects}
+
+    def missing(thing: dict, kind: str, name: str | None) -> Iterator[str]:
+        if name is not None and (kind, name) not in there:
+            yield f"{label(thing)}: {kind} {name} does not exist"
+
+    for thing in objects:
+        if thing["kind"] not in ("Namespace", "PriorityClass"):
+            yield from missing(thing, "Namespace", thing["metadata"].get("namespace", "default"))
+    for thing, _, spec in pods(objects):
+        yield from missing(thing, "ServiceAccount", spec.get("serviceAccountName"))
+        yield from missing(thing, "PriorityClass", spec.get("priorityClassName"))
+        volumes = {claim["metadata"]["name"] for claim in thing["spec"].get("volumeClaimTemplates", [])}
+        for volume in spec.get("volumes", []):
+            volumes.add(volume["name"])
+            yield from missing(thing, "PersistentVolumeClaim", volume.get("persistentVolumeClaim", {}).get("claimName"))
+            config = volume.get("configMap", {})
+            yield from missing(thing, "ConfigMap", config.get("name"))
+            data = there.get(("ConfigMap", config.get("name")), {}).get("data", {})
+            for key in {item["key"] for item in config.get("items", [])} - set(data):
+                yield f"{label(thing)}: ConfigMap {config['name']} has no key {key}"
+        mounted = {mount["name"] for container in containers(spec) for mount in container.get("volumeMounts", [])}
+        if mounted != volumes:
+            yield f"{label(thing)}: volume or mount without the other: {sorted(mounted ^ volumes)}"
+        for container in containers(spec):
+            for source in container.get("envFrom", []):
+                yield from missing(thing, "ConfigMap", source.get("configMapRef", {}).get("name"))
+        if thing["kind"] == "StatefulSet":
+            yield from missing(thing, "Service", thing["spec"].get("serviceName"))
+    for thing in of_kind(objects, "HorizontalPodAutoscaler"):
+        target = thing["spec"]["scaleTargetRef"]
+        yield from missing(thing, target["kind"], target["name"])
+
+
+@rule
+def ports_and_selectors(objects):
+    """Selectors match what they are for, and ports that are asked are a container's."""
+    for where, _, container in every_container(objects):
+        known = {port.get(key) for port in container.get("ports", []) for key in ("name", "containerPort")}
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            for handler in container.get(kind, {}).values():
+                if isinstance(handler, dict) and "port" in handler and handler["port"] not in known:
+                    yield f"{where}: {kind} asks port {handler['port']}, which the container does not have"
+    for thing, pairs, spec in pods(objects):
+        affinity = spec.get("affinity", {}).get("podAffinity", {})
+        terms = [
+            *affinity.get("requiredDuringSchedulingIgnoredDuringExecution", []),
+            *spec.get("topologySpreadConstraints", []),
+        ]
+        if not all(matches(term["labelSelector"], pairs) for term in terms):
+            yield f"{label(thing)}: affinity or spread selector does not match its own pods"
+    for thing in of_kind(objects, "Service", "PodDisruptionBudget", "PodMonitor"):
+        found = [spec for _, pairs, spec in pods(objects) if matches(thing["spec"]["selector"], pairs)]
+        if len(found) != 1:
+            yield f"{label(thing)}: selector matches {len(found)} workloads, not one"
+            continue
+        ports = [port for container in containers(found[0]) for port in container.get("ports", [])]
+        wanted = {port.get("targetPort", port["port"]) for port in thing["spec"].get("ports", [])}
+        wanted |= {endpoint["port"] for endpoint in thing["spec"].get("podMetricsEndpoints", [])}
+        missing = wanted - {port.get("name") for port in ports} - {port["containerPort"] for port in ports}
+        if missing:
+            yield f"{label(thing)}: no container has the ports {sorted(map(str, missing))}"
+
+
+@rule
+def ways_in(objects):
+    """Ingress and HTTPRoute lead to a port of a Service, and to a listener that exists."""
+    services = {thing["metadata"]["name"]: thing["spec"]["ports"] for thing in of_kind(objects, "Service")}
+
+    def lacks(name: str, port: object) -> bool:
+        return port not in [p for entry in services.get(name, []) for p in (entry["port"], entry.get("name"))]
+
+    for thing in of_kind(objects, "Ingress"):
+        hosts = {host for entry in thing["spec"].get("tls", []) for host in entry.get("hosts", [])}
+        for entry in thing["spec"].get("rules", []):
+            if entry.get("host") not in hosts:
+                yield f"{label(thing)}: host {entry.get('host')} without TLS"
+            for path in entry["http"]["paths"]:
+                service = path["backend"]["service"]
+                if lacks(service["name"], next(iter(service["port"].values()))):
+                    yield f"{label(thing)}: no Service {service['name']} with port {service['port']}"
+    for thing in of_kind(objects, "HTTPRoute"):
+        for parent in thing["spec"].get("parentRefs", []):
+            listeners = named(objects, "Gateway", parent["name"])["spec"]["listeners"]
+            found = [entry for entry in listeners if entry["name"] == parent.get("sectionName")]
+            if not found or not {found[0]["hostname"]} >= set(thing["spec"]["hostnames"]):
+                yield f"{label(thing)}: no listener {parent.get('sectionName')} for its host in {parent['name']}"
+        for entry in thing["spec"]["rules"]:
+            for backend in entry.get("backendRefs", []):
+                if lacks(backend["name"], backend["port"]):
+                    yield f"{label(thing)}: no Service {backend['name']} with port {backend['port']}"
+
+
+# --- The project's own rules -----------------------------------------------------------------------------------------
 
 
 @rule
@@ -255,6 +378,8 @@ def connections(objects):
     for policy in policies:
         name = policy["spec"]["podSelector"].get("matchLabels", {}).get(COMPONENT)
         for direction, key, edges in (("ingress", "from", into), ("egress", "to", out)):
+            if direction in policy["spec"] and direction.capitalize() not in policy["spec"]["policyTypes"]:
+                yield f"{label(policy)}: {direction} rules without the policyType"
             for entry in policy["spec"].get(direction, []):
                 for port in entry.get("ports", [{"port": "every port"}]):
                     for peer in _peers(entry.get(key)):

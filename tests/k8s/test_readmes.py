@@ -47,6 +47,14 @@ def test_the_example_of_an_own_kustomization_renders():
     assert "Job/authfleet-sharing" in map(label, render_own("readme", yaml.safe_load(examples[0])))
 
 
+def test_the_pod_network_is_taken():
+    own = yaml.safe_load(
+        re.search(r"^```yaml\n(.*?)^```", (K8S / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    )
+    objects = render_own("readme-pod-network", {"resources": ["../k8s/overlays/local"], **own})
+    assert named(objects, "ConfigMap", "authfleet-server")["data"]["TRUSTED_PROXIES"] == "10.244.0.0/16"
+
+
 @pytest.mark.parametrize("component", ["network-policies-scale-out", "monitoring", "tracing", "ingress"])
 def test_the_patches_apply(component):
     text = (K8S / f"components/{component}/README.md").read_text()
@@ -56,6 +64,8 @@ def test_the_patches_apply(component):
     paths = [f"../k8s/components/{path}" for path in chosen]
     base = {"resources": [f"../k8s/overlays/{overlay}"], "components": paths}
     changed = str(render_own(f"readme-{component}", {**base, **own}))
+    for literal in own.get("configMapGenerator", [{"literals": []}])[0]["literals"]:
+        assert "'{}': '{}'".format(*literal.split("=")) in changed
     assert {
         "network-policies-scale-out": "10.20.0.0/16",
         "monitoring": "kube-prometheus-stack",
