@@ -5,6 +5,7 @@ one thing after the other that goes wrong. Prints what was counted, and `N passe
 from __future__ import annotations
 
 import atexit
+import base64
 import collections
 import contextlib
 import dataclasses
@@ -24,6 +25,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROJECT = "authfleet-test"
@@ -672,17 +675,25 @@ def observability(users: list[User]) -> None:
         while len(served_by) < 2:
             served_by.add(client.ask("GET", "/profile", None, cookie, traceparent).headers["X-Served-By"])
 
-        def spans() -> list[dict]:
-            return json.loads(get("AUTHFLEET_JAEGER_PORT", f"/api/traces/{trace_id}")[1])
+        def spans() -> list[tuple[str, Span]]:
+            """Of this trace, each with the replica that sent it."""
+            everything = TracesData.FromString(base64.b64decode(get("AUTHFLEET_JAEGER_PORT", "/")[1]))
+            return [
+                (next(a.value.string_value for a in sent.resource.attributes if a.key == "service.instance.id"), span)
+                for sent in everything.resource_spans
+                for scope in sent.scope_spans
+                for span in scope.spans
+                if span.trace_id.hex() == trace_id
+            ]
 
         def senders() -> set[str]:
-            return {span["resource"]["service.instance.id"] for span in spans()}
+            return {replica for replica, _ in spans()}
 
         back = within(30, "both replicas' spans arrive", lambda: senders() == served_by)
-        names = {span["name"] for span in spans()}
+        names = {span.name for _, span in spans()}
         expect({"POST /auth/login", "GET /profile"} <= names, f"spans: {sorted(names)}")
-        known = {parent} | {span["id"] for span in spans()}
-        torn = [span["name"] for span in spans() if span["parent"] not in known]
+        known = {parent} | {span.span_id.hex() for _, span in spans()}
+        torn = [span.name for _, span in spans() if span.parent_span_id.hex() not in known]
         expect(not torn, f"spans without their parent: {torn}")
     seen = f"{written} rules, {len(alerts)} alert; {len(spans())} spans of 2 replicas after {back:.1f} s"
     judge("observability comes up", count, users, seen)
