@@ -88,9 +88,9 @@ class Run:
 
 
 def run(
-    scenario: str, env: dict[str, str], timeout: float, tick: Callable[[Recording], None], recording: Recording
+    script: str, env: dict[str, str], timeout: float, tick: Callable[[Recording], None], recording: Recording
 ) -> Run:
-    """Runs k6/SCENARIO.js. On Ctrl-C k6 ends its scenario, cleans up, and the run is returned as interrupted."""
+    """Runs k6/SCRIPT.js. On Ctrl-C k6 ends its scenario, cleans up, and the run is returned as interrupted."""
     binary = os.environ.get("K6") or str(BINARY)
     if not os.access(binary, os.X_OK):
         raise FileNotFoundError(f"{binary} does not exist; loadtest/install installs it (or set K6)")
@@ -98,10 +98,10 @@ def run(
         pipe, summary = Path(scratch) / "requests.csv", Path(scratch) / "summary.json"
         os.mkfifo(pipe)
         command = [binary, "run", "--quiet", "--no-usage-report", "--no-color", "--log-format", "json"]
-        command += ["--out", f"csv={pipe}", str(HERE / "k6" / f"{scenario}.js")]
+        command += ["--out", f"csv={pipe}", str(HERE / "k6" / f"{script}.js")]
         own = {**env, "SUMMARY": str(summary), "K6_CSV_TIME_FORMAT": "unix_milli", "K6_CSV_SAVE_INTERVAL": "500ms"}
         # k6 passes K6_* and scripts read the rest; the caller's TARGETS must not leak into another fleet's run.
-        inherited = {k: v for k, v in os.environ.items() if k not in ("TARGETS", "EDGE", "SUMMARY")}
+        inherited = {k: v for k, v in os.environ.items() if k not in ("TARGETS", "EDGE", "SUMMARY", "PROFILE")}
         began = time.monotonic()
         # A group of its own: Ctrl-C reaches it through here, once. In the fleet's session: see tools/local/fleet.py.
         child = subprocess.Popen(

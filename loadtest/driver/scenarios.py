@@ -132,6 +132,8 @@ class Scenario:
     chaos: Callable[[Target, bool], Callable[[Chaos], None]] | None = None
     # The longest it may take, in seconds; soak's follows from --duration.
     bound: float = 400
+    # The script in loadtest/k6, if it has another name: steady.js takes the scenario's name as its profile.
+    script: str = ""
 
 
 SCENARIOS = {
@@ -144,7 +146,7 @@ SCENARIOS = {
             bound=900,
         ),
         Scenario("smoke", "each call of the contract once, good and bad"),
-        Scenario("average", "an ordinary day: checks at a constant rate, some visits"),
+        Scenario("average", "an ordinary day: checks at a constant rate, some visits", script="steady"),
         Scenario("stress", "step by step to eight times the rate: where it bends, how it refuses"),
         Scenario("spike", "to eight times the rate within two seconds, and back"),
         Scenario("login-storm", "do session checks keep their latency while logins flood the fleet"),
@@ -154,6 +156,7 @@ SCENARIOS = {
             frozenset({"restart"}),
             restart_all,
             500,
+            "steady",
         ),
         Scenario(
             "replica-kill", "replicas killed under load: no failed check", frozenset({"kill", "edge"}), kill_some, 500
@@ -166,7 +169,7 @@ SCENARIOS = {
             500,
         ),
         Scenario("throughput", "oha, closed loop: one replica, the fleet through nginx, /livez as the floor"),
-        Scenario("soak", "the average load for half an hour", bound=2400),
+        Scenario("soak", "the average load for half an hour", bound=2400, script="steady"),
     )
 }
 
@@ -193,13 +196,15 @@ def run(
         env["TARGETS"] = ""
     if short:
         env["SHORT"] = "1"
+    if scenario.script:
+        env["PROFILE"] = scenario.name
     recording = k6.Recording()
     chaos = Chaos(scenario.chaos(target, short), recording) if scenario.chaos else None
     if chaos:
         chaos.start()
     bound = scenario.bound + seconds(env.get("DURATION", "0s"))
     try:
-        done = k6.run(scenario.name, env, bound, tick, recording)
+        done = k6.run(scenario.script or scenario.name, env, bound, tick, recording)
     finally:
         if chaos:
             chaos.cancelled.set()

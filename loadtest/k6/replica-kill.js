@@ -2,9 +2,9 @@
 // that died with its replica may have been carried out, so no balancer may send it again.
 import { edge } from './lib/fleet.js';
 import { common, constant, size } from './lib/profiles.js';
-import * as steady from './lib/steady.js';
 import { report } from './lib/summary.js';
 import { flawless } from './lib/thresholds.js';
+import * as traffic from './lib/traffic.js';
 
 if (!edge) throw new Error('replica-kill needs EDGE: without a balancer, a killed replica has to be missed');
 
@@ -12,5 +12,5 @@ const { rate, duration } = size({ rate: 150, loginRate: 0, duration: 45 }, { rat
 
 export const options = { ...common, scenarios: { checks: constant('checks', { rate, duration }) }, thresholds: flawless };
 
-export const { setup, checks, teardown } = steady;
+export const { setup, checks, teardown } = traffic;
 export const handleSummary = (data) => report('replica-kill', data);

@@ -1,8 +1,8 @@
 // From a quiet minute to eight times RATE within two seconds, and back.
 import { common, ramp, size } from './lib/profiles.js';
-import * as steady from './lib/steady.js';
 import { report } from './lib/summary.js';
 import { honest } from './lib/thresholds.js';
+import * as traffic from './lib/traffic.js';
 
 const { rate, loginRate, duration } = size(
   { rate: 150, loginRate: 2, duration: 50 },
@@ -17,5 +17,5 @@ export const options = {
   thresholds: honest,
 };
 
-export const { setup, checks, visits, teardown } = steady;
+export const { setup, checks, visits, teardown } = traffic;
 export const handleSummary = (data) => report('spike', data);

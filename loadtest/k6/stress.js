@@ -1,8 +1,8 @@
 // Step by step to eight times RATE: where does it bend, and does every refusal say what it is?
 import { common, ramp, size } from './lib/profiles.js';
-import * as steady from './lib/steady.js';
 import { report } from './lib/summary.js';
 import { honest } from './lib/thresholds.js';
+import * as traffic from './lib/traffic.js';
 
 const { rate, loginRate, duration } = size(
   { rate: 200, loginRate: 4, duration: 120 },
@@ -17,5 +17,5 @@ export const options = {
   thresholds: honest,
 };
 
-export const { setup, checks, visits, teardown } = steady;
+export const { setup, checks, visits, teardown } = traffic;
 export const handleSummary = (data) => report('stress', data);

@@ -190,16 +190,34 @@ class Use(unittest.TestCase):
         self.assertIn("--hook", scenarios.missing(scenarios.SCENARIOS["rolling-restart"], alone))
         self.assertIsNone(scenarios.missing(scenarios.SCENARIOS["smoke"], alone))
 
+    def inspect(self, scenario: scenarios.Scenario, env: dict[str, str]) -> subprocess.CompletedProcess:
+        script = LOADTEST / "k6" / f"{scenario.script or scenario.name}.js"
+        clean = {k: v for k, v in os.environ.items() if k not in ("TARGETS", "EDGE", "PROFILE")}
+        command = [str(k6.BINARY), "inspect", str(script), "--include-system-env-vars"]
+        return subprocess.run(command, env={**clean, **env}, capture_output=True, text=True, check=False)
+
+    def test_a_scenario_without_a_script_of_its_own_is_a_profile_of_one(self) -> None:
+        rates = {}
+        for scenario in scenarios.SCENARIOS.values():
+            if scenario.script:
+                done = self.inspect(scenario, {"EDGE": "http://127.0.0.1:1", "PROFILE": scenario.name})
+                self.assertEqual(done.returncode, 0, done.stderr)
+                found = json.loads(done.stdout)["scenarios"]
+                rates[scenario.name] = (found["checks"]["rate"], found["visits"]["rate"], found["checks"]["duration"])
+            elif scenario.name != "throughput":
+                self.assertTrue((LOADTEST / "k6" / f"{scenario.name}.js").exists(), scenario.name)
+        wanted = {"average": (200, 1, "1m0s"), "soak": (100, 1, "30m0s"), "rolling-restart": (150, 2, "1m0s")}
+        self.assertEqual(rates, wanted)
+
     def test_k6_scripts_name_what_is_wrong_with_their_environment(self) -> None:
         for env, said in (
             ({}, "set TARGETS"),
             ({"EDGE": "localhost:80"}, "not a base URL"),
             ({"EDGE": "http://127.0.0.1:1", "RATE": "many"}, "RATE"),
             ({"EDGE": "http://127.0.0.1:1", "DURATION": "1 m"}, "DURATION"),
+            ({"EDGE": "http://127.0.0.1:1", "PROFILE": "storm"}, "PROFILE is one of"),
         ):
-            command = [str(k6.BINARY), "inspect", str(LOADTEST / "k6" / "average.js"), "--include-system-env-vars"]
-            clean = {k: v for k, v in os.environ.items() if k not in ("TARGETS", "EDGE")}
-            done = subprocess.run(command, env={**clean, **env}, capture_output=True, text=True, check=False)
+            done = self.inspect(scenarios.SCENARIOS["average"], env)
             self.assertNotEqual(done.returncode, 0, env)
             self.assertIn(said, done.stderr)
 

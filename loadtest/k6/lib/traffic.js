@@ -1,5 +1,4 @@
-// What average, stress, spike, soak and the scenarios with failures have in common: signed-in users whose sessions are
-// checked, and users who come, look and leave.
+// What most scenarios send: checks of the sessions of signed-in users, and visits of users who come, look and leave.
 import { check, login, logout, sessionOf } from './client.js';
 import { front } from './fleet.js';
 import { removeUsers, seedSessions, seedUsers } from './users.js';

@@ -1,0 +1,32 @@
+// Checks at a constant rate, and now and then somebody signs in, looks and signs out: not one request may fail.
+// PROFILE says how much of it, and for how long.
+import { common, constant, size } from './lib/profiles.js';
+import { report } from './lib/summary.js';
+import { flawless } from './lib/thresholds.js';
+import * as traffic from './lib/traffic.js';
+
+// In full, and with SHORT=1.
+const PROFILES = {
+  // An ordinary day.
+  average: [{ rate: 200, loginRate: 1, duration: 60 }, { rate: 50, loginRate: 1, duration: 10 }],
+  // For long: leaks, growth and slow decay show in the plot of latency over time.
+  soak: [{ rate: 100, loginRate: 1, duration: 1800 }, { rate: 50, loginRate: 1, duration: 30 }],
+  // While somebody restarts the replicas one after the other (the driver does, or an operator with kubectl rollout
+  // restart).
+  'rolling-restart': [{ rate: 150, loginRate: 2, duration: 60 }, { rate: 80, loginRate: 2, duration: 20 }],
+};
+const profile = __ENV.PROFILE || 'average';
+if (!PROFILES[profile]) throw new Error(`PROFILE is one of ${Object.keys(PROFILES).join(', ')}, not ${profile}`);
+const { rate, loginRate, duration } = size(...PROFILES[profile]);
+
+export const options = {
+  ...common,
+  scenarios: {
+    checks: constant('checks', { rate, duration }),
+    visits: constant('visits', { rate: loginRate, duration }),
+  },
+  thresholds: flawless,
+};
+
+export const { setup, checks, visits, teardown } = traffic;
+export const handleSummary = (data) => report(profile, data);
