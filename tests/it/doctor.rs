@@ -1,5 +1,6 @@
 //! `authfleet doctor`: it finds what is wrong with a deployment, and nothing where all is well.
-use std::fs::Permissions;
+use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
@@ -52,6 +53,13 @@ async fn the_doctor_finds_what_is_wrong() {
         assert_eq!(found[name], "ok", "{name}: {found}");
     }
     assert_eq!(fleet.redis.keys("*"), Vec::<String>::new(), "the probe leaves nothing");
+    let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/administration.md")).expect("a file");
+    let (_, sample) = document.split_once("$ authfleet doctor\n").expect("the sample");
+    let rows = sample.lines().take_while(|line| !line.starts_with("```")).map(|line| line.split_whitespace());
+    let shown =
+        rows.filter_map(|mut words| matches!(words.next(), Some("ok" | "FAIL")).then(|| words.next()).flatten());
+    let known = found.as_object().expect("checks").keys().map(String::as_str);
+    assert_eq!(shown.collect::<BTreeSet<_>>(), known.collect(), "the sample shows every check");
 
     let (code, found) = doctor(&fleet, &[("TRUSTED_PROXIES", "0.0.0.0/0"), ("SESSION_SECRET", &"x".repeat(40))]).await;
     assert_eq!(
@@ -62,9 +70,9 @@ async fn the_doctor_finds_what_is_wrong() {
 
     // A public network as proxies, and a secret in a file that every user of the machine may read.
     let key = fleet.path().join("key");
-    std::fs::write(&key, RANDOM).expect("a file");
+    fs::write(&key, RANDOM).expect("a file");
     for (mode, expected) in [(0o644, "warn"), (0o640, "ok")] {
-        std::fs::set_permissions(&key, Permissions::from_mode(mode)).expect("an own file");
+        fs::set_permissions(&key, Permissions::from_mode(mode)).expect("an own file");
         let file = ("SESSION_SECRET_FILE", key.to_str().expect("UTF-8"));
         let changes = [("SESSION_SECRET", ""), file, ("TRUSTED_PROXIES", "198.51.100.0/24")];
         let (_, found) = doctor(&fleet, &changes).await;

@@ -41,7 +41,7 @@ def matches(selector: dict, pairs: dict) -> bool:
 # --- What names something else ---------------------------------------------------------------------------------------
 @rule
 def references(objects):
-    """Objects, keys and volumes that are named exist. Secrets are not among the manifests, but in test_credentials.py."""
+    """Objects, keys and volumes that are named exist. Secrets are not among the manifests: test_credentials.py."""
     there = {(thing["kind"], thing["metadata"]["name"]): thing for thing in objects}
 
     def missing(thing: dict, kind: str, name: str | None) -> Iterator[str]:

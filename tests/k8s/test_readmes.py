@@ -63,6 +63,9 @@ def test_the_patches_apply(component):
     chosen = {"ingress": ["ingress/ingress"], "tracing": ["network-policies", "tracing"]}.get(component, [component])
     paths = [f"../k8s/components/{path}" for path in chosen]
     base = {"resources": [f"../k8s/overlays/{overlay}"], "components": paths}
+    if component == "tracing":
+        render_own("readme-tracing-below", base)
+        base = {"resources": ["../readme-tracing-below"]}
     changed = str(render_own(f"readme-{component}", {**base, **own}))
     for literal in own.get("configMapGenerator", [{"literals": []}])[0]["literals"]:
         assert "'{}': '{}'".format(*literal.split("=")) in changed
