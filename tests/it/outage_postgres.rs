@@ -1,31 +1,17 @@
 //! PostgreSQL frozen, killed, full or read-only: the right answer, soon, and those who are signed in notice nothing.
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
-use serde_json::json;
 
-use crate::fleet::{Answer, Engine, Fleet, PASSWORD, PROMPTLY, Replica, Session, within};
-
-async fn try_register(replica: &Replica, name: &str) -> Answer {
-    let body = json!({ "email": format!("{name}@example.org"), "password": PASSWORD });
-    replica.post("/auth/register").json(&body).send().await
-}
-
-fn expect_unavailable(answer: Answer) {
-    let answer = answer.expect_problem(503, "store_unavailable");
-    assert!(answer.took < PROMPTLY, "{:?}", answer.took);
-    assert_eq!(answer.header("set-cookie"), None);
-}
+use crate::fleet::{Answer, Engine, Fleet, PASSWORD, PROMPTLY, Registrations, Session, within};
 
 /// Each replica says 503 in time where it needs PostgreSQL, and goes on where it doesn't.
 async fn is_out(fleet: &Fleet, session: &Session) {
     for replica in fleet.replicas() {
         // More at once than a replica has connections.
         let logins = join_all((0..8).map(|_| replica.try_login("ada", PASSWORD).send())).await;
-        logins.into_iter().for_each(expect_unavailable);
-        expect_unavailable(try_register(replica, "eve").await);
+        logins.into_iter().for_each(Answer::expect_unavailable);
+        replica.try_register("eve").send().await.expect_unavailable();
         assert_eq!(replica.check(session).await, 200);
         replica.ops("/livez").await.expect(200);
         let readiness = replica.ops("/readyz").await.expect(503);
@@ -104,30 +90,7 @@ async fn postgres_read_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_postgres_loses_no_acknowledged_user() {
     let mut fleet = Fleet::start_on(Engine::OwnPostgres, 3).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("an HTTP client");
-    let clients: Vec<_> = (0..6)
-        .map(|n| {
-            let (client, stop) = (client.clone(), Arc::clone(&stop));
-            let url = format!("http://{}/auth/register", fleet[n % 3].address());
-            tokio::spawn(async move {
-                let mut acknowledged = Vec::new();
-                for i in 0.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let email = format!("user-{n}-{i}@example.org");
-                    let body = json!({ "email": email, "password": PASSWORD });
-                    let response = client.post(&url).json(&body).send().await.expect("an answer");
-                    match response.status().as_u16() {
-                        201 => acknowledged.push(email),
-                        status => assert_eq!(status, 503),
-                    }
-                }
-                acknowledged
-            })
-        })
-        .collect();
+    let registrations = Registrations::begin(&fleet);
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_millis(700)).await;
         let server = fleet.postgres.as_mut().expect("a server");
@@ -135,15 +98,35 @@ async fn a_killed_postgres_loses_no_acknowledged_user() {
         server.start().await;
     }
     tokio::time::sleep(Duration::from_millis(700)).await;
-    stop.store(true, Ordering::Relaxed);
-    let clients = join_all(clients).await.into_iter();
-    let acknowledged: Vec<String> = clients.flat_map(|client| client.expect("every answer was 201 or 503")).collect();
-    let kept = fleet.query("SELECT email FROM users").await;
-    let lost: Vec<_> = acknowledged.iter().filter(|email| !kept.contains(email)).collect();
-    println!("{} acknowledged, {} kept, {} lost, after 5 kills", acknowledged.len(), kept.len(), lost.len());
-    assert!(acknowledged.len() > 20, "only {} registrations", acknowledged.len());
-    assert!(lost.is_empty(), "of {} acknowledged users lost: {lost:?}", acknowledged.len());
-    for email in acknowledged.iter().step_by(20) {
+    let registered = registrations.end().await;
+    assert_eq!(registered.unanswered, 0, "the replicas were up");
+    registered.expect_kept(&fleet).await;
+    for email in registered.acknowledged.iter().step_by(20) {
         fleet[0].try_login(email, PASSWORD).send().await.expect(200);
     }
+}
+
+/// How often a login and a registration ask PostgreSQL, each time in one round trip: their statements are prepared by then.
+#[tokio::test]
+async fn a_login_and_a_registration_are_two_statements_each() {
+    let mut fleet = Fleet::start_on(Engine::OwnPostgres, 1).await;
+    fleet.query("ALTER DATABASE authfleet SET log_statement = 'all'").await;
+    fleet[0].restart(&[]).await;
+    let statements = |fleet: &Fleet| {
+        let log = fleet.postgres.as_ref().expect("a server").log();
+        log.lines().filter(|line| line.contains("LOG:  ") && line.contains(" users ")).count()
+    };
+    let ada = fleet[0].register("ada").await;
+    let session = fleet[0].login(&ada).await;
+
+    let before = statements(&fleet);
+    assert!(before >= 4, "the log shows statements: {before}");
+    fleet[0].login(&ada).await;
+    assert_eq!(statements(&fleet) - before, 2, "the user is read, and the epoch confirmed");
+    let before = statements(&fleet);
+    fleet[0].register("eve").await;
+    assert_eq!(statements(&fleet) - before, 2, "the names are looked up, and the user is inserted");
+    let before = statements(&fleet);
+    assert_eq!(fleet[0].check(&session).await, 200);
+    assert_eq!(statements(&fleet) - before, 0, "a session check asks SQL nothing");
 }

@@ -1,18 +1,7 @@
 //! SQLite locked or gone: the right answer, soon, and those who are signed in notice nothing.
 use sqlx::Connection as _;
 
-use crate::fleet::{Answer, Fleet, PASSWORD, PROMPTLY, Replica, within};
-
-async fn try_register(replica: &Replica, name: &str) -> Answer {
-    let body = serde_json::json!({ "email": format!("{name}@example.org"), "password": PASSWORD });
-    replica.post("/auth/register").json(&body).send().await
-}
-
-fn expect_unavailable(answer: Answer) {
-    let answer = answer.expect_problem(503, "store_unavailable");
-    assert!(answer.took < PROMPTLY, "{:?}", answer.took);
-    assert_eq!(answer.header("set-cookie"), None);
-}
+use crate::fleet::{Fleet, PASSWORD, PROMPTLY, within};
 
 #[tokio::test]
 async fn database_locked() {
@@ -22,7 +11,7 @@ async fn database_locked() {
     let mut other = fleet.sql().await;
     sqlx::query("BEGIN EXCLUSIVE").execute(&mut other).await.expect("locked");
     for replica in fleet.replicas() {
-        expect_unavailable(try_register(replica, "eve").await);
+        replica.try_register("eve").send().await.expect_unavailable();
         // In WAL mode readers don't mind a writer.
         replica.try_login("ada", PASSWORD).send().await.expect(200);
         assert_eq!(replica.check(&session).await, 200);
@@ -30,7 +19,7 @@ async fn database_locked() {
     }
     sqlx::query("ROLLBACK").execute(&mut other).await.expect("unlocked");
     for (replica, name) in fleet.replicas().iter().zip(["eve", "mallory"]) {
-        within(PROMPTLY, "registrations again", async || try_register(replica, name).await.status == 201).await;
+        within(PROMPTLY, "registrations again", async || replica.try_register(name).send().await.status == 201).await;
     }
     other.close().await.expect("closed");
 }
@@ -49,8 +38,8 @@ async fn database_moved_away_and_back() {
             std::fs::rename(home(part), moved(part)).expect("moved");
         }
         for replica in fleet.replicas() {
-            expect_unavailable(try_register(replica, "eve").await);
-            expect_unavailable(replica.try_login("ada", PASSWORD).send().await);
+            replica.try_register("eve").send().await.expect_unavailable();
+            replica.try_login("ada", PASSWORD).send().await.expect_unavailable();
             assert_eq!(replica.check(&session).await, 200);
             replica.ops("/livez").await.expect(200);
             let readiness = replica.ops("/readyz").await.expect(503).json();
@@ -71,7 +60,7 @@ async fn database_moved_away_and_back() {
         }
     }
     for (replica, name) in fleet.replicas().iter().zip(["eve", "mallory"]) {
-        try_register(replica, name).await.expect(201);
+        replica.try_register(name).send().await.expect(201);
     }
     let integrity = fleet.query("PRAGMA integrity_check").await;
     assert_eq!(integrity, ["ok"]);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::PATIENTLY;
+use super::{PATIENTLY, PROMPTLY};
 
 /// The password of every account that the harness makes.
 pub const PASSWORD: &str = "correct horse battery staple";
@@ -84,6 +84,15 @@ impl Answer {
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{:?}\n{}", self.headers, self.text());
         self
+    }
+
+    /// Fails the test unless a store that is away was noticed in time, and the cookie was left alone.
+    #[track_caller]
+    pub fn expect_unavailable(self) {
+        let answer = self.expect_problem(503, "store_unavailable");
+        assert!(answer.took < PROMPTLY, "{:?}", answer.took);
+        assert_eq!(answer.header("set-cookie"), None, "the cookie is left alone");
+        assert_eq!(answer.header("clear-site-data"), None);
     }
 
     /// Fails the test unless this is the contract's problem+json with this status and code.

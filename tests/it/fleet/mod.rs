@@ -21,6 +21,7 @@ mod demo;
 pub mod postgres;
 mod process;
 mod redis;
+mod registrations;
 mod replica;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ pub use self::demo::Demo;
 pub use self::postgres::Postgres;
 pub use self::process::{Finished, NOBODY, authfleet, unprivileged};
 pub use self::redis::Redis;
+pub use self::registrations::Registrations;
 pub use self::replica::Replica;
 
 /// What the contract calls "within 2 seconds", and one more for a test on a loaded machine: the client and the fleet

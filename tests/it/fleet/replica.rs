@@ -176,12 +176,16 @@ impl Replica {
         Raw::connect(self.address()).await
     }
 
-    /// Makes the account `NAME@example.org`, username `NAME`.
+    /// Asks for the account `NAME@example.org`, username `NAME`.
+    pub fn try_register(&self, name: &str) -> Call {
+        let body = json!({ "email": format!("{name}@example.org"), "username": name, "password": PASSWORD });
+        self.post("/auth/register").json(&body)
+    }
+
+    /// Makes that account.
     pub async fn register(&self, name: &str) -> User {
-        let email = format!("{name}@example.org");
-        let body = json!({ "email": email, "username": name, "password": PASSWORD });
-        let answer = self.post("/auth/register").json(&body).send().await.expect(201);
-        User { id: answer.text_at("user_id"), email }
+        let answer = self.try_register(name).send().await.expect(201);
+        User { id: answer.text_at("user_id"), email: answer.text_at("email") }
     }
 
     /// Asks to sign in, by e-mail or username.
