@@ -18,9 +18,9 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
     ("paced_argon2", &["auth"], "filling Argon2's memory a stretch at a time"),
     ("bcrypt", &["auth"], "password hashes of other systems"),
     ("sqlx", &["store", "cli"], "users; `import` reads another system's table"),
-    ("redis", &["store", "config", "cli"], "sessions, throttle; `REDIS_URL`'s form; `doctor`"),
+    ("redis", &["store", "cli"], "sessions, throttle; `doctor`"),
+    ("rustls", &["store"], "TLS to Redis"),
     ("deadpool", &["store"], "connections to PostgreSQL"),
-    ("deadpool_redis", &["store"], "the connection to Redis"),
     ("opentelemetry", &["telemetry"], "traces"),
 ];
 const BEGIN: &str = "<!-- From src/lib.rs and src/architecture.rs; `make docs` writes it anew. -->\n";

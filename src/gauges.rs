@@ -11,8 +11,8 @@ use tokio::time::MissedTickBehavior;
 use crate::http::App;
 use crate::metrics::{
     CLOCK_SKEW, DRAINING, PART_READY, READY, REDIS_EVICTED, REDIS_MEMORY, REDIS_MEMORY_LIMIT, REDIS_PERSISTENCE_OK,
-    SESSIONS_ALIVE, SQL_CONNECTIONS, USERS_DATABASE_BYTES, USERS_JOURNAL_BYTES, USERS_VOLUME_BYTES,
-    USERS_VOLUME_FREE_BYTES,
+    REDIS_REPLICAS, REDIS_SHARDS_MISSING, SESSIONS_ALIVE, SQL_CONNECTIONS, USERS_DATABASE_BYTES, USERS_JOURNAL_BYTES,
+    USERS_VOLUME_BYTES, USERS_VOLUME_FREE_BYTES,
 };
 use crate::readiness::Readiness;
 use crate::store::StoreError;
@@ -49,6 +49,8 @@ struct Gauges {
     memory_limit: Reading,
     evicted: Reading,
     persistence_ok: Reading,
+    replicas: Reading,
+    shards_missing: Reading,
     alive: Reading,
     /// By pool (writer, readers) and state (idle, busy).
     connections: [[Gauge; 2]; 2],
@@ -78,6 +80,8 @@ impl Gauges {
             memory_limit: Reading::of(REDIS_MEMORY_LIMIT),
             evicted: Reading::of(REDIS_EVICTED),
             persistence_ok: Reading::of(REDIS_PERSISTENCE_OK),
+            replicas: Reading::of(REDIS_REPLICAS),
+            shards_missing: Reading::of(REDIS_SHARDS_MISSING),
             alive: Reading::of(SESSIONS_ALIVE),
             connections: [pool("writer"), pool("readers")],
             database: Reading::of(USERS_DATABASE_BYTES),
@@ -102,7 +106,10 @@ impl Gauges {
             // The drain may have begun after readiness was asked for.
             self.ready.set(0);
         }
-        self.look_at_sessions(app, readiness.sessions.is_ready()).await;
+        let is_there = readiness.sessions.is_ready();
+        let missing = readiness.sessions.missing.len() as u64;
+        self.shards_missing.set((is_there && app.auth.sessions.is_shared()).then(|| as_f64(missing)));
+        self.look_at_sessions(app, is_there).await;
     }
 
     fn look_at_users(&mut self, usage: Usage) {
@@ -132,6 +139,7 @@ impl Gauges {
         self.memory_limit.set(state.memory_limit.map(as_f64));
         self.evicted.set(state.evicted_keys.map(as_f64));
         self.persistence_ok.set(state.is_persistence_ok.map(flag));
+        self.replicas.set(state.replicas.map(as_f64));
 
         if !is_there {
             self.alive.set(None);

@@ -186,11 +186,20 @@ catalogue! {
     REDIS_ERRORS = Counter "authfleet_redis_errors_total" { operation: [] };
     /// Connections opened to Redis.
     REDIS_CONNECTS = Counter "authfleet_redis_connects_total";
-    /// 1 while there is a connection to Redis.
+    /// 1 while there is a connection to Redis, in a cluster to any of its servers.
     REDIS_CONNECTED = Gauge "authfleet_redis_connected";
-    /// Bytes that Redis uses, as it says itself.
+    /// Times that another server turned out to be the primary, with Sentinel or in a cluster, where a shard that joins counts
+    /// too.
+    REDIS_FAILOVERS = Counter "authfleet_redis_failovers_total";
+    /// Replicas that are connected to the primary; in a cluster, to the primary with the fewest.
+    REDIS_REPLICAS = Gauge "authfleet_redis_replicas";
+    /// Shards of a Redis Cluster that don't serve, and 1 more if there are slots that none has. 0 without a cluster.
+    REDIS_SHARDS_MISSING = Gauge "authfleet_redis_shards_missing";
+    /// Revocations that replicas didn't confirm, so that they were answered with a 503. See `REDIS_REVOCATION_REPLICAS`.
+    REVOCATIONS_UNCONFIRMED = Counter "authfleet_revocations_unconfirmed_total";
+    /// Bytes that Redis uses, as it says itself; in a cluster, all primaries together.
     REDIS_MEMORY = Gauge "authfleet_redis_memory_bytes";
-    /// Redis's `maxmemory` in bytes; 0 for no limit.
+    /// Redis's `maxmemory` in bytes, in a cluster of all primaries together; 0 for no limit.
     REDIS_MEMORY_LIMIT = Gauge "authfleet_redis_memory_limit_bytes";
     /// Keys that Redis evicted to make room since it started. Each may have been a session.
     REDIS_EVICTED = Gauge "authfleet_redis_evicted_keys";

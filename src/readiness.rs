@@ -1,4 +1,8 @@
 //! Whether this replica should get requests: what `/readyz` answers and what the metrics say.
+//!
+//! A replica is ready as long as any shard of a Redis Cluster serves. The users of a shard that doesn't get 503s; but every
+//! replica asks the same shards, so to be not ready would take all replicas out of the balancer at once, and give everybody a
+//! 503. The part is then `degraded`, names the shards, and `authfleet_redis_shards_missing` counts them.
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -30,6 +34,9 @@ pub(crate) struct Part {
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'static str>,
+    /// What of it doesn't serve although the rest does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) missing: Vec<String>,
 }
 
 impl Readiness {
@@ -49,7 +56,7 @@ impl Readiness {
                     .then_some("one replica only: other replicas don't know these sessions; set REDIS_URL"),
                 ..Part::new(auth.sessions.kind(), sessions)
             },
-            users: Part::new(auth.users.kind(), users),
+            users: Part::new(auth.users.kind(), users.map(|answer| answer.map(|()| Vec::new()))),
         };
         if readiness.is_ready() {
             readiness.status = "ready";
@@ -64,13 +71,18 @@ impl Readiness {
 }
 
 impl Part {
-    fn new<E: Display>(store: &'static str, outcome: Result<Result<(), E>, Elapsed>) -> Self {
-        let error = match outcome {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(format!("no answer within {} ms", CHECK_TIMEOUT.as_millis())),
+    fn new<E: Display>(store: &'static str, outcome: Result<Result<Vec<String>, E>, Elapsed>) -> Self {
+        let (missing, error) = match outcome {
+            Ok(Ok(missing)) => (missing, None),
+            Ok(Err(error)) => (Vec::new(), Some(error.to_string())),
+            Err(_) => (Vec::new(), Some(format!("no answer within {} ms", CHECK_TIMEOUT.as_millis()))),
         };
-        Self { store, status: if error.is_none() { "ok" } else { "failing" }, error, note: None }
+        let status = match &error {
+            Some(_) => "failing",
+            None if missing.is_empty() => "ok",
+            None => "degraded",
+        };
+        Self { store, status, error, note: None, missing }
     }
 
     pub(crate) fn is_ready(&self) -> bool {

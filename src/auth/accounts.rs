@@ -121,8 +121,14 @@ impl Auth {
             tracing::info!(target: "audit", event = change.event(), user_id = %user.id, session_id = %asked,
                 ip = %client.ip, request_id = %client.request_id);
         };
+        let unconfirmed = || self.unconfirmed(user_id, None, change.event(), Some(asked), client);
+        // The first step ends the session that asks. Where it couldn't be confirmed, nobody could ask again.
+        self.sessions.confirmable(user_id).await.inspect_err(|_| unconfirmed())?;
         let revocation = Revocation { users: &self.users, sessions: Some(&self.sessions) };
         let Revoked { ended, result } = revocation.run(user, change, still_wanted, changed).await;
+        if matches!(result, Err(AuthError::Unavailable(_))) {
+            unconfirmed();
+        }
         if ended > 0 || result.is_ok() {
             Self::ended_many(user_id, ended, change.event(), Some(asked), client);
         }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::token::Claims;
 use super::{Auth, AuthError, Client, SignedIn, key_of};
 use crate::clock::millis;
-use crate::metrics::{SESSION_CHECKS, SESSIONS_ACCEPTED, SESSIONS_ENDED};
+use crate::metrics::{REVOCATIONS_UNCONFIRMED, SESSION_CHECKS, SESSIONS_ACCEPTED, SESSIONS_ENDED};
 use crate::store::StoreError;
 use crate::store::sessions::{SessionEntry, SessionId, SessionKey};
 
@@ -126,7 +126,7 @@ impl Auth {
             // does a check take a second round trip, because the first one renewed the session for too long.
             claims.expires_at_ms = ends_ms;
             let Some(less) = self.idle_for(now_ms, ends_ms) else {
-                self.sessions.end(key).await?;
+                self.sessions.forget(key).await?;
                 return Err(Refused::Expired);
             };
             if less < idle_for {
@@ -145,7 +145,8 @@ impl Auth {
         (left_ms > 0).then(|| self.limits.idle.min(Duration::from_millis(left_ms)))
     }
 
-    /// Ends the sessions that the cookies name.
+    /// Ends the sessions that the cookies name. One that is gone already must still be confirmed to be: an earlier attempt may
+    /// have ended it where replicas don't know of it yet.
     pub async fn sign_out<'a>(
         &self,
         cookies: impl Iterator<Item = &'a [u8]>,
@@ -167,7 +168,9 @@ impl Auth {
         by: Option<SessionId>,
         client: &Client,
     ) -> Result<bool, StoreError> {
-        let was_alive = self.sessions.end(key).await?;
+        let ended = self.sessions.end(key).await;
+        let was_alive =
+            ended.inspect_err(|_| self.unconfirmed(key.user_id, Some(key.session_id), reason, by, client))?;
         if was_alive {
             Self::ended(key, reason, by, client);
         }
@@ -214,10 +217,37 @@ impl Auth {
 
     /// Ends all sessions of the user who is signed in, or all except the one that asks. Returns how many.
     pub async fn revoke_all(&self, claims: &Claims, keep_current: bool, client: &Client) -> Result<u32, AuthError> {
-        let keep = keep_current.then_some(claims.session_id);
-        let ended = self.sessions.end_all(claims.user_id, keep, None).await?;
-        Self::ended_many(claims.user_id, ended, "revoked", Some(claims.session_id), client);
+        let Claims { user_id, session_id: asking, .. } = *claims;
+        let end_all = async |keep| {
+            let ended = self.sessions.end_all(user_id, keep, None).await;
+            ended.inspect_err(|_| self.unconfirmed(user_id, None, "revoked", Some(asking), client))
+        };
+        // What can't be confirmed must be asked for again, and that takes the session that asks. So that one ends last.
+        let mut ended = if keep_current || self.sessions.confirms() { end_all(Some(asking)).await? } else { 0 };
+        if !keep_current {
+            ended += end_all(None).await?;
+        }
+        Self::ended_many(user_id, ended, "revoked", Some(asking), client);
         Ok(ended)
+    }
+
+    /// Counts and records that nobody confirmed that a session, or all of a user's, have ended. They may have.
+    pub(super) fn unconfirmed(
+        &self,
+        user_id: Uuid,
+        session_id: Option<SessionId>,
+        reason: &'static str,
+        by: Option<SessionId>,
+        client: &Client,
+    ) {
+        if !self.sessions.confirms() {
+            return;
+        }
+        counter!(REVOCATIONS_UNCONFIRMED).increment(1);
+        let event = if session_id.is_some() { "session_ended" } else { "sessions_ended" };
+        tracing::warn!(target: "audit", event, outcome = "unconfirmed", reason, user_id = %user_id,
+            session_id = session_id.map(tracing::field::display), by_session = by.map(tracing::field::display),
+            ip = %client.ip, request_id = %client.request_id);
     }
 
     /// Counts and records that `ended` of a user's sessions have ended.

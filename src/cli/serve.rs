@@ -27,7 +27,7 @@ pub(super) async fn serve(config: &Config, kept_private: io::Result<()>) -> Exit
     }
     state_settings(config);
 
-    let in_memory = config.redis_url.is_none();
+    let in_memory = config.redis.url.is_none();
     if in_memory {
         tracing::warn!(
             "REDIS_URL is not set: sessions are in this process's memory. One replica only, for trying it out"

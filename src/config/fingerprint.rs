@@ -24,7 +24,7 @@ impl Config {
             }
         }
         // Without Redis there is one replica, whose secret may be a new random one at each start.
-        if self.redis_url.is_some() {
+        if self.redis.url.is_some() {
             for secret in &self.session.secrets {
                 let digest = Sha256::new().chain_update("authfleet fingerprint of SESSION_SECRET\0");
                 let digest = digest.chain_update(secret.expose_secret()).finalize();

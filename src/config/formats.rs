@@ -2,12 +2,14 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
+use secrecy::{SecretSlice, SecretString};
 
 use super::database::{DatabaseUrl, database_url as parse_database_url};
+use super::redis::{RedisUrl, redis_url as parse_redis_url};
 use super::table::Field;
 use super::{OtlpProtocol, Sampling, TraceSampler, parse};
 
@@ -138,11 +140,27 @@ pub(super) fn session_secrets() -> Format<Vec<SecretSlice<u8>>> {
     Format::new(parse::session_secrets, show, accepted, examples).secret()
 }
 
-pub(super) fn redis_url() -> Format<SecretString> {
-    let accepted = "redis://[[user]:password@]host[:port][/database] or \
-                    redis+unix:///socket[?db=number&user=name&pass=password], special characters percent-encoded";
+/// A secret, because it holds a password.
+pub(super) fn redis_url() -> Format<RedisUrl> {
+    let accepted = "redis://[[user]:password@]host[:port][/database], unix:///socket[?db=number&user=name&pass=password], \
+                    redis-sentinel://[[user]:password@]host[:port],…/NAME[?db=number] or \
+                    redis-cluster://[[user]:password@]host[:port],…; with TLS rediss://, rediss-sentinel:// and \
+                    rediss-cluster://; special characters percent-encoded";
     let examples = ["redis://:Zq7@127.0.0.1:7000/1", "redis://u:Zq7@redis.example"];
-    Format::new(parse::redis_url, |value| parse::mask_redis_url(value.expose_secret()), accepted, examples).secret()
+    Format::new(parse_redis_url, RedisUrl::to_string, accepted, examples).secret()
+}
+
+pub(super) fn file() -> Format<PathBuf> {
+    Format::new(parse::file, |value| value.display().to_string(), "the path of a file", ["/etc/ca.pem", "tls/ca.pem"])
+}
+
+pub(super) fn user_name() -> Format<String> {
+    Format::new(parse::credential, Clone::clone, "a user name", ["sentinel-user", "u"])
+}
+
+pub(super) fn password() -> Format<SecretString> {
+    let read = |text: &str| parse::credential(text).map(SecretString::from);
+    Format::new(read, |_| "***".to_owned(), "a password", ["Zq7", "Zq7-too"]).secret()
 }
 
 /// A secret, because the URL of a database server holds a password.

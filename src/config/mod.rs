@@ -17,6 +17,7 @@ mod database;
 mod fingerprint;
 mod formats;
 mod parse;
+mod redis;
 mod reference;
 mod sources;
 mod table;
@@ -30,11 +31,14 @@ use std::net::{IpAddr, SocketAddr};
 
 pub(crate) use self::database::{DatabaseUrl, PostgresHost, PostgresUrl, TlsMode};
 use self::formats::{duration_text, size_text};
+pub(crate) use self::redis::{RedisNode, RedisTopology, RedisUrl};
 pub(crate) use self::reference::env_example;
 pub(crate) use self::sources::Sources;
 use self::sources::Values;
 pub(crate) use self::sources::piped_value;
-pub(crate) use self::variables::{Config, HashingConfig, LogConfig, PasswordConfig, SessionConfig, TracesConfig};
+pub(crate) use self::variables::{
+    Config, HashingConfig, LogConfig, PasswordConfig, RedisConfig, SessionConfig, TracesConfig,
+};
 pub(crate) use self::warnings::Warning;
 
 /// How log lines are written.
@@ -152,6 +156,7 @@ impl Config {
                 &format!("{} and LISTEN_ADDR={} cannot both be bound", self.ops_addr, self.listen_addr),
             );
         }
+        self.redis.check_together(values);
         let SessionConfig { idle_ttl, max_age, .. } = self.session;
         if values.sound(&["SESSION_IDLE_TTL", "SESSION_MAX_AGE"]) && idle_ttl > max_age {
             values.reject::<()>(
@@ -178,6 +183,51 @@ impl Config {
         let mut shown = Vec::new();
         self.show(&mut shown);
         shown
+    }
+}
+
+impl RedisConfig {
+    /// What `REDIS_URL` and these variables mean, for tests.
+    #[cfg(test)]
+    pub(crate) fn of<const N: usize>(url: &str, more: [(&str, &str); N]) -> Self {
+        let mut sources = Sources::from(more);
+        sources.environment.insert("REDIS_URL".to_owned(), url.into());
+        sources.environment.insert("SESSION_SECRET".to_owned(), "s".repeat(32).into());
+        Config::from_sources(&sources).unwrap_or_else(|errors| panic!("{errors}")).redis
+    }
+
+    /// Finds what `REDIS_URL` has no use for. What is set without effect is refused, since it was meant to have one.
+    fn check_together(&self, values: &mut Values<'_>) {
+        if !values.sound(&["REDIS_URL"]) {
+            return;
+        }
+        let has_tls = self.url.as_ref().is_some_and(|url| url.tls);
+        let has_sentinels = self.url.as_ref().is_some_and(RedisUrl::has_sentinels);
+        for (name, is_set) in [
+            ("REDIS_CA_FILE", self.ca_file.is_some()),
+            ("REDIS_CERT_FILE", self.cert_file.is_some()),
+            ("REDIS_KEY_FILE", self.key_file.is_some()),
+        ] {
+            if is_set && !has_tls {
+                values.reject::<()>(name, "REDIS_URL doesn't begin with rediss, so there is no TLS");
+            }
+        }
+        match (&self.cert_file, &self.key_file) {
+            (Some(_), None) => values.reject::<()>("REDIS_CERT_FILE", "set without REDIS_KEY_FILE"),
+            (None, Some(_)) => values.reject::<()>("REDIS_KEY_FILE", "set without REDIS_CERT_FILE"),
+            _ => {}
+        }
+        for (name, is_set) in [
+            ("REDIS_SENTINEL_USERNAME", self.sentinel_username.is_some()),
+            ("REDIS_SENTINEL_PASSWORD", self.sentinel_password.is_some()),
+        ] {
+            if is_set && !has_sentinels {
+                values.reject::<()>(name, "REDIS_URL names no Sentinels");
+            }
+        }
+        if self.sentinel_username.is_some() && self.sentinel_password.is_none() {
+            values.reject::<()>("REDIS_SENTINEL_USERNAME", "set without REDIS_SENTINEL_PASSWORD");
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use ipnet::IpNet;
-use redis::IntoConnectionInfo;
-use secrecy::{SecretSlice, SecretString};
+use secrecy::SecretSlice;
 use tracing_subscriber::EnvFilter;
 
 use super::{OtlpProtocol, Sampling, TraceSampler};
@@ -135,46 +135,20 @@ pub(super) fn session_secrets(text: &str) -> Result<Vec<SecretSlice<u8>>, String
     }
 }
 
-pub(super) fn redis_url(text: &str) -> Result<SecretString, String> {
-    let scheme = text.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
-    let known_parameters: &[&str] = match scheme.as_str() {
-        "redis" => &["protocol"],
-        "unix" | "redis+unix" => &["db", "user", "pass", "protocol"],
-        "rediss" => return Err("rediss:// (TLS) is not supported yet by this build".to_owned()),
-        _ => return Err("begins neither with redis:// nor with unix:// or redis+unix://".to_owned()),
-    };
-    // The parser's own messages may quote parts of the URL, and a password that holds a / or @ may be in any of them.
-    let unusable = || "not a usable Redis URL: check host, port, database number and percent-encoding".to_owned();
-    let url = redis::parse_redis_url(text).ok_or_else(unusable)?;
-    if url.fragment().is_some() {
-        return Err("a '#' must be written as %23".to_owned());
+/// A file, by its path. Whether it can be read is found out where it is.
+pub(super) fn file(text: &str) -> Result<PathBuf, String> {
+    if text.contains(char::is_control) || text.trim() != text {
+        return Err("holds a control character or white space at an end".to_owned());
     }
-    if url.query_pairs().any(|(key, _)| !known_parameters.contains(&key.as_ref())) {
-        return Err("has an unknown parameter after '?' (a '?' in the password must be written as %3F)".to_owned());
-    }
-    if !url.username().is_empty() && url.password().is_none() {
-        return Err("names a user without a password (a password alone is written redis://:password@host)".to_owned());
-    }
-    let info = url.into_connection_info().map_err(|_| unusable())?;
-    if info.redis_settings().db() < 0 {
-        return Err("the database number is negative".to_owned());
-    }
-    Ok(SecretString::from(text))
+    Ok(PathBuf::from(text))
 }
 
-/// The URL with `***` for its password.
-pub(super) fn mask_redis_url(text: &str) -> String {
-    const MASK: &str = "***";
-    let Some(mut url) = redis::parse_redis_url(text) else { return MASK.to_owned() };
-    if url.password().is_some() && url.set_password(Some(MASK)).is_err() {
-        return MASK.to_owned();
+/// A user name or a password. A line break at an end was put there by a tool, and the server would refuse it.
+pub(super) fn credential(text: &str) -> Result<String, String> {
+    if text.contains(char::is_control) {
+        return Err("holds a control character, such as a line break".to_owned());
     }
-    if url.query().is_some() {
-        let pairs: Vec<_> = url.query_pairs().into_owned().collect();
-        let masked = pairs.iter().map(|(key, value)| (key, if key == "pass" { MASK } else { value }));
-        url.query_pairs_mut().clear().extend_pairs(masked);
-    }
-    url.to_string()
+    Ok(text.to_owned())
 }
 
 pub(super) fn log_filter(text: &str) -> Result<String, String> {

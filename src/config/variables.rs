@@ -1,6 +1,7 @@
 //! The one table of variables. A variable is a field with its row above it; reading it, showing it, the messages about it,
 //! `.env.example`, README's table and the fingerprint follow from that.
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -9,7 +10,7 @@ use secrecy::{SecretSlice, SecretString};
 use super::formats::{self, Format, whole};
 use super::sources::Values;
 use super::table::{DefaultValue, Field, Scope, Variable, setting, settings};
-use super::{DatabaseUrl, LogFormat, OtlpProtocol, TraceSampler, Warning};
+use super::{DatabaseUrl, LogFormat, OtlpProtocol, RedisUrl, TraceSampler, Warning};
 
 settings! {
     /// The effective configuration of one process.
@@ -50,11 +51,8 @@ settings! {
         pub traces: TracesConfig,
 
         /// Redis that holds the sessions of the whole fleet.
-        #[setting("REDIS_URL", heading: "What the replicas share",
-            values: formats::redis_url(),
-            default: "none: sessions stay in this process's memory, for one replica only" => |_| None,
-            scope: Store)]
-        pub redis_url: Option<SecretString>,
+        #[setting(group)]
+        pub redis: RedisConfig,
 
         /// Where users are kept: one SQLite file that all replicas of the host share, or a database on a PostgreSQL server, for
         /// replicas on many hosts.
@@ -156,6 +154,50 @@ settings! {
         #[setting("OTEL_RESOURCE_ATTRIBUTES",
             values: formats::pairs(), default: "none" => |_| Vec::new(), scope: Replica)]
         pub resource_attributes: Vec<(String, String)>,
+    }
+}
+
+settings! {
+    /// Where sessions are kept, and how Redis is reached.
+    #[derive(Clone, Debug)]
+    pub(crate) struct RedisConfig {
+        /// Redis that holds the sessions of the whole fleet: one server, a primary that Sentinels watch, or a cluster.
+        #[setting("REDIS_URL", heading: "What the replicas share",
+            values: formats::redis_url(),
+            default: "none: sessions stay in this process's memory, for one replica only" => |_| None,
+            scope: Store)]
+        pub url: Option<RedisUrl>,
+
+        /// File with the certificates (PEM) of the authorities that sign Redis's and the Sentinels'. Read again at each
+        /// new connection.
+        #[setting("REDIS_CA_FILE",
+            values: formats::file(), default: "the authorities that this system trusts" => |_| None, scope: Replica)]
+        pub ca_file: Option<PathBuf>,
+
+        /// File with the certificate (PEM) that this replica shows to Redis and the Sentinels, with those that lead to its
+        /// authority. Needs `REDIS_KEY_FILE`.
+        #[setting("REDIS_CERT_FILE", values: formats::file(), default: "none" => |_| None, scope: Replica)]
+        pub cert_file: Option<PathBuf>,
+
+        /// File with the key (PEM) of `REDIS_CERT_FILE`.
+        #[setting("REDIS_KEY_FILE", values: formats::file(), default: "none" => |_| None, scope: Replica)]
+        pub key_file: Option<PathBuf>,
+
+        /// User at the Sentinels, whose accounts are not those of Redis.
+        #[setting("REDIS_SENTINEL_USERNAME", values: formats::user_name(), default: "none" => |_| None, scope: Replica)]
+        pub sentinel_username: Option<String>,
+
+        /// Password at the Sentinels.
+        #[setting("REDIS_SENTINEL_PASSWORD", values: formats::password(), default: "none" => |_| None, scope: Replica)]
+        pub sentinel_password: Option<SecretString>,
+
+        /// Replicas of Redis that must have a revocation before it is acknowledged; until then it is answered with a 503.
+        #[setting("REDIS_REVOCATION_REPLICAS",
+            values: whole(0..=5),
+            default: "0 for one Redis, 1 with Sentinel and in a cluster"
+                => |_| url.as_ref().map_or(0, RedisUrl::usual_replicas),
+            scope: Fleet)]
+        pub revocation_replicas: u32,
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) enum StartError {
     Users(#[from] crate::store::users::OpenError),
     #[error("HASH_CONCURRENCY: {0}")]
     Threads(io::Error),
-    #[error("REDIS_URL: {0}")]
+    #[error("{0}")]
     Sessions(#[from] crate::store::StoreError),
 }
 

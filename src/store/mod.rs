@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ::redis::{ErrorKind, ServerErrorKind};
 use tokio::sync::OnceCell;
 
-pub use self::redis::{Operation, RedisHandle, ServerInfo, ServerState};
+pub use self::redis::{Operation, RedisHandle, ServerInfo, ServerState, Shard};
 use self::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
 use self::throttle::{MemoryCounters, ThrottleStore};
 use self::users::{OpenError, UserStore};
@@ -38,16 +38,16 @@ impl Stores {
     ///
     /// # Errors
     ///
-    /// When the address of Redis can't be read.
+    /// When a file with certificates for Redis can't be used.
     pub fn open(config: &Config, clock: Clock) -> Result<Self, StoreError> {
         let limits = Limits {
             idle: config.session.idle_ttl,
             max_age: config.session.max_age,
             per_user: config.session.per_user,
         };
-        let (sessions, throttle) = match &config.redis_url {
-            Some(url) => {
-                let redis = Arc::new(RedisHandle::new(url)?);
+        let (sessions, throttle) = match RedisHandle::new(&config.redis)? {
+            Some(redis) => {
+                let redis = Arc::new(redis);
                 let sessions = RedisSessions::new(Arc::clone(&redis), clock.clone(), limits);
                 (SessionStore::Redis(sessions), ThrottleStore::Redis(redis))
             }

@@ -1,48 +1,44 @@
-//! The connection to Redis. There is one, which all requests share: it is multiplexed, so it serves any number of them at
-//! once.
+//! Redis, in whichever form: one server, a primary that Sentinels watch, a cluster, each by TCP or TLS. Nothing above this
+//! module knows which.
 //!
-//! `deadpool-redis` makes it: address, TCP or Unix socket, handshake, database, and the time-outs of each step. Its pool
-//! of one counts connections, so that there is never a second one beside the first.
-//!
-//! What it can't do is written here:
-//!
-//! - Keeping the connection. Each checkout from a pool costs an UNWATCH and a PING, which would triple the commands of a
-//!   session check. So it is checked out once, kept, and cloned for each request.
-//! - Noticing that it is useless. A pool tests a connection when it is given back; this one never is. A time-out, a broken
-//!   stream, or a Redis that refuses to serve ends it, and it is taken out of the pool.
-//! - Sparing a Redis that is away. One request at a time tries to connect, at most every [`RETRY_AFTER`]; the others fail
-//!   at once.
+//! | file | what it knows |
+//! | --- | --- |
+//! | `stream.rs` | TCP, TLS, Unix sockets |
+//! | `access.rs` | how servers are reached: what all connections have in common |
+//! | `link.rs` | one connection to one server, kept and made anew |
+//! | `sentinel.rs` | which server is the primary |
+//! | `primary.rs` | a server that takes writes, with its two links |
+//! | `cluster.rs`, `slots.rs` | which server has which keys, and what to do when that changes |
+//! | `server.rs` | what servers say of themselves |
+mod access;
+mod cluster;
+mod link;
+mod primary;
+mod sentinel;
 mod server;
+mod slots;
+mod stream;
 
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
-use deadpool_redis::{Manager, Pool, PoolConfig, Runtime};
+use futures_util::future::join_all;
 use metrics::{Counter, Histogram};
-use parking_lot::RwLock;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, Value};
-use secrecy::{ExposeSecret as _, SecretString};
+use redis::{RedisError, Value};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::field;
 
+use self::access::Access;
+use self::cluster::Cluster;
+use self::link::Target;
+use self::primary::{CONFIRMATION, Primary};
+use self::sentinel::Sentinels;
 pub use self::server::{ServerInfo, ServerState};
+use self::stream::Dialer;
 use super::StoreError;
-use crate::metrics::{REDIS_CONNECTED, REDIS_CONNECTS};
+use crate::clock::millis;
+use crate::config::{RedisConfig, RedisTopology};
 use crate::telemetry::traces;
-
-/// How long a new connection may take, handshake included.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
-/// How long one reply may take. With a connection attempt before it, still below the two seconds in which the contract
-/// promises an answer.
-const RESPONSE_TIMEOUT: Duration = Duration::from_millis(900);
-/// While Redis is away, connecting is tried this often at most, by one request at a time; the others fail at once
-/// instead of queueing up behind it.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
-
-/// A connection to a Redis that refuses to serve is given up this long after it was made, and no sooner: the next one may
-/// lead to the same Redis, and then each refusal would cost a connection.
-const REFUSED_AFTER: Duration = Duration::from_secs(1);
 
 /// A kind of round trip, with its metrics: looked up once, not per request.
 pub struct Operation {
@@ -76,77 +72,85 @@ macro_rules! operation {
 pub(crate) use operation;
 
 /// A handle on Redis that reconnects by itself.
+#[derive(Debug)]
 pub struct RedisHandle {
-    pool: Pool,
-    lease: RwLock<Option<Lease>>,
-    /// Held while connecting, so that one request does it for all.
-    connecting: tokio::sync::Mutex<()>,
-    /// Since when Redis is away, and why; `None` as long as it isn't known to be.
-    away: RwLock<Option<(Instant, StoreError)>>,
-    generation: AtomicU64,
+    servers: Servers,
+    /// How many replicas confirm what [`RedisHandle::confirmed`] writes.
+    replicas: u32,
+    /// Listens to Sentinels until the handle is dropped.
+    _watch: Option<AbortOnDropHandle<()>>,
 }
 
-struct Lease {
-    connection: deadpool_redis::Connection,
-    generation: u64,
-    since: Instant,
+#[derive(Debug)]
+enum Servers {
+    One(Arc<Primary>),
+    Cluster(Arc<Cluster>),
 }
 
-impl std::fmt::Debug for RedisHandle {
+/// A primary: one of a cluster's, or the only one.
+#[derive(Clone, Debug)]
+pub struct Shard {
+    primary: Arc<Primary>,
+    /// What belongs between the braces of a key that this shard has.
+    tag: String,
+}
+
+/// The server's address.
+impl std::fmt::Display for Shard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisHandle").field("connected", &self.lease.read().is_some()).finish_non_exhaustive()
+        self.primary.fmt(f)
+    }
+}
+
+impl Shard {
+    /// What belongs between the braces of a key that this shard has.
+    pub fn tag(&self) -> &str {
+        &self.tag
     }
 }
 
 impl RedisHandle {
-    /// Prepares a handle; connects at the first use.
+    /// Prepares a handle; connects at the first use. `None` without `REDIS_URL`.
     ///
     /// # Errors
     ///
-    /// When `url` can't be read as a Redis address.
-    pub fn new(url: &SecretString) -> Result<Self, StoreError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let manager = Manager::new_with_config(url.expose_secret(), config)?;
-        let pool = Pool::builder(manager)
-            .config(PoolConfig::new(1))
-            .create_timeout(Some(CONNECT_TIMEOUT))
-            .wait_timeout(Some(CONNECT_TIMEOUT))
-            .recycle_timeout(Some(CONNECT_TIMEOUT))
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| StoreError::caused("redis", error))?;
-        metrics::gauge!(REDIS_CONNECTED).set(0);
-        Ok(Self {
-            pool,
-            lease: RwLock::new(None),
-            connecting: tokio::sync::Mutex::default(),
-            away: RwLock::new(None),
-            generation: AtomicU64::new(0),
-        })
+    /// When a file with certificates can't be used. The message names its variable.
+    pub fn new(config: &RedisConfig) -> Result<Option<Self>, StoreError> {
+        let Some(url) = &config.url else { return Ok(None) };
+        let access = Arc::new(Access::new(url, Dialer::new(config)?));
+        let confirms = config.revocation_replicas > 0;
+        let one = |target| Arc::new(Primary::new(&access, target, confirms));
+        let mut watch = None;
+        let servers = match &url.topology {
+            RedisTopology::Single(node) => Servers::One(one(Target::Node(node.clone()))),
+            RedisTopology::Unix(path) => Servers::One(one(Target::Unix(path.clone()))),
+            RedisTopology::Sentinel { nodes, primary } => {
+                let sentinels = Arc::new(Sentinels::new(config, nodes, primary));
+                let primary = one(Target::Sentinel(Arc::clone(&sentinels)));
+                // Without a runtime there is nobody who could be told early.
+                if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                    let watched = Arc::clone(&primary);
+                    let watching = sentinels.watch(Arc::clone(&access), move |node| watched.is_at(node));
+                    watch = Some(AbortOnDropHandle::new(runtime.spawn(watching)));
+                }
+                Servers::One(primary)
+            }
+            RedisTopology::Cluster(nodes) => Servers::Cluster(Arc::new(Cluster::new(access, nodes, confirms))),
+        };
+        Ok(Some(Self { servers, replicas: config.revocation_replicas, _watch: watch }))
     }
 
-    /// Sends a pipeline in one round trip and returns its replies.
+    /// Sends a pipeline and returns its replies: in one round trip if all its keys are on one server, else in one to each
+    /// server at the same time.
     ///
     /// # Errors
     ///
     /// When Redis can't be reached, doesn't answer in time, or refuses one of the commands.
     pub async fn pipeline(&self, operation: &Operation, pipeline: &redis::Pipeline) -> Result<Vec<Value>, StoreError> {
-        let batch = Some(pipeline.len());
-        self.timed(operation, "PIPELINE", batch, async |connection: &mut MultiplexedConnection| {
-            let replies = connection.send_packed_commands(pipeline, 0, pipeline.len()).await?;
-            // To the client library an error is a reply like others.
-            let refused = replies.iter().find_map(|reply| match reply {
-                Value::ServerError(error) => Some(error.clone()),
-                _ => None,
-            });
-            refused.map_or(Ok(replies), |error| Err(error.into()))
-        })
-        .await
+        timed(operation, "PIPELINE", Some(pipeline.len()), self.run(pipeline, None, false)).await
     }
 
-    /// Runs a script by its hash, loading it if Redis doesn't know it.
+    /// Runs a script by its hash, loading it where Redis doesn't know it.
     ///
     /// # Errors
     ///
@@ -156,13 +160,48 @@ impl RedisHandle {
         operation: &Operation,
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, StoreError> {
-        self.timed(operation, "EVALSHA", None, async |connection: &mut MultiplexedConnection| {
-            script.invoke_async(connection).await
-        })
-        .await
+        let mut pipeline = redis::Pipeline::with_capacity(1);
+        pipeline.invoke_script(script);
+        first(timed(operation, "EVALSHA", None, self.run(&pipeline, Some(script), false)).await?)
     }
 
-    /// Sends one command.
+    /// Whether replicas confirm what [`RedisHandle::confirmed`] writes.
+    pub fn confirms(&self) -> bool {
+        self.replicas > 0
+    }
+
+    /// As [`RedisHandle::script`], and says that as many replicas as are asked for have what the script wrote. The script must
+    /// write something: `WAIT` is about the last write on its connection, and there may be none before it.
+    ///
+    /// # Errors
+    ///
+    /// As [`RedisHandle::pipeline`]; and when too few replicas confirmed it in time. The script has been run then.
+    pub async fn confirmed<T: redis::FromRedisValue>(
+        &self,
+        operation: &Operation,
+        script: &redis::ScriptInvocation<'_>,
+    ) -> Result<T, StoreError> {
+        if !self.confirms() {
+            return self.script(operation, script).await;
+        }
+        let mut pipeline = redis::Pipeline::with_capacity(2);
+        pipeline.invoke_script(script).cmd("WAIT").arg(self.replicas).arg(millis(CONFIRMATION));
+        let trip = async {
+            let mut replies = self.run(&pipeline, Some(script), true).await?.into_iter();
+            let answer = replies.next().unwrap_or(Value::Nil);
+            let confirmed: u32 = first(replies.collect())?;
+            if confirmed < self.replicas {
+                let (wanted, limit) = (self.replicas, CONFIRMATION.as_millis());
+                return Err(StoreError::new(format!(
+                    "redis: {confirmed} of {wanted} replicas confirmed it within {limit} ms (REDIS_REVOCATION_REPLICAS)"
+                )));
+            }
+            first(vec![answer])
+        };
+        timed(operation, "EVALSHA", None, trip).await
+    }
+
+    /// Sends one command. One without a key goes to one of the servers.
     ///
     /// # Errors
     ///
@@ -172,138 +211,144 @@ impl RedisHandle {
         operation: &Operation,
         command: &redis::Cmd,
     ) -> Result<T, StoreError> {
-        let name = match command.args_iter().next() {
-            Some(redis::Arg::Simple(name)) => std::str::from_utf8(name).unwrap_or_default(),
-            _ => "",
-        };
-        self.timed(operation, name, None, async |connection: &mut MultiplexedConnection| {
-            command.query_async(connection).await
-        })
-        .await
+        let mut pipeline = redis::Pipeline::with_capacity(1);
+        pipeline.add_command(command.clone());
+        first(timed(operation, name_of(command), None, self.run(&pipeline, None, false)).await?)
     }
 
-    async fn timed<T>(
+    /// Every primary.
+    ///
+    /// # Errors
+    ///
+    /// When no member of a cluster says which there are.
+    pub async fn shards(&self) -> Result<Vec<Shard>, StoreError> {
+        match &self.servers {
+            Servers::One(primary) => Ok(vec![Shard { primary: Arc::clone(primary), tag: "probe".to_owned() }]),
+            Servers::Cluster(cluster) => cluster.shards().await,
+        }
+    }
+
+    /// As [`RedisHandle::command`], to this primary.
+    ///
+    /// # Errors
+    ///
+    /// As [`RedisHandle::pipeline`].
+    pub async fn command_at<T: redis::FromRedisValue>(
         &self,
+        shard: &Shard,
         operation: &Operation,
-        command: &str,
-        batch: Option<usize>,
-        run: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        command: &redis::Cmd,
     ) -> Result<T, StoreError> {
-        // Never a key or a value: they name users and sessions.
-        let span = traces::span!(
-            "redis",
-            otel.name = format!("{command} {}", operation.name),
-            otel.kind = "client",
-            otel.status_code = field::Empty,
-            error.type = field::Empty,
-            db.system.name = "redis",
-            db.operation.name = command,
-            db.operation.batch.size = batch,
-            db.query.summary = operation.name,
-        );
-        let begin = Instant::now();
-        let result = match self.connection().await {
-            Ok((mut connection, generation)) => run(&mut connection).await.map_err(|error| {
-                self.give_up_if_useless(generation, &error);
-                StoreError::from(error)
-            }),
-            Err(error) => Err(error),
-        };
-        let (seconds, errors) = &*operation.handles;
-        seconds.record(begin.elapsed());
-        if result.is_err() {
-            errors.increment(1);
-            traces::failed(&span, "redis");
-        }
-        result
+        let mut pipeline = redis::Pipeline::with_capacity(1);
+        pipeline.add_command(command.clone());
+        let replies = async { sound(shard.primary.exchange(&pipeline, None, false).await?) };
+        first(timed(operation, name_of(command), None, replies).await?)
     }
 
-    async fn connection(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
-        match self.lent() {
-            Some(lent) => Ok(lent),
-            // Boxed: inline, its states would make the future of every request several times as large.
-            None => Box::pin(self.connect()).await,
-        }
+    /// As [`RedisHandle::pipeline`], to this primary.
+    ///
+    /// # Errors
+    ///
+    /// As [`RedisHandle::pipeline`].
+    pub async fn pipeline_at(
+        &self,
+        shard: &Shard,
+        operation: &Operation,
+        pipeline: &redis::Pipeline,
+    ) -> Result<Vec<Value>, StoreError> {
+        let replies = async { sound(shard.primary.exchange(pipeline, None, false).await?) };
+        timed(operation, "PIPELINE", Some(pipeline.len()), replies).await
     }
 
-    fn lent(&self) -> Option<(MultiplexedConnection, u64)> {
-        self.lease.read().as_ref().map(|lease| ((*lease.connection).clone(), lease.generation))
-    }
-
-    #[cold]
-    async fn connect(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
-        let known = self.away.read().clone();
-        let _turn = match known.clone() {
-            None => self.connecting.lock().await,
-            Some((since, why)) => match self.connecting.try_lock() {
-                Ok(turn) if since.elapsed() >= RETRY_AFTER => turn,
-                _ => return Err(why),
-            },
-        };
-        // What another request's attempt came to while this one waited speaks for this one too.
-        if let Some(lent) = self.lent() {
-            return Ok(lent);
-        }
-        if known.is_none()
-            && let Some((_, why)) = self.away.read().clone()
-        {
-            return Err(why);
-        }
-        match self.pool.get().await {
-            Ok(connection) => {
-                let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-                let lent = (*connection).clone();
-                {
-                    let mut lease = self.lease.write();
-                    *lease = Some(Lease { connection, generation, since: Instant::now() });
-                    metrics::gauge!(REDIS_CONNECTED).set(1);
-                }
-                metrics::counter!(REDIS_CONNECTS).increment(1);
-                if self.away.write().take().is_some() || generation > 1 {
-                    tracing::info!("redis answers again");
-                }
-                Ok((lent, generation))
-            }
-            Err(error) => {
-                let why = StoreError::caused("cannot connect to Redis", error);
-                if self.away.write().replace((Instant::now(), why.clone())).is_none() {
-                    tracing::error!(error = %why, "redis does not answer");
-                }
-                Err(why)
+    /// Asks every primary by `ask` whether it serves. Names those that don't, if others do.
+    ///
+    /// # Errors
+    ///
+    /// When none serves.
+    pub async fn unreachable<F>(&self, ask: impl Fn(Shard) -> F) -> Result<Vec<String>, StoreError>
+    where
+        F: Future<Output = Result<(), StoreError>>,
+    {
+        let shards = self.shards().await?;
+        let answers = join_all(shards.iter().cloned().map(ask)).await;
+        let mut missing = Vec::new();
+        let mut error = None;
+        let count = shards.len();
+        for (shard, answer) in shards.iter().zip(answers) {
+            if let Err(why) = answer {
+                missing.push(format!("{shard}: {why}"));
+                error = Some(why);
             }
         }
+        if let Some(error) = error.filter(|_| missing.len() == count) {
+            return Err(error);
+        }
+        if let Servers::Cluster(cluster) = &self.servers {
+            missing.extend(cluster.uncovered());
+        }
+        Ok(missing)
     }
 
-    /// Ends the lease if its connection is of no more use: Redis is silent on it, or answers but doesn't serve. A command
-    /// that was refused for what it is, is no reason.
-    fn give_up_if_useless(&self, generation: u64, error: &RedisError) {
-        let is_broken = error.is_io_error()
-            || error.is_timeout()
-            || error.is_connection_dropped()
-            || error.is_unrecoverable_error();
-        if !(is_broken || refuses_service(error)) {
-            return;
-        }
-        let mut lease = self.lease.write();
-        let is_due =
-            |lease: &Lease| lease.generation == generation && (is_broken || lease.since.elapsed() >= REFUSED_AFTER);
-        if lease.as_ref().is_some_and(is_due) {
-            tracing::warn!(%error, "redis connection given up");
-            let failed = lease.take().expect("just seen");
-            metrics::gauge!(REDIS_CONNECTED).set(0);
-            // Taken out of the pool: it must not be handed out again.
-            drop(deadpool_redis::Connection::take(failed.connection));
-        }
+    async fn run(
+        &self,
+        pipeline: &redis::Pipeline,
+        script: Option<&redis::ScriptInvocation<'_>>,
+        confirm: bool,
+    ) -> Result<Vec<Value>, StoreError> {
+        sound(match &self.servers {
+            Servers::One(primary) => primary.exchange(pipeline, script, confirm).await,
+            Servers::Cluster(cluster) => cluster.run(pipeline, script, confirm).await,
+        }?)
     }
 }
 
-/// Whether the server at the other end is not the one to ask: it became a replica, lost its primary or its replicas, or is
-/// still reading its data. Another one may be at its address by now, so what helps is a new connection, not a wait.
-fn refuses_service(error: &RedisError) -> bool {
-    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
-    match error.kind() {
-        ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly) => true,
-        // As the client library has no name for it.
-        _ => error.code() == Some("NOREPLICAS"),
+/// The replies, or the first of them that is an error: to the client library an error is a reply like others.
+fn sound(replies: Vec<Value>) -> Result<Vec<Value>, StoreError> {
+    let refused = replies.iter().find_map(|reply| match reply {
+        Value::ServerError(error) => Some(error.clone()),
+        _ => None,
+    });
+    refused.map_or(Ok(replies), |error| Err(RedisError::from(error).into()))
+}
+
+fn first<T: redis::FromRedisValue>(replies: Vec<Value>) -> Result<T, StoreError> {
+    let reply = replies.into_iter().next().unwrap_or(Value::Nil);
+    Ok(redis::from_redis_value(reply).map_err(RedisError::from)?)
+}
+
+fn name_of(command: &redis::Cmd) -> &str {
+    match command.args_iter().next() {
+        Some(redis::Arg::Simple(name)) => std::str::from_utf8(name).unwrap_or_default(),
+        _ => "",
     }
+}
+
+/// Measures a round trip, and traces it.
+async fn timed<T>(
+    operation: &Operation,
+    command: &str,
+    batch: Option<usize>,
+    trip: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    // Never a key or a value: they name users and sessions.
+    let span = traces::span!(
+        "redis",
+        otel.name = format!("{command} {}", operation.name),
+        otel.kind = "client",
+        otel.status_code = field::Empty,
+        error.type = field::Empty,
+        db.system.name = "redis",
+        db.operation.name = command,
+        db.operation.batch.size = batch,
+        db.query.summary = operation.name,
+    );
+    let begin = Instant::now();
+    let result = trip.await;
+    let (seconds, errors) = &*operation.handles;
+    seconds.record(begin.elapsed());
+    if result.is_err() {
+        errors.increment(1);
+        traces::failed(&span, "redis");
+    }
+    result
 }

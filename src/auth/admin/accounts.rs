@@ -102,6 +102,9 @@ impl Admin {
         let mut is_changed = false;
         let revocation = Revocation { users, sessions };
         let Revoked { ended, result } = revocation.run(user, change, still_wanted, |_| is_changed = true).await;
+        if matches!(result, Err(AdminError::Redis(_))) {
+            self.audit_unconfirmed(change.event(), user_id, None);
+        }
         if is_changed {
             self.audit(change.event(), user_id, Some(ended));
         } else if ended > 0 {

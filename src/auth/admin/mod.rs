@@ -74,7 +74,7 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// When `REDIS_URL` can't be read.
+    /// When a file with certificates for Redis can't be used.
     pub fn new(config: Config, clock: Clock, actor: Actor) -> Result<Self, AdminError> {
         let stores = Stores::open(&config, clock.clone())?;
         Ok(Self { config, clock, actor, stores })
@@ -90,7 +90,7 @@ impl Admin {
 
     /// Whether sessions are in Redis, where they can be reached from here.
     pub fn reaches_sessions(&self) -> bool {
-        self.config.redis_url.is_some()
+        self.config.redis.url.is_some()
     }
 
     /// The user with this id, e-mail address or username.
@@ -110,6 +110,17 @@ impl Admin {
     fn audit(&self, event: &'static str, user_id: Uuid, sessions_ended: Option<u32>) {
         let Actor { name, sudo_user } = &self.actor;
         tracing::info!(target: "audit", event, user_id = %user_id, sessions_ended, actor = name, sudo_user, via = "cli");
+    }
+
+    /// Records that nobody confirmed that sessions have ended. They may have.
+    fn audit_unconfirmed(&self, reason: &'static str, user_id: Uuid, session_id: Option<SessionId>) {
+        if !self.stores.sessions.confirms() {
+            return;
+        }
+        let Actor { name, sudo_user } = &self.actor;
+        let event = if session_id.is_some() { "session_ended" } else { "sessions_ended" };
+        tracing::warn!(target: "audit", event, outcome = "unconfirmed", reason, user_id = %user_id,
+            session_id = session_id.map(tracing::field::display), actor = name, sudo_user, via = "cli");
     }
 
     fn audit_ended(&self, reason: &'static str, user_id: Uuid, count: u32) {

@@ -56,7 +56,8 @@ impl Admin {
     pub async fn revoke(&self, session_id: SessionId) -> Result<Uuid, AdminError> {
         let sessions = self.sessions()?;
         let user_id = sessions.owner(session_id).await?.ok_or(AdminError::NoSuchSession(session_id))?;
-        if !sessions.end(SessionKey { user_id, session_id }).await? {
+        let ended = sessions.end(SessionKey { user_id, session_id }).await;
+        if !ended.inspect_err(|_| self.audit_unconfirmed("revoked", user_id, Some(session_id)))? {
             return Err(AdminError::NoSuchSession(session_id));
         }
         let Actor { name, sudo_user } = &self.actor;
@@ -67,7 +68,8 @@ impl Admin {
 
     /// Ends all of a user's sessions. Returns how many.
     pub async fn revoke_all(&self, user_id: Uuid) -> Result<u32, AdminError> {
-        let count = self.sessions()?.end_all(user_id, None, None).await?;
+        let ended = self.sessions()?.end_all(user_id, None, None).await;
+        let count = ended.inspect_err(|_| self.audit_unconfirmed("revoked", user_id, None))?;
         self.audit_ended("revoked", user_id, count);
         Ok(count)
     }

@@ -60,8 +60,8 @@ pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
     checks.push(cookie(config));
     checks.push(proxies(config));
     checks.extend(database::examine(&config.database).await);
-    match &config.redis_url {
-        Some(url) => checks.extend(redis::examine(url).await),
+    match &config.redis.url {
+        Some(_) => checks.extend(redis::examine(&config.redis).await),
         None => checks.push(warn(
             "redis",
             "REDIS_URL is not set: sessions are in the server's memory",
@@ -156,7 +156,7 @@ fn proxies(config: &Config) -> Check {
         )
     } else if !proxies.is_empty() {
         ok(NAME, format!("X-Forwarded-For is believed from {}", names(&proxies.iter().collect::<Vec<_>>())))
-    } else if config.redis_url.is_some() {
+    } else if config.redis.url.is_some() {
         warn(
             NAME,
             "TRUSTED_PROXIES is not set: behind a proxy all clients seem to have its address, and are throttled as one",
@@ -229,7 +229,7 @@ fn secrets(config: &Config) -> Check {
     match worst {
         Some(((Status::Fail, why), key)) => fail("secrets", format!("SESSION_SECRET: key {key} {why}"), MAKE),
         Some(((Status::Warn, why), key)) => warn("secrets", format!("SESSION_SECRET: key {key} {why}"), MAKE),
-        _ if config.redis_url.is_none() => ok("secrets", "SESSION_SECRET: given, or made at every start"),
+        _ if config.redis.url.is_none() => ok("secrets", "SESSION_SECRET: given, or made at every start"),
         _ if keys.len() == 1 => ok("secrets", "SESSION_SECRET: one key"),
         _ => ok("secrets", format!("SESSION_SECRET: {} keys accepted, the first signs", keys.len())),
     }

@@ -2,11 +2,11 @@
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, Script, Value, cmd};
-use secrecy::SecretString;
 
-use super::{Check, fail, ok, warn};
+use super::{Check, Status, fail, ok, warn};
 use crate::clock::Clock;
-use crate::store::{Operation, RedisHandle, ServerInfo};
+use crate::config::{RedisConfig, RedisTopology};
+use crate::store::{Operation, RedisHandle, ServerInfo, Shard};
 
 /// `ZRANGE … REV`, which lists sessions, is younger than the rest of what is used.
 const OLDEST: (u32, u32) = (7, 0);
@@ -14,56 +14,93 @@ const OLDEST: (u32, u32) = (7, 0);
 const SLOW_PING: Duration = Duration::from_millis(5);
 /// Nobody reads this process's metrics.
 static UNMEASURED: Operation = Operation::new("doctor", || (metrics::Histogram::noop(), metrics::Counter::noop()));
+const UNREACHABLE: &str =
+    "every request with a session is answered 503 until Redis answers: see REDIS_URL, network, password";
 /// The probe's keys end by themselves should their removal fail.
 const PROBE_SECONDS: u32 = 10;
 
-pub(super) async fn examine(url: &SecretString) -> Vec<Check> {
-    let redis = match RedisHandle::new(url) {
-        Ok(redis) => redis,
-        Err(error) => return vec![fail("redis", error.to_string(), "see REDIS_URL")],
+/// What is made of a server's `INFO`, its `appendfsync` and its `maxmemory-policy`.
+type Examination<'a> = dyn Fn(&ServerInfo, Option<&str>, Option<&str>) -> Check + 'a;
+
+pub(super) async fn examine(config: &RedisConfig) -> Vec<Check> {
+    let redis = match RedisHandle::new(config) {
+        Ok(Some(redis)) => redis,
+        Ok(None) => return Vec::new(),
+        Err(error) => return vec![fail("redis", error.to_string(), "see the file that is named")],
     };
-    if let Err(error) = redis.command::<Value>(&UNMEASURED, &cmd("PING")).await {
-        let advice =
-            "every request with a session is answered 503 until Redis answers: see REDIS_URL, network, password";
-        return vec![fail("redis", error.to_string(), advice)];
+    let shards = match redis.shards().await {
+        Ok(shards) => shards,
+        Err(error) => return vec![fail("redis", error.to_string(), UNREACHABLE)],
+    };
+    let mut found = Vec::new();
+    for shard in &shards {
+        if let Err(error) = redis.command_at::<Value>(shard, &UNMEASURED, &cmd("PING")).await {
+            return vec![fail("redis", format!("{shard}: {error}"), UNREACHABLE)];
+        }
+        // Managed services allow it where they forbid `CONFIG`.
+        let info = redis.info(shard).await.unwrap_or_default();
+        let appendfsync = setting(&redis, shard, "appendfsync").await;
+        let maxmemory_policy = match info.get("maxmemory_policy") {
+            Some(policy) => Some(policy.to_owned()),
+            None => setting(&redis, shard, "maxmemory-policy").await,
+        };
+        found.push((shard, info, appendfsync, maxmemory_policy));
     }
-    // Managed services allow it where they forbid `CONFIG`.
-    let info = redis.info().await.unwrap_or_default();
-    let appendfsync = setting(&redis, "appendfsync").await;
-    let maxmemory_policy = match info.get("maxmemory_policy") {
-        Some(policy) => Some(policy.to_owned()),
-        None => setting(&redis, "maxmemory-policy").await,
+    let each = |check: &Examination<'_>| {
+        let checks = found.iter().map(|(shard, info, appendfsync, policy)| {
+            (shard.to_string(), check(info, appendfsync.as_deref(), policy.as_deref()))
+        });
+        worst(checks.collect())
     };
     vec![
-        ping(&redis).await,
-        version(&info),
-        role(&info),
-        cluster(&redis, &info).await,
-        eviction(&info, maxmemory_policy.as_deref()),
-        persistence(&info, appendfsync.as_deref()),
+        ping(&redis, &shards).await,
+        each(&|info, _, _| version(info)),
+        each(&|info, _, _| role(info)),
+        cluster(config, shards.len(), found.first().map(|(_, info, ..)| info)),
+        each(&|info, _, policy| eviction(info, policy)),
+        each(&|info, appendfsync, _| persistence(info, appendfsync)),
         clock(&redis).await,
         permissions(&redis).await,
     ]
 }
 
+/// Of the same check of several servers the first that is worst, with the server's name.
+fn worst(checks: Vec<(String, Check)>) -> Check {
+    let count = checks.len();
+    let (name, mut check) =
+        checks.into_iter().reduce(|a, b| if b.1.status > a.1.status { b } else { a }).expect("a server");
+    if count > 1 {
+        check.found = match check.status {
+            Status::Ok => format!("{} shards; {name}: {}", count, check.found),
+            _ => format!("{name}: {}", check.found),
+        };
+    }
+    check
+}
+
 /// A value of `CONFIG GET`; `None` where that is forbidden.
-async fn setting(redis: &RedisHandle, name: &str) -> Option<String> {
-    let (_, value): (String, String) = redis.command(&UNMEASURED, cmd("CONFIG").arg("GET").arg(name)).await.ok()?;
+async fn setting(redis: &RedisHandle, shard: &Shard, name: &str) -> Option<String> {
+    let question = cmd("CONFIG").arg("GET").arg(name).take();
+    let (_, value): (String, String) = redis.command_at(shard, &UNMEASURED, &question).await.ok()?;
     Some(value)
 }
 
-async fn ping(redis: &RedisHandle) -> Check {
+/// The slowest server's median.
+async fn ping(redis: &RedisHandle, shards: &[Shard]) -> Check {
     const NAME: &str = "redis.ping";
-    let mut times = Vec::new();
-    for _ in 0..5 {
-        let begin = Instant::now();
-        if let Err(error) = redis.command::<Value>(&UNMEASURED, &cmd("PING")).await {
-            return fail(NAME, error.to_string(), "the connection is not stable");
+    let mut median = Duration::ZERO;
+    for shard in shards {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let begin = Instant::now();
+            if let Err(error) = redis.command_at::<Value>(shard, &UNMEASURED, &cmd("PING")).await {
+                return fail(NAME, error.to_string(), "the connection is not stable");
+            }
+            times.push(begin.elapsed());
         }
-        times.push(begin.elapsed());
+        times.sort();
+        median = median.max(times[2]);
     }
-    times.sort();
-    let median = times[2];
     let found = format!("{:.2} ms", median.as_secs_f64() * 1e3);
     if median <= SLOW_PING {
         ok(NAME, found)
@@ -100,23 +137,29 @@ fn role(info: &ServerInfo) -> Check {
         },
         Some(role) => {
             let primary = info.get("master_host").map(|host| format!(" of {host}")).unwrap_or_default();
-            fail(NAME, format!("{role}{primary}: it takes no writes"), "REDIS_URL must lead to the primary")
+            fail(
+                NAME,
+                format!("{role}{primary}: it takes no writes"),
+                "REDIS_URL must lead to the primary; redis-sentinel:// finds it",
+            )
         }
         None => warn(NAME, "unknown: INFO is forbidden", "see that REDIS_URL leads to a primary"),
     }
 }
 
-async fn cluster(redis: &RedisHandle, info: &ServerInfo) -> Check {
+fn cluster(config: &RedisConfig, shards: usize, info: Option<&ServerInfo>) -> Check {
     const NAME: &str = "redis.cluster";
-    if info.get("cluster_enabled") != Some("1") {
-        return ok(NAME, if info.is_empty() { "unknown: INFO is forbidden" } else { "no, one Redis for all sessions" });
-    }
-    let text: String = redis.command(&UNMEASURED, cmd("CLUSTER").arg("INFO")).await.unwrap_or_default();
-    match text.lines().find_map(|line| line.strip_prefix("cluster_size:")).map(str::trim) {
-        Some("1") => warn(NAME, "yes, with one shard", "this build speaks to one node; it must stay at one shard"),
-        _ => {
-            fail(NAME, "yes", "this build speaks to one node, which has only a part of the sessions: use a Redis alone")
-        }
+    let is_meant = config.url.as_ref().is_some_and(|url| matches!(url.topology, RedisTopology::Cluster(_)));
+    let is_one = info.and_then(|info| info.get("cluster_enabled")).map(|enabled| enabled == "1");
+    match (is_meant, is_one) {
+        (true, _) => ok(NAME, format!("yes, {shards} shards")),
+        (false, Some(false)) => ok(NAME, "no, one Redis for all sessions"),
+        (false, None) => ok(NAME, "unknown: INFO is forbidden"),
+        (false, Some(true)) => fail(
+            NAME,
+            "yes, but REDIS_URL names one of its servers, which has only a part of the sessions",
+            "name the cluster: redis-cluster://host:6379,host:6379",
+        ),
     }
 }
 

@@ -78,18 +78,36 @@ fn the_host_gives_replica_id_hash_threads_and_log_format() {
     assert!(errors.to_string().contains("REPLICA_ID: not set"), "{errors}");
 }
 
+/// What `variable` has an effect with.
+fn companions(variable: &str) -> Vec<(&'static str, &'static str)> {
+    match variable {
+        "REDIS_CA_FILE" => vec![("REDIS_URL", "rediss://redis.example")],
+        "REDIS_CERT_FILE" | "REDIS_KEY_FILE" => vec![
+            ("REDIS_URL", "rediss://redis.example"),
+            ("REDIS_CERT_FILE", "/tls/certificate.pem"),
+            ("REDIS_KEY_FILE", "/tls/key.pem"),
+        ],
+        "REDIS_SENTINEL_USERNAME" | "REDIS_SENTINEL_PASSWORD" => {
+            vec![("REDIS_URL", "redis-sentinel://a,b,c/main"), ("REDIS_SENTINEL_PASSWORD", "Zq7-usual")]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The configuration with these settings besides what a fleet needs.
 fn fleet(settings: &[(&str, &str)]) -> Config {
     let needed = [("REDIS_URL", REDIS), ("SESSION_SECRET", KEY_A)];
-    let environment = needed.iter().chain(settings).map(|(k, v)| ((*k).to_owned(), v.into())).collect();
+    let companions: Vec<_> = settings.iter().flat_map(|(name, _)| companions(name)).collect();
+    let environment =
+        needed.iter().chain(&companions).chain(settings).map(|(k, v)| ((*k).to_owned(), v.into())).collect();
     Config::from_sources(&Sources { environment, ..Sources::from([("", ""); 0]) })
         .unwrap_or_else(|errors| panic!("{settings:?}: {errors}"))
 }
 
 #[test]
 fn every_variable_takes_effect_alone_and_is_shown_as_it_may_be_written() {
-    let usual = fleet(&[]).effective();
     for variable in VARIABLES.iter() {
+        let usual = fleet(&companions(variable.name)).effective();
         let mut shown_values = Vec::new();
         for example in &variable.examples {
             let shown = fleet(&[(variable.name, example)]).effective();
@@ -108,7 +126,8 @@ fn every_variable_takes_effect_alone_and_is_shown_as_it_may_be_written() {
         }
         let others =
             usual.iter().filter(|(name, value)| *name == variable.name && shown_values.iter().all(|v| v == value));
-        let has_one_value = ["OTEL_EXPORTER_OTLP_PROTOCOL", "SESSION_SECRET"].contains(&variable.name);
+        let has_one_value =
+            ["OTEL_EXPORTER_OTLP_PROTOCOL", "REDIS_SENTINEL_PASSWORD", "SESSION_SECRET"].contains(&variable.name);
         assert!(has_one_value || others.count() == 0, "{} has no effect", variable.name);
     }
 }
@@ -132,7 +151,8 @@ fn values_become_what_the_code_works_with() {
     ]);
     assert_eq!(config.traces.headers[0].1.expose_secret(), "a,b");
     assert_eq!(exposed(&config), [KEY_A.as_bytes(), KEY_B.as_bytes()]);
-    assert_eq!(config.redis_url.as_ref().unwrap().expose_secret(), REDIS);
+    let redis = config.redis.url.as_ref().unwrap();
+    assert_eq!(redis.password.as_ref().unwrap().expose_secret(), "hunter2-Zq7");
     assert!(matches!(&config.database, DatabaseUrl::Sqlite(path) if path.is_absolute()));
     assert_eq!(config.session.max_age, Duration::from_mins(90));
     assert_eq!(config.hashing.memory_kib, 65_536);
@@ -161,6 +181,7 @@ fn the_fingerprint_is_of_what_all_replicas_share() {
     let usual = fleet(&[]).fingerprint();
     assert!(usual.len() == 8 && usual.bytes().all(|b| b.is_ascii_hexdigit()), "{usual}");
     for variable in VARIABLES.iter() {
+        let usual = fleet(&companions(variable.name)).fingerprint();
         let changed = variable.examples.iter().any(|value| fleet(&[(variable.name, value)]).fingerprint() != usual);
         assert_eq!(changed, variable.scope == Scope::Fleet, "{}", variable.name);
     }
@@ -255,6 +276,39 @@ fn values_that_contradict_each_other_are_refused() {
     }
     ok([("LISTEN_ADDR", "127.0.0.1:0"), ("OPS_ADDR", "127.0.0.1:0")]);
     ok([("LISTEN_ADDR", "127.0.0.1:3000"), ("OPS_ADDR", "127.0.0.2:3000")]);
+}
+
+#[test]
+fn what_redis_url_has_no_use_for_is_refused() {
+    let (plain, tls) = (("REDIS_URL", "redis://:Zq7@h"), ("REDIS_URL", "rediss://:Zq7@h"));
+    let sentinel = ("REDIS_URL", "redis-sentinel://:Zq7@h/main");
+    for (url, other, message) in [
+        (plain, ("REDIS_CA_FILE", "/ca"), "no TLS"),
+        (plain, ("REDIS_SENTINEL_PASSWORD", "Zq7"), "names no Sentinels"),
+        (plain, ("REDIS_SENTINEL_USERNAME", "u"), "names no Sentinels"),
+        (tls, ("REDIS_CERT_FILE", "/c"), "set without REDIS_KEY_FILE"),
+        (tls, ("REDIS_KEY_FILE", "/k"), "set without REDIS_CERT_FILE"),
+        (sentinel, ("REDIS_SENTINEL_USERNAME", "u"), "set without REDIS_SENTINEL_PASSWORD"),
+        (sentinel, ("REDIS_REVOCATION_REPLICAS", "6"), "above 5"),
+    ] {
+        let found = problem([("SESSION_SECRET", KEY_A), url, other]);
+        assert_eq!(found.variable, other.0);
+        assert!(found.message.contains(message) && !found.to_string().contains("Zq7"), "{found}");
+    }
+    // All at once.
+    let all = load([plain, ("REDIS_CA_FILE", "/ca"), ("REDIS_KEY_FILE", "/k"), ("REDIS_SENTINEL_PASSWORD", "Zq7")]);
+    assert_eq!(all.expect_err("refused").problems().len(), 4);
+}
+
+#[test]
+fn replicas_confirm_revocations_where_there_are_some() {
+    for (url, usual) in
+        [("redis://h", 0), ("unix:///redis.sock", 0), ("redis-sentinel://h/main", 1), ("rediss-cluster://h", 1)]
+    {
+        let config = |more| ok([("SESSION_SECRET", KEY_A), ("REDIS_URL", url), more]);
+        assert_eq!(config(("REPLICA_ID", "r")).redis.revocation_replicas, usual, "{url}");
+        assert_eq!(config(("REDIS_REVOCATION_REPLICAS", "2")).redis.revocation_replicas, 2, "{url}");
+    }
 }
 
 #[test]

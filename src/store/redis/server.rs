@@ -3,7 +3,7 @@ use std::collections::HashMap;
 
 use redis::cmd;
 
-use super::{Operation, RedisHandle, operation};
+use super::{Operation, RedisHandle, Shard, operation};
 use crate::clock::Clock;
 use crate::store::StoreError;
 
@@ -21,6 +21,8 @@ pub struct ServerState {
     pub evicted_keys: Option<u64>,
     /// Whether the last writes to its disk went well: the append-only file, its last rewrite, the last snapshot.
     pub is_persistence_ok: Option<bool>,
+    /// Replicas that are connected and up to date but for what is under way; of several primaries the one with the fewest.
+    pub replicas: Option<u64>,
 }
 
 /// What a server answers to `INFO`. Managed ones leave some of it out.
@@ -33,11 +35,6 @@ impl ServerInfo {
         Self(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
     }
 
-    /// Whether the server says nothing, as when `INFO` is forbidden.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// One field.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
@@ -47,50 +44,73 @@ impl ServerInfo {
     pub fn number(&self, name: &str) -> Option<u64> {
         self.get(name)?.parse().ok()
     }
+
+    /// How many replicas are connected and receive what is written.
+    pub fn replicas(&self) -> Option<u64> {
+        let count = self.number("connected_slaves")?;
+        let is_online = |number: &u64| {
+            let line = self.get(&format!("slave{number}"));
+            line.is_some_and(|line| line.split(',').any(|field| field == "state=online"))
+        };
+        Some((0..count).filter(is_online).count() as u64)
+    }
 }
 
 impl RedisHandle {
-    /// `clock` minus Redis's clock in seconds. Off by half a round trip at most.
+    /// `clock` minus Redis's clock in seconds; of several servers the one that differs most. Off by half a round trip at
+    /// most.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
     pub async fn clock_skew(&self, clock: &Clock) -> Result<f64, StoreError> {
-        let before = clock.now_us();
-        let (seconds, microseconds): (i64, i64) = self.command(&TIME_TRIP, &cmd("TIME")).await?;
-        let after = clock.now_us();
-        // Somewhere in between it answered.
-        let skew = i64::midpoint(before, after) - (seconds * 1_000_000 + microseconds);
-        #[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
-        Ok(skew as f64 / 1e6)
+        let mut largest = 0.0_f64;
+        for shard in self.shards().await? {
+            let before = clock.now_us();
+            let (seconds, microseconds): (i64, i64) = self.command_at(&shard, &TIME_TRIP, &cmd("TIME")).await?;
+            let after = clock.now_us();
+            // Somewhere in between it answered.
+            let skew = i64::midpoint(before, after) - (seconds * 1_000_000 + microseconds);
+            #[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
+            let skew = skew as f64 / 1e6;
+            if skew.abs() > largest.abs() {
+                largest = skew;
+            }
+        }
+        Ok(largest)
     }
 
-    /// `INFO`, all that it says unasked.
+    /// `INFO` of one primary, all that it says unasked.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
-    pub async fn info(&self) -> Result<ServerInfo, StoreError> {
-        let text: String = self.command(&INFO_TRIP, &cmd("INFO")).await?;
+    pub async fn info(&self, shard: &Shard) -> Result<ServerInfo, StoreError> {
+        let text: String = self.command_at(shard, &INFO_TRIP, &cmd("INFO")).await?;
         Ok(ServerInfo::read(&text))
     }
 
-    /// Three sections of `INFO`.
+    /// Four sections of `INFO`, of all primaries together.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
     pub async fn server_state(&self) -> Result<ServerState, StoreError> {
-        let mut sections = redis::Pipeline::with_capacity(3);
+        let mut sections = redis::Pipeline::with_capacity(4);
         // One by one: several at once are understood since Redis 7.
-        for section in ["memory", "stats", "persistence"] {
+        for section in ["memory", "stats", "persistence", "replication"] {
             sections.cmd("INFO").arg(section);
         }
-        let mut text = String::new();
-        for section in self.pipeline(&INFO_TRIP, &sections).await? {
-            text.push_str(&redis::from_redis_value::<String>(section).map_err(redis::RedisError::from)?);
+        let mut whole: Option<ServerState> = None;
+        for shard in self.shards().await? {
+            let mut text = String::new();
+            for section in self.pipeline_at(&shard, &INFO_TRIP, &sections).await? {
+                text.push_str(&redis::from_redis_value::<String>(section).map_err(redis::RedisError::from)?);
+            }
+            let state = ServerState::of(&ServerInfo::read(&text));
+            whole = Some(whole.map_or(state, |whole| whole.and(state)));
         }
-        Ok(ServerState::of(&ServerInfo::read(&text)))
+        Ok(whole.unwrap_or_default())
     }
 }
 
@@ -103,6 +123,23 @@ impl ServerState {
             memory_limit: info.number("maxmemory"),
             evicted_keys: info.number("evicted_keys"),
             is_persistence_ok: statuses.peek().is_some().then(|| statuses.all(|status| status == "ok")),
+            replicas: info.replicas(),
+        }
+    }
+
+    /// Of two servers: the sum of what they use, and the worse of what must be well.
+    fn and(self, other: Self) -> Self {
+        let sum = |one: Option<u64>, other: Option<u64>| Some(one? + other?);
+        Self {
+            memory: sum(self.memory, other.memory),
+            memory_limit: match (self.memory_limit, other.memory_limit) {
+                // Without a limit in one, there is none of the whole.
+                (Some(0), Some(_)) | (Some(_), Some(0)) => Some(0),
+                (one, other) => sum(one, other),
+            },
+            evicted_keys: sum(self.evicted_keys, other.evicted_keys),
+            is_persistence_ok: self.is_persistence_ok.zip(other.is_persistence_ok).map(|(one, other)| one && other),
+            replicas: self.replicas.zip(other.replicas).map(|(one, other)| one.min(other)),
         }
     }
 }
@@ -122,6 +159,7 @@ mod tests {
             memory_limit: Some(0),
             evicted_keys: Some(3),
             is_persistence_ok: Some(true),
+            replicas: None,
         };
         let read = |info: &str| ServerState::of(&ServerInfo::read(info));
         assert_eq!(read(ALL_WELL), all_well);
@@ -131,5 +169,20 @@ mod tests {
             assert_eq!(read(&info), expected, "{status}");
         }
         assert_eq!(read(""), ServerState::default());
+        let replicas = "connected_slaves:3\r\nslave0:ip=a,port=1,state=online,offset=7,lag=0\r\n\
+                        slave1:ip=b,port=1,state=wait_bgsave,offset=0,lag=9\r\nslave2:ip=c,port=1,state=online,lag=1\r\n";
+        assert_eq!(read(replicas).replicas, Some(2));
+
+        let full =
+            ServerState { memory_limit: Some(1 << 30), is_persistence_ok: Some(false), replicas: Some(1), ..all_well };
+        let both = ServerState { replicas: Some(2), ..all_well }.and(full);
+        let expected = ServerState {
+            memory: Some(2 << 20),
+            memory_limit: Some(0),
+            evicted_keys: Some(6),
+            is_persistence_ok: Some(false),
+            replicas: Some(1),
+        };
+        assert_eq!(both, expected);
     }
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{Created, Limits, MemorySessions, NewSession, RedisSessions, SessionId, SessionKey, SessionStore};
 use crate::clock::Clock;
+use crate::config::RedisConfig;
 use crate::store::RedisHandle;
 
 const IDLE: Duration = Duration::from_millis(400);
@@ -107,7 +108,7 @@ fn memory() -> Subject {
 
 fn redis() -> Subject {
     let redis = Redis::start();
-    let handle = Arc::new(RedisHandle::new(&redis.url.as_str().into()).expect("an address"));
+    let handle = Arc::new(RedisHandle::new(&RedisConfig::of(&redis.url, [])).expect("an address").expect("REDIS_URL"));
     let clock = Clock::system();
     let store = Arc::new(SessionStore::Redis(RedisSessions::new(handle, clock.clone(), LIMITS)));
     Subject { store, clock, redis: Some(redis) }

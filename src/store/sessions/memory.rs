@@ -93,6 +93,13 @@ impl MemorySessions {
         user.remove(key.session_id)
     }
 
+    pub(super) fn forget(&self, key: SessionKey) {
+        self.end(key);
+    }
+
+    #[expect(clippy::unused_self, reason = "the same shape as the Redis store")]
+    pub(super) fn confirmable(&self, _: Uuid) {}
+
     pub(super) fn end_all(&self, user_id: Uuid, keep: Option<SessionId>, fence: Option<i64>) -> u32 {
         let now = self.clock.now_ms();
         let mut state = self.state.lock();
@@ -150,7 +157,9 @@ impl MemorySessions {
     }
 
     #[expect(clippy::unused_self, reason = "the same shape as the Redis store")]
-    pub(super) fn ping(&self) {}
+    pub(super) fn ping(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 impl State {

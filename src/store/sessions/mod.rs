@@ -212,13 +212,39 @@ impl SessionStore {
         either!(self.create(session))
     }
 
-    /// Ends one session; says whether it was alive. Atomic.
+    /// Whether a session has ended only when replicas of the store confirm it.
+    pub fn confirms(&self) -> bool {
+        match self {
+            Self::Redis(store) => store.confirms(),
+            Self::Memory(_) => false,
+        }
+    }
+
+    /// Finds out whether replicas would confirm that this user's sessions have ended, without ending any.
+    ///
+    /// # Errors
+    ///
+    /// When they don't, or the store doesn't answer.
+    pub async fn confirmable(&self, user_id: Uuid) -> Result<(), StoreError> {
+        either!(self.confirmable(user_id))
+    }
+
+    /// Ends one session; says whether it was alive. Atomic. That nothing brings it back is confirmed even if it wasn't.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer, or too few replicas confirm it. The session may have ended then; asking again is safe.
+    pub async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
+        either!(self.end(key))
+    }
+
+    /// Removes a session that is over anyway, without waiting for replicas: what would bring it back would still be over.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
-        either!(self.end(key))
+    pub async fn forget(&self, key: SessionKey) -> Result<(), StoreError> {
+        either!(self.forget(key))
     }
 
     /// Ends all of a user's sessions except `keep`; says how many were alive. With `fence`, a session of a lower epoch
@@ -226,7 +252,7 @@ impl SessionStore {
     ///
     /// # Errors
     ///
-    /// When the store doesn't answer.
+    /// As [`SessionStore::end`].
     pub async fn end_all(&self, user_id: Uuid, keep: Option<SessionId>, fence: Option<i64>) -> Result<u32, StoreError> {
         either!(self.end_all(user_id, keep, fence))
     }
@@ -236,7 +262,7 @@ impl SessionStore {
     ///
     /// # Errors
     ///
-    /// When the store doesn't answer.
+    /// As [`SessionStore::end`].
     pub async fn fence_off(&self, user_id: Uuid, epoch: i64) -> Result<u32, StoreError> {
         either!(self.fence_off(user_id, epoch))
     }
@@ -295,12 +321,13 @@ impl SessionStore {
         either!(self.server_state())
     }
 
-    /// Asks the store whether a check would work now: whether it's there and takes writes.
+    /// Asks the store whether a check would work now: whether it's there and takes writes. Names the parts of it that don't,
+    /// if others do.
     ///
     /// # Errors
     ///
-    /// When it isn't, or doesn't.
-    pub async fn ping(&self) -> Result<(), StoreError> {
+    /// When no part of it does.
+    pub async fn ping(&self) -> Result<Vec<String>, StoreError> {
         either!(self.ping())
     }
 }

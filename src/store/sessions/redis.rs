@@ -5,6 +5,7 @@
 //! | `session:{USER_ID}:SESSION_ID` | hash | one session, readable | the idle limit, never past the absolute one |
 //! | `user:{USER_ID}:sessions` | sorted set | the index: the user's session ids, scored by the session's absolute limit, in ms since the epoch | to the last of these, and [`CLOCK_MARGIN`] |
 //! | `user:{USER_ID}:fence` | string | the lowest epoch that a new session may have | an hour |
+//! | `user:{USER_ID}:confirm` | string | nothing: see below | a second |
 //!
 //! The braces put all keys of one user into one Redis Cluster slot. `DEL` of a session's key is a logout; the entry
 //! that it leaves in the index is dropped when it's next seen.
@@ -12,6 +13,10 @@
 //! A revocation finds sessions by the index alone. So an entry stays for as long as its session's key is there, and the
 //! index's own life is only ever lengthened: neither depends on the limits that are in force when somebody looks, which
 //! may be others than those under which a session was made.
+//!
+//! `WAIT` is about the last write on its connection. A revocation that finds nothing to take away, because an earlier attempt
+//! took it without being confirmed, would write nothing, and be confirmed by nobody. So each writes `confirm`, in the slot of
+//! the user's other keys: a replica that has it has all that was written before.
 //!
 //! Builds before the first release scored entries by creation. Such an entry has a score in the past while its session
 //! lives, and the next session of the same user gives it its proper score. A replica of such a build takes a score in the
@@ -26,8 +31,10 @@ use uuid::Uuid;
 use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionId, SessionKey};
 use crate::clock::{Clock, millis};
 use crate::store::redis::{Operation, RedisHandle, operation};
-use crate::store::{ServerState, StoreError};
+use crate::store::{ServerState, Shard, StoreError};
 
+/// How long [`CONFIRM`]'s key lives, in ms. It need only be written.
+const CONFIRM_TTL: u32 = 1000;
 /// How long a fence stands. It must outlive every login that read the epoch before it; after that, logins read the
 /// epoch that is in SQL.
 const FENCE_TTL: Duration = Duration::from_hours(1);
@@ -38,8 +45,6 @@ const CLOCK_MARGIN: Duration = Duration::from_hours(24);
 const SCAN_STEP: u32 = 1000;
 /// What the names of sessions begin with.
 const SESSIONS: &str = "session:";
-/// A key that no session has.
-const PROBED_KEY: &str = "session:{probe}:probe";
 /// With more keys than this, sessions are no longer counted one by one.
 const COUNTED_KEYS: u64 = 10_000;
 /// Keys that are looked at instead, in so many round trips of so many. Where half of all keys are sessions, as with one
@@ -119,23 +124,34 @@ return {1, evicted, replaced}
     ))
 });
 
-/// KEYS: session, index. ARGV: id. Returns whether the session was alive. Only takes away, so a Redis that is full must
-/// let it.
+/// KEYS: confirm. ARGV: its life in ms. Writes, so that replicas have something to confirm.
+static CONFIRM: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"#!lua flags=allow-oom
+return redis.call('SET', KEYS[1], 1, 'PX', ARGV[1])
+",
+    )
+});
+
+/// KEYS: session, index, and confirm if replicas must confirm it. ARGV: id, confirm's life in ms. Returns whether the
+/// session was alive. Takes away more than it adds, so a Redis that is full must let it.
 static END: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"#!lua flags=allow-oom
+if KEYS[3] then redis.call('SET', KEYS[3], 1, 'PX', ARGV[2]) end
 redis.call('ZREM', KEYS[2], ARGV[1])
 return redis.call('DEL', KEYS[1])
 ",
     )
 });
 
-/// KEYS: index, fence. ARGV: key prefix, id to keep or '', epoch or '', fence's life in ms, '1' to end nothing if the
-/// fence stands at this epoch or above. Returns how many were alive. Takes away more than the fence adds, so a Redis that
+/// KEYS: index, fence, and confirm if replicas must confirm it. ARGV: key prefix, id to keep or '', epoch or '', fence's life
+/// in ms, '1' to end nothing if the fence stands at this epoch or above, confirm's life in ms. Returns how many were alive. Takes away more than the fence adds, so a Redis that
 /// is full must let it.
 static END_ALL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"#!lua flags=allow-oom
+if KEYS[3] then redis.call('SET', KEYS[3], 1, 'PX', ARGV[6]) end
 if ARGV[3] ~= '' then
   local fence, epoch = tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[3])
   redis.call('SET', KEYS[2], math.max(fence, epoch), 'PX', math.max(redis.call('PTTL', KEYS[2]), tonumber(ARGV[4])))
@@ -155,9 +171,11 @@ return ended
 
 static CHECK_TRIP: Operation = operation!("check");
 static COUNT_TRIP: Operation = operation!("count");
+static CONFIRM_TRIP: Operation = operation!("confirm");
 static CREATE_TRIP: Operation = operation!("create");
 static END_TRIP: Operation = operation!("end");
 static END_ALL_TRIP: Operation = operation!("end_all");
+static FORGET_TRIP: Operation = operation!("forget");
 static INSPECT_TRIP: Operation = operation!("inspect");
 static LIST_TRIP: Operation = operation!("list");
 static PING_TRIP: Operation = operation!("ping");
@@ -190,6 +208,10 @@ fn index_key(user_id: Uuid) -> String {
 
 fn fence_key(user_id: Uuid) -> String {
     format!("user:{{{}}}:fence", user_id.hyphenated())
+}
+
+fn confirm_key(user_id: Uuid) -> String {
+    format!("user:{{{}}}:confirm", user_id.hyphenated())
 }
 
 impl RedisSessions {
@@ -265,10 +287,32 @@ impl RedisSessions {
         })
     }
 
+    pub(super) fn confirms(&self) -> bool {
+        self.redis.confirms()
+    }
+
+    pub(super) async fn confirmable(&self, user_id: Uuid) -> Result<(), StoreError> {
+        if !self.redis.confirms() {
+            return Ok(());
+        }
+        let mut call = CONFIRM.key(confirm_key(user_id));
+        call.arg(CONFIRM_TTL);
+        self.redis.confirmed::<Value>(&CONFIRM_TRIP, &call).await.map(drop)
+    }
+
     pub(super) async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
         let mut call = END.key(session_key(key));
         call.key(index_key(key.user_id)).arg(key.session_id.as_str());
-        self.redis.script(&END_TRIP, &call).await
+        if self.redis.confirms() {
+            call.key(confirm_key(key.user_id)).arg(CONFIRM_TTL);
+        }
+        self.redis.confirmed(&END_TRIP, &call).await
+    }
+
+    pub(super) async fn forget(&self, key: SessionKey) -> Result<(), StoreError> {
+        let mut call = END.key(session_key(key));
+        call.key(index_key(key.user_id)).arg(key.session_id.as_str());
+        self.redis.script::<Value>(&FORGET_TRIP, &call).await.map(drop)
     }
 
     pub(super) async fn end_all(
@@ -298,7 +342,10 @@ impl RedisSessions {
             .arg(fence.map_or(String::new(), |epoch| epoch.to_string()))
             .arg(millis(FENCE_TTL))
             .arg(u8::from(only_if_raised));
-        self.redis.script(&END_ALL_TRIP, &call).await
+        if self.redis.confirms() {
+            call.key(confirm_key(user_id)).arg(CONFIRM_TTL);
+        }
+        self.redis.confirmed(&END_ALL_TRIP, &call).await
     }
 
     pub(super) async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
@@ -315,20 +362,42 @@ impl RedisSessions {
         Ok(self.read(&INSPECT_TRIP, key.user_id, &[key.session_id]).await?.pop())
     }
 
-    /// SCAN, in steps that don't hold up anybody else. A session that lives throughout is found.
+    /// A session that lives throughout is found.
     pub(super) async fn owner(&self, session_id: SessionId) -> Result<Option<Uuid>, StoreError> {
         let pattern = format!("session:{{*}}:{session_id}");
+        let user_id = |name: &[u8]| {
+            let name = std::str::from_utf8(name).ok()?;
+            name.strip_prefix("session:{")?.split_once('}')?.0.parse::<Uuid>().ok()
+        };
+        for shard in self.redis.shards().await? {
+            let mut found = None;
+            self.scan(&SCAN_TRIP, &shard, &pattern, |names| {
+                found = names.iter().find_map(|name| user_id(name));
+                found.is_none()
+            })
+            .await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// SCAN, in steps that don't hold up anybody else, until `go_on` has seen enough.
+    async fn scan(
+        &self,
+        operation: &Operation,
+        shard: &Shard,
+        pattern: &str,
+        mut go_on: impl FnMut(Vec<Vec<u8>>) -> bool,
+    ) -> Result<(), StoreError> {
         let mut cursor = 0;
         loop {
             let mut step = cmd("SCAN");
-            step.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_STEP);
-            let (next, names): (u64, Vec<String>) = self.redis.command(&SCAN_TRIP, &step).await?;
-            let user_id = |name: &String| name.strip_prefix("session:{")?.split_once('}')?.0.parse().ok();
-            if let Some(user_id) = names.iter().find_map(user_id) {
-                return Ok(Some(user_id));
-            }
-            if next == 0 {
-                return Ok(None);
+            step.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(SCAN_STEP);
+            let (next, names): (u64, Vec<Vec<u8>>) = self.redis.command_at(shard, operation, &step).await?;
+            if !go_on(names) || next == 0 {
+                return Ok(());
             }
             cursor = next;
         }
@@ -379,28 +448,28 @@ impl RedisSessions {
 
     /// Redis knows how many keys it has, but not of which kind.
     pub(super) async fn count(&self) -> Result<u64, StoreError> {
-        let keys: u64 = self.redis.command(&COUNT_TRIP, &cmd("DBSIZE")).await?;
-        if keys <= COUNTED_KEYS { self.count_each().await } else { self.estimate(keys).await }
+        let mut sessions = 0;
+        for shard in self.redis.shards().await? {
+            let keys: u64 = self.redis.command_at(&shard, &COUNT_TRIP, &cmd("DBSIZE")).await?;
+            sessions +=
+                if keys <= COUNTED_KEYS { self.count_each(&shard).await } else { self.estimate(&shard, keys).await }?;
+        }
+        Ok(sessions)
     }
 
-    async fn count_each(&self) -> Result<u64, StoreError> {
+    async fn count_each(&self, shard: &Shard) -> Result<u64, StoreError> {
         // While Redis resizes its table, SCAN may come by a key twice.
         let mut seen = HashSet::new();
-        let mut cursor = 0;
-        loop {
-            let mut step = cmd("SCAN");
-            step.arg(cursor).arg("MATCH").arg(format!("{SESSIONS}*")).arg("COUNT").arg(SCAN_STEP);
-            let (next, names): (u64, Vec<Vec<u8>>) = self.redis.command(&COUNT_TRIP, &step).await?;
-            seen.extend(names);
-            if next == 0 {
-                return Ok(seen.len() as u64);
-            }
-            cursor = next;
-        }
+        let see = |names| {
+            seen.extend::<Vec<Vec<u8>>>(names);
+            true
+        };
+        self.scan(&COUNT_TRIP, shard, &format!("{SESSIONS}*"), see).await?;
+        Ok(seen.len() as u64)
     }
 
     /// `keys` times the share of sessions among keys taken at random.
-    async fn estimate(&self, keys: u64) -> Result<u64, StoreError> {
+    async fn estimate(&self, shard: &Shard, keys: u64) -> Result<u64, StoreError> {
         let (trips, size) = SAMPLE;
         let mut pipeline = redis::Pipeline::with_capacity(size);
         for _ in 0..size {
@@ -408,7 +477,7 @@ impl RedisSessions {
         }
         let (mut sessions, mut others) = (0, 0);
         for _ in 0..trips {
-            for name in self.redis.pipeline(&COUNT_TRIP, &pipeline).await? {
+            for name in self.redis.pipeline_at(shard, &COUNT_TRIP, &pipeline).await? {
                 match name {
                     Value::BulkString(name) if name.starts_with(SESSIONS.as_bytes()) => sessions += 1,
                     _ => others += 1,
@@ -428,10 +497,14 @@ impl RedisSessions {
 
     /// A check renews the session that it reads. So Redis is ready if it takes this write, which changes nothing: a replica,
     /// a primary cut off from its replicas or one whose disk refuses answers PING as well, and refuses this.
-    pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        let mut renewal = cmd("PEXPIRE");
-        renewal.arg(PROBED_KEY).arg(1);
-        self.redis.command::<Value>(&PING_TRIP, &renewal).await.map(drop)
+    pub(super) async fn ping(&self) -> Result<Vec<String>, StoreError> {
+        let renew = async |shard: Shard| {
+            let mut renewal = cmd("PEXPIRE");
+            // A key that no session has.
+            renewal.arg(format!("{SESSIONS}{{{}}}:probe", shard.tag())).arg(1);
+            self.redis.command::<Value>(&PING_TRIP, &renewal).await.map(drop)
+        };
+        self.redis.unreachable(renew).await
     }
 }
 

@@ -1,0 +1,115 @@
+//! How servers are reached: what all connections have in common.
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::stream::{Dialer, Stream};
+use crate::config::{RedisNode, RedisUrl};
+use crate::metrics::REDIS_CONNECTED;
+use crate::store::StoreError;
+
+/// How long a new connection may take, handshake and asking Sentinels included.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long one reply may take. With a connection attempt before it, still below the two seconds in which the contract
+/// promises an answer.
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_millis(900);
+/// How servers are reached: what all connections have in common.
+pub(super) struct Access {
+    pub(super) dialer: Dialer,
+    /// User, password, database, protocol.
+    pub(super) info: RedisConnectionInfo,
+    /// How many connections are open.
+    open: AtomicUsize,
+}
+
+/// Without the password, which the client library's type may show.
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").field("dialer", &self.dialer).finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    pub(super) fn new(url: &RedisUrl, dialer: Dialer) -> Self {
+        let mut info = login(url.username.as_deref(), url.password.as_ref()).set_db(url.database);
+        if url.is_resp3 {
+            info = info.set_protocol(ProtocolVersion::RESP3);
+        }
+        metrics::gauge!(REDIS_CONNECTED).set(0);
+        Self { dialer, info, open: AtomicUsize::new(0) }
+    }
+
+    /// Connects to a server and logs in.
+    pub(super) async fn open(&self, node: &RedisNode, patience: Duration) -> Result<Opened, StoreError> {
+        open(self.dialer.tcp(node).await?, &self.info, patience, node).await
+    }
+
+    /// A connection was opened, or given up.
+    pub(super) fn count(&self, is_open: bool) {
+        let now = if is_open {
+            self.open.fetch_add(1, Ordering::Relaxed) + 1
+        } else {
+            self.open.fetch_sub(1, Ordering::Relaxed) - 1
+        };
+        metrics::gauge!(REDIS_CONNECTED).set(u8::from(now > 0));
+    }
+}
+
+/// User and password for a handshake.
+pub(super) fn login(username: Option<&str>, password: Option<&SecretString>) -> RedisConnectionInfo {
+    let mut info = RedisConnectionInfo::default();
+    if let Some(username) = username {
+        info = info.set_username(username);
+    }
+    if let Some(password) = password {
+        info = info.set_password(password.expose_secret());
+    }
+    info
+}
+
+/// A connection, and the task that moves its bytes.
+pub(super) type Opened = (MultiplexedConnection, AbortOnDropHandle<()>);
+
+/// Logs in over a stream. A reply may take as long as `patience`.
+pub(super) async fn open(
+    stream: Box<dyn Stream>,
+    info: &RedisConnectionInfo,
+    patience: Duration,
+    name: &(dyn std::fmt::Display + Sync),
+) -> Result<Opened, StoreError> {
+    let config = AsyncConnectionConfig::new().set_response_timeout(Some(patience));
+    let opened = MultiplexedConnection::new_with_config(info, stream, config).await;
+    let failed = |error| StoreError::caused(&format!("REDIS_URL: {name} refuses the connection"), error);
+    let (connection, driver) = opened.map_err(failed)?;
+    Ok((connection, AbortOnDropHandle::new(tokio::spawn(driver))))
+}
+
+/// The answers of several servers that were asked at once: those that came within `limit`, and at most `grace` after the
+/// first. Without any, why the last one failed, if one did.
+pub(super) async fn first_answers<T>(
+    mut asked: FuturesUnordered<impl Future<Output = Result<T, StoreError>>>,
+    limit: Duration,
+    grace: Duration,
+) -> (Vec<T>, Option<StoreError>) {
+    let (mut answers, mut error) = (Vec::new(), None);
+    let mut until = Instant::now() + limit;
+    while let Ok(Some(answer)) = timeout_at(until, asked.next()).await {
+        match answer {
+            Ok(answer) => {
+                if answers.is_empty() {
+                    until = until.min(Instant::now() + grace);
+                }
+                answers.push(answer);
+            }
+            Err(why) => error = Some(why),
+        }
+    }
+    (answers, error)
+}

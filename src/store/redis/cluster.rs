@@ -1,0 +1,404 @@
+//! A Redis Cluster: which server has which keys, and what to do when that changes.
+//!
+//! The client library has a client for clusters. It isn't used, because as of version 1.8
+//!
+//! - it sends one `ASKING` before a pipeline, which counts for the first command alone. While a slot moves, the two commands
+//!   of a session check would be sent to and fro until they are given up;
+//! - it sends a whole pipeline again when one of its commands is redirected, so an attempt at a login would count twice;
+//! - while it looks at the cluster anew, and connects to its members for that, all requests wait, also those to members that
+//!   are well: a primary that is frozen would hold up everybody;
+//! - its time-outs and connections are not ours: a request passes through two tasks and is copied.
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::{Mutex, RwLock};
+use redis::{Cmd, Value};
+
+use super::Shard;
+use super::access::{Access, CONNECT_TIMEOUT, first_answers};
+use super::link::Target;
+use super::primary::Primary;
+use super::slots::{Detour, SLOTS, View, slot, slot_of};
+use crate::config::RedisNode;
+use crate::metrics::REDIS_FAILOVERS;
+use crate::store::StoreError;
+
+/// How much longer than the first answer the other members are waited for.
+const GRACE: Duration = Duration::from_millis(100);
+/// The cluster is looked at this often at most.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A detour begins this long after the request at the latest: with the reply that follows, still within two seconds.
+const DETOURS: Duration = Duration::from_secs(1);
+/// The first pause before a command is tried again on a slot that moves; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(10);
+/// No shard has the slot.
+const NOBODY: u16 = u16::MAX;
+
+/// A cluster.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    access: Arc<Access>,
+    /// Whether primaries have a link for what replicas must confirm.
+    confirms: bool,
+    /// The members that `REDIS_URL` names.
+    seeds: Vec<RedisNode>,
+    /// Members that were met, with their connections. They outlive a map.
+    members: Mutex<HashMap<RedisNode, Arc<Primary>>>,
+    map: RwLock<Arc<Map>>,
+    /// Held while looking at the cluster, so that one task does it for all.
+    looking: tokio::sync::Mutex<Option<Instant>>,
+    /// Whether somebody is about to look.
+    is_due: AtomicBool,
+}
+
+/// Who has which slot.
+#[derive(Clone, Debug, Default)]
+struct Map {
+    shards: Vec<(RedisNode, Shard)>,
+    /// For each slot, the place in `shards`, or [`NOBODY`]. Empty until the cluster was looked at.
+    slots: Vec<u16>,
+}
+
+impl Map {
+    fn shard(&self, slot: u16) -> Option<&Shard> {
+        self.shards.get(usize::from(*self.slots.get(usize::from(slot))?)).map(|(_, shard)| shard)
+    }
+
+    /// Finds for each shard what its keys may have between braces.
+    fn find_tags(&mut self) {
+        let mut missing: HashSet<u16> = self.slots.iter().copied().filter(|&place| place != NOBODY).collect();
+        // One in as many numbers as there are shards fits, as long as their parts are about equal.
+        for number in 0..1_000_000 {
+            if missing.is_empty() {
+                return;
+            }
+            let tag = format!("probe{number}");
+            let place = self.slots[usize::from(slot(tag.as_bytes()))];
+            if missing.remove(&place) {
+                self.shards[usize::from(place)].1.tag = tag;
+            }
+        }
+    }
+}
+
+/// What is still to be done with a command.
+#[derive(Clone)]
+enum Step {
+    Done(Value),
+    /// To the shard that has the slot.
+    Owner,
+    /// There, after an `ASKING`.
+    Ask(RedisNode),
+}
+
+impl Cluster {
+    pub(super) fn new(access: Arc<Access>, seeds: &[RedisNode], confirms: bool) -> Self {
+        Self {
+            access,
+            confirms,
+            seeds: seeds.to_vec(),
+            members: Mutex::default(),
+            map: RwLock::default(),
+            looking: tokio::sync::Mutex::default(),
+            is_due: AtomicBool::new(false),
+        }
+    }
+
+    /// The replies to a pipeline, in its order, those that are errors among them. A command that is redirected hasn't been
+    /// run, so it is sent again, and no other.
+    ///
+    /// With `confirm`, the commands belong together: all go where the first one's key is.
+    ///
+    /// # Errors
+    ///
+    /// When a server that has one of the keys can't be reached or doesn't answer in time.
+    pub(super) async fn run(
+        self: &Arc<Self>,
+        pipeline: &redis::Pipeline,
+        script: Option<&redis::ScriptInvocation<'_>>,
+        confirm: bool,
+    ) -> Result<Vec<Value>, StoreError> {
+        let begin = Instant::now();
+        let mut steps = Vec::new();
+        if let Some(server) = self.server_of_all(pipeline) {
+            let replies = server.exchange(pipeline, script, confirm).await.inspect_err(|_| self.look_soon())?;
+            if !replies.iter().any(|reply| matches!(reply, Value::ServerError(_))) {
+                return Ok(replies);
+            }
+            steps = replies.into_iter().map(Step::Done).collect();
+        }
+        // Boxed, because hardly any request comes here.
+        Box::pin(self.detour(pipeline, script, confirm, steps, begin)).await
+    }
+
+    /// The server that has the keys of all commands, if there is one.
+    fn server_of_all(&self, pipeline: &redis::Pipeline) -> Option<Arc<Primary>> {
+        let mut slots = pipeline.cmd_iter().filter_map(slot_of);
+        let first = slots.next()?;
+        if slots.any(|slot| slot != first) {
+            return None;
+        }
+        self.map.read().shard(first).map(|shard| Arc::clone(&shard.primary))
+    }
+
+    async fn detour(
+        self: &Arc<Self>,
+        pipeline: &redis::Pipeline,
+        script: Option<&redis::ScriptInvocation<'_>>,
+        confirm: bool,
+        mut steps: Vec<Step>,
+        begin: Instant,
+    ) -> Result<Vec<Value>, StoreError> {
+        let commands: Vec<&Cmd> = pipeline.cmd_iter().collect();
+        if steps.is_empty() {
+            self.look_at_first().await?;
+            steps = vec![Step::Owner; commands.len()];
+        }
+        let mut pause = PAUSE;
+        loop {
+            if self.take_detours(&mut steps, confirm) {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            if steps.iter().all(|step| matches!(step, Step::Done(_))) {
+                return Ok(steps
+                    .into_iter()
+                    .filter_map(|step| if let Step::Done(reply) = step { Some(reply) } else { None })
+                    .collect());
+            }
+            if begin.elapsed() > DETOURS {
+                return Err(StoreError::new("redis: the cluster's slots are moving, and no shard took the command"));
+            }
+            let groups = self.groups(&commands, &steps, confirm).await?;
+            let trips = groups.into_iter().map(|(server, is_asking, members)| {
+                let mut part = redis::Pipeline::with_capacity(members.len() * 2);
+                for &index in &members {
+                    if is_asking {
+                        part.cmd("ASKING");
+                    }
+                    part.add_command(commands[index].clone());
+                }
+                async move {
+                    let replies = server.exchange(&part, script, confirm).await?;
+                    let each = if is_asking { 2 } else { 1 };
+                    Ok::<_, StoreError>((members, replies.into_iter().skip(each - 1).step_by(each)))
+                }
+            });
+            for (members, replies) in try_join_all(trips).await.inspect_err(|_| self.look_soon())? {
+                for (index, reply) in members.into_iter().zip(replies) {
+                    steps[index] = Step::Done(reply);
+                }
+            }
+        }
+    }
+
+    /// Turns replies that are redirections into further steps. Says whether one of them needs a pause.
+    fn take_detours(self: &Arc<Self>, steps: &mut [Step], confirm: bool) -> bool {
+        let mut needs_pause = false;
+        let mut together = None;
+        for step in steps.iter_mut() {
+            let Step::Done(reply) = step else { continue };
+            match Detour::of(reply) {
+                None => {
+                    if matches!(reply, Value::ServerError(_)) {
+                        // It may refuse because it's no primary any more.
+                        self.look_soon();
+                    }
+                    continue;
+                }
+                Some(Detour::Moved(slot, node)) => {
+                    self.learn(slot, &node);
+                    self.look_soon();
+                    *step = Step::Owner;
+                }
+                Some(Detour::Ask(node)) => *step = Step::Ask(node),
+                Some(Detour::Later) => {
+                    self.look_soon();
+                    needs_pause = true;
+                    *step = Step::Owner;
+                }
+            }
+            together = Some(step.clone());
+        }
+        if let Some(step) = together.filter(|_| confirm) {
+            steps.fill(step);
+        }
+        needs_pause
+    }
+
+    /// Which commands go to which server, and whether after an `ASKING`.
+    async fn groups(
+        self: &Arc<Self>,
+        commands: &[&Cmd],
+        steps: &[Step],
+        confirm: bool,
+    ) -> Result<Vec<(Arc<Primary>, bool, Vec<usize>)>, StoreError> {
+        let mut groups: Vec<(Arc<Primary>, bool, Vec<usize>)> = Vec::new();
+        let leading = commands.first().and_then(|command| slot_of(command));
+        for (index, step) in steps.iter().enumerate() {
+            let (server, is_asking) = match step {
+                Step::Done(_) => continue,
+                Step::Ask(node) => (self.member(node), true),
+                Step::Owner => {
+                    let slot = if confirm { leading } else { slot_of(commands[index]) };
+                    (self.owner(slot).await?, false)
+                }
+            };
+            let known =
+                groups.iter_mut().find(|(other, asking, _)| Arc::ptr_eq(other, &server) && *asking == is_asking);
+            match known {
+                Some((.., members)) => members.push(index),
+                None => groups.push((server, is_asking, vec![index])),
+            }
+        }
+        Ok(groups)
+    }
+
+    /// The server that has a slot; of no slot, any server.
+    async fn owner(self: &Arc<Self>, slot: Option<u16>) -> Result<Arc<Primary>, StoreError> {
+        self.look_at_first().await?;
+        let map = Arc::clone(&*self.map.read());
+        let shard = match slot {
+            Some(slot) => map.shard(slot),
+            None => map.shards.first().map(|(_, shard)| shard),
+        };
+        shard.map(|shard| Arc::clone(&shard.primary)).ok_or_else(|| {
+            self.look_soon();
+            StoreError::new("redis: no shard of the cluster has the slot of this key")
+        })
+    }
+
+    pub(super) async fn shards(self: &Arc<Self>) -> Result<Vec<Shard>, StoreError> {
+        self.look_at_first().await?;
+        let map = Arc::clone(&*self.map.read());
+        let has_keys = |shard: &&(RedisNode, Shard)| !shard.1.tag.is_empty();
+        Ok(map.shards.iter().filter(has_keys).map(|(_, shard)| shard.clone()).collect())
+    }
+
+    /// Says how many slots no shard has, if there are any.
+    pub(super) fn uncovered(self: &Arc<Self>) -> Option<String> {
+        let count = self.map.read().slots.iter().filter(|&&place| place == NOBODY).count();
+        if count == 0 {
+            return None;
+        }
+        self.look_soon();
+        Some(format!("{count} of {SLOTS} slots have no shard"))
+    }
+
+    fn member(&self, node: &RedisNode) -> Arc<Primary> {
+        let new = || Arc::new(Primary::new(&self.access, Target::Node(node.clone()), self.confirms));
+        Arc::clone(self.members.lock().entry(node.clone()).or_insert_with(new))
+    }
+
+    /// A slot has moved.
+    fn learn(&self, slot: u16, node: &RedisNode) {
+        let member = self.member(node);
+        let mut map = self.map.write();
+        let place = map.shards.iter().position(|(known, _)| known == node);
+        if place.is_some_and(|place| map.slots.get(usize::from(slot)).is_some_and(|&now| usize::from(now) == place)) {
+            return;
+        }
+        let map = Arc::make_mut(&mut map);
+        let place = place.unwrap_or_else(|| {
+            map.shards.push((node.clone(), Shard { primary: member, tag: String::new() }));
+            map.shards.len() - 1
+        });
+        if let (Some(slot), Ok(place)) = (map.slots.get_mut(usize::from(slot)), u16::try_from(place)) {
+            *slot = place;
+        }
+    }
+
+    async fn look_at_first(self: &Arc<Self>) -> Result<(), StoreError> {
+        if self.map.read().slots.is_empty() { self.look().await } else { Ok(()) }
+    }
+
+    /// Looks at the cluster anew, in a task of its own: who noticed that something changed doesn't wait for it.
+    pub(super) fn look_soon(self: &Arc<Self>) {
+        if self.is_due.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let cluster = Arc::clone(self);
+        tokio::spawn(async move {
+            let last = *cluster.looking.lock().await;
+            if let Some(last) = last {
+                tokio::time::sleep(LOOK_AGAIN.saturating_sub(last.elapsed())).await;
+            }
+            // What is noticed from here on is a reason to look once more.
+            cluster.is_due.store(false, Ordering::Release);
+            if let Err(error) = cluster.look().await {
+                tracing::debug!(%error, "no member of the redis cluster says who has which slots");
+            }
+        });
+    }
+
+    async fn look(self: &Arc<Self>) -> Result<(), StoreError> {
+        let begin = Instant::now();
+        let mut looking = self.looking.lock().await;
+        if looking.is_some_and(|last| last > begin) && !self.map.read().slots.is_empty() {
+            // Somebody else looked while this one waited.
+            return Ok(());
+        }
+        let mut nodes: Vec<_> = self.map.read().shards.iter().map(|(node, _)| node.clone()).collect();
+        nodes.extend(self.seeds.iter().cloned());
+        let mut seen = HashSet::new();
+        nodes.retain(|node| seen.insert(node.clone()));
+        let asked = nodes.iter().map(|node| self.ask(node)).collect::<FuturesUnordered<_>>();
+        let (views, error) = first_answers(asked, CONNECT_TIMEOUT, GRACE).await;
+        // A member that is cut off goes on naming the primaries that it knew.
+        let best = views.into_iter().max_by_key(|view| (view.is_ok, view.epoch, view.covered()));
+        *looking = Some(Instant::now());
+        match best {
+            Some(view) if !view.ranges.is_empty() => {
+                self.accept(&view);
+                Ok(())
+            }
+            Some(_) => Err(StoreError::new("REDIS_URL: no shard of the cluster has any slot")),
+            None => Err(error.unwrap_or_else(|| {
+                let limit = CONNECT_TIMEOUT.as_millis();
+                StoreError::new(format!("REDIS_URL: no member of the cluster answered within {limit} ms"))
+            })),
+        }
+    }
+
+    async fn ask(&self, node: &RedisNode) -> Result<View, StoreError> {
+        let mut questions = redis::Pipeline::with_capacity(2);
+        questions.cmd("CLUSTER").arg("SLOTS").cmd("CLUSTER").arg("INFO");
+        let replies = self.member(node).exchange(&questions, None, false).await?;
+        View::read(replies, node).map_err(|error| StoreError::new(format!("REDIS_URL: {node}: {error}")))
+    }
+
+    fn accept(&self, view: &View) {
+        let mut map = Map { shards: Vec::new(), slots: vec![NOBODY; usize::from(SLOTS)] };
+        for (first, last, node) in &view.ranges {
+            let place = map.shards.iter().position(|(known, _)| known == node).unwrap_or_else(|| {
+                map.shards.push((node.clone(), Shard { primary: self.member(node), tag: String::new() }));
+                map.shards.len() - 1
+            });
+            if let (Some(range), Ok(place)) =
+                (map.slots.get_mut(usize::from(*first)..=usize::from(*last)), u16::try_from(place))
+            {
+                range.fill(place);
+            }
+        }
+        map.find_tags();
+        let names = |map: &Map| map.shards.iter().map(|(node, _)| node.clone()).collect::<HashSet<_>>();
+        let now = names(&map);
+        let before = {
+            let mut present = self.map.write();
+            let before = names(&present);
+            *present = Arc::new(map);
+            before
+        };
+        if !before.is_empty() && !now.is_subset(&before) {
+            metrics::counter!(REDIS_FAILOVERS).increment(1);
+            let shown: Vec<_> = now.difference(&before).map(ToString::to_string).collect();
+            tracing::warn!(new = shown.join(", "), "redis has another primary");
+        }
+        // Connections to servers that have no slots any more are closed.
+        self.members.lock().retain(|node, _| now.contains(node) || self.seeds.contains(node));
+    }
+}

@@ -1,0 +1,284 @@
+//! One connection to one server, kept and made anew.
+//!
+//! It is multiplexed, so it serves any number of requests at once. No pool and no connection manager of a library fits:
+//!
+//! - The connection must be kept. Each checkout from `deadpool-redis` costs an UNWATCH and a PING, which would triple the
+//!   commands of a session check.
+//! - It must be noticed that it is useless. The client library's `ConnectionManager` keeps a connection after a time-out,
+//!   and one to a server that refuses to serve. Here a time-out, a broken stream, or a Redis that refuses ends it.
+//! - A Redis that is away must be spared. One request at a time tries to connect, at most every [`RETRY_AFTER`]; the others
+//!   fail at once.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+use redis::aio::MultiplexedConnection;
+use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::access::{Access, CONNECT_TIMEOUT, Opened, open};
+use super::sentinel::Sentinels;
+use super::stream;
+use crate::config::RedisNode;
+use crate::metrics::{REDIS_CONNECTS, REDIS_FAILOVERS};
+use crate::store::StoreError;
+
+/// While Redis is away, connecting is tried this often at most, by one request at a time; the others fail at once
+/// instead of queueing up behind it.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// A connection to a Redis that refuses to serve is given up this long after it was made, and no sooner: the next one may
+/// lead to the same Redis, and then each refusal would cost a connection.
+const REFUSED_AFTER: Duration = Duration::from_secs(1);
+
+/// Where a link leads.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// To this server.
+    Node(RedisNode),
+    /// To the server on this socket.
+    Unix(std::path::PathBuf),
+    /// To whichever server Sentinels call the primary.
+    Sentinel(Arc<Sentinels>),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(node) => node.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+            Self::Sentinel(sentinels) => sentinels.fmt(f),
+        }
+    }
+}
+
+/// A connection that is made when it is needed, and made anew when it has become useless.
+pub(super) struct Link {
+    access: Arc<Access>,
+    target: Arc<Target>,
+    /// How long a reply may take.
+    patience: Duration,
+    lease: RwLock<Option<Lease>>,
+    /// Held while connecting, so that one request does it for all.
+    connecting: tokio::sync::Mutex<()>,
+    /// Since when the server is away, and why; `None` as long as it isn't known to be.
+    away: RwLock<Option<(Instant, StoreError)>>,
+    generation: AtomicU64,
+    /// The primary that Sentinels named last.
+    primary: RwLock<Option<RedisNode>>,
+}
+
+struct Lease {
+    connection: MultiplexedConnection,
+    driver: AbortOnDropHandle<()>,
+    generation: u64,
+    since: Instant,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("target", &self.target)
+            .field("connected", &self.lease.read().is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if self.lease.get_mut().take().is_some() {
+            self.access.count(false);
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn new(access: Arc<Access>, target: Arc<Target>, patience: Duration) -> Self {
+        Self {
+            access,
+            target,
+            patience,
+            lease: RwLock::new(None),
+            connecting: tokio::sync::Mutex::default(),
+            away: RwLock::new(None),
+            generation: AtomicU64::new(0),
+            primary: RwLock::new(None),
+        }
+    }
+
+    /// The replies to a pipeline, those that are errors among them. A script that the server doesn't know is loaded.
+    ///
+    /// # Errors
+    ///
+    /// When the server can't be reached or doesn't answer in time.
+    pub(super) async fn exchange(
+        &self,
+        pipeline: &redis::Pipeline,
+        script: Option<&redis::ScriptInvocation<'_>>,
+    ) -> Result<Vec<Value>, StoreError> {
+        let (mut connection, generation) = self.connection().await?;
+        let mut replies = connection.send_packed_commands(pipeline, 0, pipeline.len()).await;
+        if let (Ok(received), Some(script)) = (&replies, script)
+            && received.iter().any(is_unknown_script)
+        {
+            replies = match script.load_async(&mut connection).await {
+                Ok(_) => connection.send_packed_commands(pipeline, 0, pipeline.len()).await,
+                Err(error) => Err(error),
+            };
+        }
+        let failed = match &replies {
+            // To the client library an error is a reply like others.
+            Ok(replies) => replies.iter().find_map(|reply| match reply {
+                Value::ServerError(error) => Some(RedisError::from(error.clone())),
+                _ => None,
+            }),
+            Err(error) => Some(error.clone()),
+        };
+        if let Some(error) = failed {
+            self.give_up_if_useless(generation, &error);
+        }
+        Ok(replies?)
+    }
+
+    async fn connection(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
+        match self.lent() {
+            Some(lent) => Ok(lent),
+            // Boxed: inline, its states would make the future of every request several times as large.
+            None => Box::pin(self.connect()).await,
+        }
+    }
+
+    fn lent(&self) -> Option<(MultiplexedConnection, u64)> {
+        self.lease.read().as_ref().map(|lease| (lease.connection.clone(), lease.generation))
+    }
+
+    #[cold]
+    async fn connect(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
+        let known = self.away.read().clone();
+        let _turn = match known.clone() {
+            None => self.connecting.lock().await,
+            Some((since, why)) => match self.connecting.try_lock() {
+                Ok(turn) if since.elapsed() >= RETRY_AFTER => turn,
+                _ => return Err(why),
+            },
+        };
+        // What another request's attempt came to while this one waited speaks for this one too.
+        if let Some(lent) = self.lent() {
+            return Ok(lent);
+        }
+        if known.is_none()
+            && let Some((_, why)) = self.away.read().clone()
+        {
+            return Err(why);
+        }
+        let attempt = tokio::time::timeout(CONNECT_TIMEOUT, self.dial()).await.unwrap_or_else(|_| {
+            let (target, limit) = (&self.target, CONNECT_TIMEOUT.as_millis());
+            Err(StoreError::new(format!("REDIS_URL: no connection to {target} within {limit} ms")))
+        });
+        match attempt {
+            Ok((connection, driver)) => {
+                let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+                let lent = connection.clone();
+                self.access.count(true);
+                *self.lease.write() = Some(Lease { connection, driver, generation, since: Instant::now() });
+                metrics::counter!(REDIS_CONNECTS).increment(1);
+                if self.away.write().take().is_some() || generation > 1 {
+                    tracing::info!(server = %self.target, "redis answers again");
+                }
+                Ok((lent, generation))
+            }
+            Err(why) => {
+                if self.away.write().replace((Instant::now(), why.clone())).is_none() {
+                    tracing::error!(error = %why, "redis does not answer");
+                }
+                Err(why)
+            }
+        }
+    }
+
+    async fn dial(&self) -> Result<Opened, StoreError> {
+        match &*self.target {
+            Target::Node(node) => self.access.open(node, self.patience).await,
+            Target::Unix(path) => {
+                open(stream::unix(path).await?, &self.access.info, self.patience, &path.display()).await
+            }
+            Target::Sentinel(sentinels) => {
+                let node = sentinels.primary(&self.access.dialer).await?;
+                let mut opened = self.access.open(&node, self.patience).await?;
+                // Sentinels learn of a change after the servers, and one that is cut off doesn't at all.
+                let role: Vec<Value> = redis::cmd("ROLE").query_async(&mut opened.0).await?;
+                if !matches!(role.first(), Some(Value::BulkString(role)) if role == b"master") {
+                    return Err(StoreError::new(format!("REDIS_URL: {node} is not a primary, as Sentinels say it is")));
+                }
+                let before = self.primary.write().replace(node.clone());
+                if let Some(before) = before.filter(|before| *before != node) {
+                    metrics::counter!(REDIS_FAILOVERS).increment(1);
+                    tracing::warn!(%before, now = %node, "redis has another primary");
+                }
+                Ok(opened)
+            }
+        }
+    }
+
+    /// Sentinels say that this is the primary now: a connection to another server is given up at once.
+    pub(super) fn primary_is(&self, node: &RedisNode) {
+        if self.primary.read().as_ref().is_none_or(|primary| primary == node) {
+            return;
+        }
+        // Connecting is worth a try again, whatever the last one came to.
+        *self.away.write() = None;
+        let lease = self.lease.write().take();
+        if let Some(lease) = lease {
+            tracing::warn!(primary = %node, "redis connection given up: another server has become the primary");
+            self.end(lease);
+        }
+    }
+
+    /// Ends the lease if its connection is of no more use: Redis is silent on it, or answers but doesn't serve. A command
+    /// that was refused for what it is, is no reason.
+    fn give_up_if_useless(&self, generation: u64, error: &RedisError) {
+        let is_broken = error.is_io_error()
+            || error.is_timeout()
+            || error.is_connection_dropped()
+            || error.is_unrecoverable_error();
+        if !(is_broken || refuses_service(error)) {
+            return;
+        }
+        let is_due =
+            |lease: &Lease| lease.generation == generation && (is_broken || lease.since.elapsed() >= REFUSED_AFTER);
+        let failed = {
+            let mut lease = self.lease.write();
+            if lease.as_ref().is_some_and(is_due) { lease.take() } else { None }
+        };
+        if let Some(failed) = failed {
+            tracing::warn!(%error, server = %self.target, "redis connection given up");
+            self.end(failed);
+        }
+    }
+
+    /// Lets requests that are under way on the connection get their answers, but not for ever: a server that is silent
+    /// would keep it.
+    fn end(&self, lease: Lease) {
+        self.access.count(false);
+        let patience = self.patience;
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            drop(lease.driver);
+        });
+    }
+}
+
+fn is_unknown_script(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript))
+}
+
+/// Whether the server at the other end is not the one to ask: it became a replica, lost its primary or its replicas, or is
+/// still reading its data. Another one may be at its address by now, so what helps is a new connection, not a wait.
+fn refuses_service(error: &RedisError) -> bool {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
+    match error.kind() {
+        ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly) => true,
+        // As the client library has no name for it.
+        _ => error.code() == Some("NOREPLICAS"),
+    }
+}
