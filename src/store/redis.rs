@@ -170,33 +170,36 @@ impl RedisHandle {
         self.replicas > 0
     }
 
-    /// As [`RedisHandle::script`], and says that as many replicas as are asked for have what the script wrote. The script must
-    /// write something: `WAIT` is about the last write on its connection, and there may be none before it.
+    /// As [`RedisHandle::script`], and says whether as many replicas as are asked for have what the script wrote: an error if
+    /// not in time. The script must write something: `WAIT` is about the last write on its connection, and there may be none
+    /// before it.
     ///
     /// # Errors
     ///
-    /// As [`RedisHandle::pipeline`]; and when too few replicas confirmed it in time. The script has been run then.
+    /// As [`RedisHandle::pipeline`].
     pub async fn confirmed<T: redis::FromRedisValue>(
         &self,
         operation: &Operation,
         script: &redis::ScriptInvocation<'_>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<(T, Result<(), StoreError>), StoreError> {
         if !self.confirms() {
-            return self.script(operation, script).await;
+            return Ok((self.script(operation, script).await?, Ok(())));
         }
         let mut pipeline = redis::Pipeline::with_capacity(2);
         pipeline.invoke_script(script).cmd("WAIT").arg(self.replicas).arg(millis(CONFIRMATION));
         let trip = async {
             let mut replies = self.run(&pipeline, Some(script), true).await?.into_iter();
-            let answer = replies.next().unwrap_or(Value::Nil);
+            let answer = first(vec![replies.next().unwrap_or(Value::Nil)])?;
             let confirmed: u32 = first(replies.collect())?;
-            if confirmed < self.replicas {
+            let confirmation = if confirmed >= self.replicas {
+                Ok(())
+            } else {
                 let (wanted, limit) = (self.replicas, CONFIRMATION.as_millis());
-                return Err(StoreError::new(format!(
+                Err(StoreError::new(format!(
                     "redis: {confirmed} of {wanted} replicas confirmed it within {limit} ms (REDIS_REVOCATION_REPLICAS)"
-                )));
-            }
-            first(vec![answer])
+                )))
+            };
+            Ok((answer, confirmation))
         };
         timed(operation, "EVALSHA", None, trip).await
     }

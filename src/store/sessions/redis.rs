@@ -6,6 +6,7 @@
 //! | `user:{USER_ID}:sessions` | sorted set | the index: the user's session ids, scored by the session's absolute limit, in ms since the epoch | to the last of these, and [`CLOCK_MARGIN`] |
 //! | `user:{USER_ID}:fence` | string | the lowest epoch that a new session may have | an hour |
 //! | `user:{USER_ID}:confirm` | string | nothing: see below | a second |
+//! | `user:{USER_ID}:unconfirmed:SESSION_ID` | string | the session was ended, but replicas didn't confirm it | [`UNCONFIRMED_TTL`] |
 //!
 //! The braces put all keys of one user into one Redis Cluster slot. `DEL` of a session's key is a logout; the entry
 //! that it leaves in the index is dropped when it's next seen.
@@ -35,6 +36,8 @@ use crate::store::{ServerState, Shard, StoreError};
 
 /// How long [`CONFIRM`]'s key lives, in ms. It need only be written.
 const CONFIRM_TTL: u32 = 1000;
+/// Who asks again to end a session, because replicas didn't confirm that it had ended, is told for so long that it was alive.
+const UNCONFIRMED_TTL: Duration = Duration::from_mins(10);
 /// How long a fence stands. It must outlive every login that read the epoch before it; after that, logins read the
 /// epoch that is in SQL.
 const FENCE_TTL: Duration = Duration::from_hours(1);
@@ -133,14 +136,18 @@ return redis.call('SET', KEYS[1], 1, 'PX', ARGV[1])
     )
 });
 
-/// KEYS: session, index, and confirm if replicas must confirm it. ARGV: id, confirm's life in ms. Returns whether the
-/// session was alive. Takes away more than it adds, so a Redis that is full must let it.
+/// KEYS: session, index; and if replicas must confirm it, confirm and unconfirmed. ARGV: id, confirm's life in ms. Returns
+/// whether the session was alive, or was ended before without being confirmed. Takes away more than it adds, so a Redis that is full must let it.
 static END: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"#!lua flags=allow-oom
-if KEYS[3] then redis.call('SET', KEYS[3], 1, 'PX', ARGV[2]) end
 redis.call('ZREM', KEYS[2], ARGV[1])
-return redis.call('DEL', KEYS[1])
+local alive = redis.call('DEL', KEYS[1])
+if KEYS[3] then
+  redis.call('SET', KEYS[3], 1, 'PX', ARGV[2])
+  alive = math.max(alive, redis.call('DEL', KEYS[4]))
+end
+return alive
 ",
     )
 });
@@ -297,16 +304,25 @@ impl RedisSessions {
         }
         let mut call = CONFIRM.key(confirm_key(user_id));
         call.arg(CONFIRM_TTL);
-        self.redis.confirmed::<Value>(&CONFIRM_TRIP, &call).await.map(drop)
+        let (_, confirmation): (Value, _) = self.redis.confirmed(&CONFIRM_TRIP, &call).await?;
+        confirmation
     }
 
     pub(super) async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
         let mut call = END.key(session_key(key));
         call.key(index_key(key.user_id)).arg(key.session_id.as_str());
+        let mark = format!("user:{{{}}}:unconfirmed:{}", key.user_id.hyphenated(), key.session_id);
         if self.redis.confirms() {
-            call.key(confirm_key(key.user_id)).arg(CONFIRM_TTL);
+            call.key(confirm_key(key.user_id)).key(&mark).arg(CONFIRM_TTL);
         }
-        self.redis.confirmed(&END_TRIP, &call).await
+        let (was_alive, confirmation) = self.redis.confirmed(&END_TRIP, &call).await?;
+        if was_alive && confirmation.is_err() {
+            let mut remember = cmd("SET");
+            remember.arg(mark).arg(1).arg("PX").arg(millis(UNCONFIRMED_TTL));
+            // Without it, who asks again is told that there is no such session, which is true as well.
+            drop(self.redis.command::<Value>(&CONFIRM_TRIP, &remember).await);
+        }
+        confirmation.map(|()| was_alive)
     }
 
     pub(super) async fn forget(&self, key: SessionKey) -> Result<(), StoreError> {
@@ -345,7 +361,8 @@ impl RedisSessions {
         if self.redis.confirms() {
             call.key(confirm_key(user_id)).arg(CONFIRM_TTL);
         }
-        self.redis.confirmed(&END_ALL_TRIP, &call).await
+        let (ended, confirmation) = self.redis.confirmed(&END_ALL_TRIP, &call).await?;
+        confirmation.map(|()| ended)
     }
 
     pub(super) async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
