@@ -173,7 +173,9 @@ impl Link {
         }
         let attempt = tokio::time::timeout(CONNECT_TIMEOUT, self.dial()).await.unwrap_or_else(|_| {
             let (target, limit) = (&self.target, CONNECT_TIMEOUT.as_millis());
-            Err(StoreError::new(format!("REDIS_URL: no connection to {target} within {limit} ms")))
+            // A port without TLS waits for the end of a command that it takes a handshake for.
+            let hint = if self.access.dialer.has_tls() { "; does it speak TLS there?" } else { "" };
+            Err(StoreError::new(format!("REDIS_URL: no connection to {target} within {limit} ms{hint}")))
         });
         match attempt {
             Ok((connection, driver)) => {

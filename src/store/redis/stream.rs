@@ -44,6 +44,11 @@ impl Dialer {
         Ok(Self { tls })
     }
 
+    /// Whether connections are encrypted.
+    pub(super) fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Connects to all addresses of the host at once; the first that answers is taken.
     pub(super) async fn tcp(&self, node: &RedisNode) -> Result<Box<dyn Stream>, StoreError> {
         let failed = |error: io::Error| StoreError::caused(&format!("REDIS_URL: cannot connect to {node}"), error);
