@@ -1,9 +1,9 @@
 //! PostgreSQL frozen, killed, full or read-only: the right answer, soon, and those who are signed in notice nothing.
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
-use crate::fleet::{Answer, Engine, Fleet, PASSWORD, PROMPTLY, Registrations, Session, within};
+use crate::fleet::{Answer, Engine, Fleet, PASSWORD, PROMPTLY, PasswordChanges, Registrations, Session, within};
 
 /// Each replica says 503 in time where it needs PostgreSQL, and goes on where it doesn't.
 async fn is_out(fleet: &Fleet, session: &Session) {
@@ -43,8 +43,19 @@ async fn postgres_frozen() {
     let (fleet, session) = fleet_with_ada().await;
     let server = fleet.postgres.as_ref().expect("a server");
     server.freeze();
+    let frozen = Instant::now();
+    fleet[0].try_login("ada", PASSWORD).send().await.expect_unavailable();
+    let refused = frozen.elapsed();
     is_out(&fleet, &session).await;
     server.thaw();
+    let thawed = Instant::now();
+    let login = async || fleet[0].try_login("ada", PASSWORD).send().await.status == 200;
+    within(PROMPTLY, "a login again", login).await;
+    println!(
+        "frozen: 503 after {:.3} s; thawed: 200 after {:.3} s",
+        refused.as_secs_f64(),
+        thawed.elapsed().as_secs_f64()
+    );
     is_back(&fleet).await;
 }
 
@@ -88,8 +99,10 @@ async fn postgres_read_only() {
 
 /// SIGKILL of every process of the server, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_postgres_loses_no_acknowledged_user() {
-    let mut fleet = Fleet::start_on(Engine::OwnPostgres, 3).await;
+async fn a_killed_postgres_loses_nothing_acknowledged() {
+    let builder = Fleet::builder().users_in(Engine::OwnPostgres).replicas(3);
+    let mut fleet = builder.env("LOGIN_FAILURES_PER_ACCOUNT", "1000000").start().await;
+    let changes = PasswordChanges::begin(&fleet).await;
     let registrations = Registrations::begin(&fleet);
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_millis(700)).await;
@@ -98,12 +111,13 @@ async fn a_killed_postgres_loses_no_acknowledged_user() {
         server.start().await;
     }
     tokio::time::sleep(Duration::from_millis(700)).await;
-    let registered = registrations.end().await;
+    let (registered, changed) = tokio::join!(registrations.end(), changes.end());
     assert_eq!(registered.unanswered, 0, "the replicas were up");
     registered.expect_kept(&fleet).await;
     for email in registered.acknowledged.iter().step_by(20) {
         fleet[0].try_login(email, PASSWORD).send().await.expect(200);
     }
+    changed.expect_kept(&fleet).await;
 }
 
 /// How often a login and a registration ask PostgreSQL, each time in one round trip: their statements are prepared by then.

@@ -18,6 +18,7 @@
 mod client;
 mod collector;
 mod demo;
+mod password_changes;
 pub mod postgres;
 mod process;
 mod redis;
@@ -37,6 +38,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
 pub use self::client::{Answer, Call, PASSWORD, Raw, Session};
 pub use self::collector::{Collector, Span};
 pub use self::demo::Demo;
+pub use self::password_changes::PasswordChanges;
 pub use self::postgres::Postgres;
 pub use self::process::{Finished, NOBODY, authfleet, unprivileged};
 pub use self::redis::Redis;
