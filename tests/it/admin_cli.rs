@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::fleet::{Finished, Fleet, PASSWORD, Session};
+use crate::fleet::{Engine, Finished, Fleet, PASSWORD, Session};
 
 const NEW_PASSWORD: &str = "nine purple wombats in a row";
 /// A secret that looks random enough for `doctor`.
@@ -17,7 +17,7 @@ pub(crate) fn piped(fleet: &Fleet, arguments: &[&str], changes: &[(&str, &str)],
         .args(arguments)
         .current_dir(fleet.path())
         .env_clear()
-        .env("DATABASE_URL", format!("sqlite://{}", fleet.database().display()))
+        .env("DATABASE_URL", fleet.database_url())
         .env("REDIS_URL", fleet.redis.url())
         .env("SESSION_SECRET", crate::fleet::SECRET)
         .env("LOG_FORMAT", "json")
@@ -56,7 +56,13 @@ fn assert_audited(finished: &Finished, event: &str, user_id: &str, secrets: &[&s
 /// ASVS 5.0 7.4.2: all sessions end when an account is disabled.
 #[tokio::test]
 async fn disabling_ends_the_sessions_on_every_replica_and_refuses_logins() {
-    let fleet = Fleet::start(2).await;
+    for engine in Engine::each() {
+        disabling_ends_the_sessions_on_every_replica_and_refuses_logins_on(engine).await;
+    }
+}
+
+async fn disabling_ends_the_sessions_on_every_replica_and_refuses_logins_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 2).await;
     let ada = fleet[0].register("ada").await;
     let bob = fleet[0].register("bob").await;
     let (one, two, other) = (fleet[0].login(&ada).await, fleet[1].login(&ada).await, fleet[1].login(&bob).await);
@@ -87,16 +93,21 @@ async fn disabling_ends_the_sessions_on_every_replica_and_refuses_logins() {
 /// Sessions end before SQL is changed: the record has them although the change failed.
 #[tokio::test]
 async fn sessions_that_ended_are_recorded_although_the_change_failed() {
-    let fleet = Fleet::start(1).await;
+    for engine in Engine::each() {
+        sessions_that_ended_are_recorded_although_the_change_failed_on(engine).await;
+    }
+}
+
+async fn sessions_that_ended_are_recorded_although_the_change_failed_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 1).await;
     let ada = fleet[0].register("ada").await;
     for (arguments, reason) in
         [(["disable", "ada"].as_slice(), "account_disabled"), (&["delete", "ada", "--yes"], "account_deleted")]
     {
         let (one, other) = (fleet[0].login(&ada).await, fleet[0].login(&ada).await);
-        let mut db = fleet.sql().await;
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
+        let held = fleet.hold_writers().await;
         let failed = fleet.command(&[&["user"], arguments].concat(), &[]).await.expect_code(1);
-        sqlx::query("ROLLBACK").execute(&mut db).await.expect("the lock is free");
+        held.release().await;
 
         assert_eq!((fleet[0].check(&one).await, fleet[0].check(&other).await), (401, 401));
         assert_audited(&failed, "sessions_ended", &ada.id, &[&one.token]);
@@ -108,7 +119,13 @@ async fn sessions_that_ended_are_recorded_although_the_change_failed() {
 /// Logins that were verified before the account was disabled must not outlive it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_login_slips_past_a_disable() {
-    let fleet = Fleet::start(2).await;
+    for engine in Engine::each() {
+        no_login_slips_past_a_disable_on(engine).await;
+    }
+}
+
+async fn no_login_slips_past_a_disable_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 2).await;
     for round in 0..5 {
         let name = format!("user{round}");
         let user = fleet[0].register(&name).await;
@@ -141,7 +158,13 @@ async fn no_login_slips_past_a_disable() {
 /// ASVS 5.0 7.4.3.
 #[tokio::test]
 async fn a_password_set_by_an_operator_ends_all_sessions() {
-    let fleet = Fleet::start(2).await;
+    for engine in Engine::each() {
+        a_password_set_by_an_operator_ends_all_sessions_on(engine).await;
+    }
+}
+
+async fn a_password_set_by_an_operator_ends_all_sessions_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 2).await;
     let ada = fleet[0].register("ada").await;
     let session = fleet[0].login(&ada).await;
 
@@ -165,7 +188,13 @@ async fn a_password_set_by_an_operator_ends_all_sessions() {
 
 #[tokio::test]
 async fn users_are_made_listed_and_deleted() {
-    let fleet = Fleet::start(1).await;
+    for engine in Engine::each() {
+        users_are_made_listed_and_deleted_on(engine).await;
+    }
+}
+
+async fn users_are_made_listed_and_deleted_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 1).await;
     let created = piped(&fleet, &["user", "create", "ada@example.org", "--json"], &[], PASSWORD).expect_code(0);
     let ada: Value = serde_json::from_str(&created.stdout).expect("JSON");
     let id = ada["user_id"].as_str().expect("an id");
@@ -199,7 +228,13 @@ async fn users_are_made_listed_and_deleted() {
 
 #[tokio::test]
 async fn sessions_are_listed_inspected_and_revoked() {
-    let fleet = Fleet::start(2).await;
+    for engine in Engine::each() {
+        sessions_are_listed_inspected_and_revoked_on(engine).await;
+    }
+}
+
+async fn sessions_are_listed_inspected_and_revoked_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 2).await;
     let ada = fleet[0].register("ada").await;
     let (one, two) = (fleet[0].login(&ada).await, fleet[1].login(&ada).await);
 
@@ -255,7 +290,13 @@ async fn sessions_are_listed_inspected_and_revoked() {
 
 #[tokio::test]
 async fn sessions_in_memory_are_out_of_reach_and_that_is_said() {
-    let fleet = Fleet::builder().without_redis().start().await;
+    for engine in Engine::each() {
+        sessions_in_memory_are_out_of_reach_and_that_is_said_on(engine).await;
+    }
+}
+
+async fn sessions_in_memory_are_out_of_reach_and_that_is_said_on(engine: Engine) {
+    let fleet = Fleet::builder().users_in(engine).without_redis().start().await;
     let ada = fleet[0].register("ada").await;
     let session = fleet[0].login(&ada).await;
     for arguments in [
@@ -277,14 +318,20 @@ async fn sessions_in_memory_are_out_of_reach_and_that_is_said() {
 
 #[tokio::test]
 async fn nothing_is_changed_while_redis_is_away() {
-    let mut fleet = Fleet::start(1).await;
+    for engine in Engine::each() {
+        nothing_is_changed_while_redis_is_away_on(engine).await;
+    }
+}
+
+async fn nothing_is_changed_while_redis_is_away_on(engine: Engine) {
+    let mut fleet = Fleet::start_on(engine, 1).await;
     fleet[0].register("ada").await;
     let offline = fleet.command(&["user", "disable", "ada", "--offline"], &[]).await.expect_code(2);
     assert!(offline.stderr.contains("REDIS_URL is set"), "{}", offline.stderr);
     fleet.redis.kill();
     let failed = fleet.command(&["user", "disable", "ada"], &[]).await.expect_code(1);
     assert!(failed.stderr.contains("error: REDIS_URL: ") && audit(&failed).is_empty(), "{}", failed.stderr);
-    assert_eq!(fleet.query("SELECT count(*) FROM users WHERE disabled_at IS NULL").await.len(), 1);
+    assert_eq!(fleet.query("SELECT email FROM users WHERE disabled_at IS NULL").await.len(), 1);
     let shown = fleet.command(&["user", "show", "ada", "--json"], &[]).await.expect_code(0);
     assert_eq!(serde_json::from_str::<Value>(&shown.stdout).expect("JSON")["disabled_at"], Value::Null);
 }

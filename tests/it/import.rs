@@ -4,11 +4,17 @@ use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
 
 use crate::admin_cli::{audit, piped};
-use crate::fleet::{Fleet, PASSWORD, Session};
+use crate::fleet::{Engine, Fleet, PASSWORD, Session};
 
 #[tokio::test]
 async fn users_of_a_predecessor_are_imported_and_sign_in() {
-    let fleet = Fleet::start(1).await;
+    for engine in Engine::each() {
+        users_of_a_predecessor_are_imported_and_sign_in_on(engine).await;
+    }
+}
+
+async fn users_of_a_predecessor_are_imported_and_sign_in_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 1).await;
     fleet[0].register("bob").await;
     let hash = bcrypt::hash(PASSWORD, 4).expect("a hash");
     let source = fleet.path().join("express.db");
@@ -71,7 +77,13 @@ async fn users_of_a_predecessor_are_imported_and_sign_in() {
 
 #[tokio::test]
 async fn users_are_imported_from_csv() {
-    let fleet = Fleet::start(1).await;
+    for engine in Engine::each() {
+        users_are_imported_from_csv_on(engine).await;
+    }
+}
+
+async fn users_are_imported_from_csv_on(engine: Engine) {
+    let fleet = Fleet::start_on(engine, 1).await;
     let hash = bcrypt::hash(PASSWORD, 4).expect("a hash");
     let file = format!(
         "mail;full name;pw;since\nada@example.org;Ada Lovelace;{hash};\nshort;row\ngrace@example.org;Grace Hopper;{hash};2024-01-31\n"

@@ -146,6 +146,11 @@ impl Fleet {
         self.directory.path()
     }
 
+    /// `DATABASE_URL` of the replicas.
+    pub fn database_url(&self) -> &str {
+        &self.settings["DATABASE_URL"]
+    }
+
     /// The users' database, of SQLite.
     pub fn database(&self) -> PathBuf {
         self.path().join("users.db")
