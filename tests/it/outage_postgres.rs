@@ -111,13 +111,13 @@ async fn a_killed_postgres_loses_nothing_acknowledged() {
         server.start().await;
     }
     tokio::time::sleep(Duration::from_millis(700)).await;
-    let (registered, changed) = tokio::join!(registrations.end(), changes.end());
+    let (registered, passwords) = tokio::join!(registrations.end(), changes.end());
     assert_eq!(registered.unanswered, 0, "the replicas were up");
     registered.expect_kept(&fleet).await;
     for email in registered.acknowledged.iter().step_by(20) {
         fleet[0].try_login(email, PASSWORD).send().await.expect(200);
     }
-    changed.expect_kept(&fleet).await;
+    passwords.expect_kept(&fleet).await;
 }
 
 /// How often a login and a registration ask PostgreSQL, each time in one round trip: their statements are prepared by then.
