@@ -4,10 +4,13 @@
     k8s/credentials.py new | kubectl create -f -
     REDIS_URL=... DATABASE_URL=... k8s/credentials.py new --outside | kubectl create -f -
     kubectl -n authfleet get secret authfleet-server -o json | k8s/credentials.py rotate session | kubectl replace -f -
+    kubectl -n authfleet get secret authfleet-redis -o json | k8s/credentials.py acl |
+        kubectl -n authfleet exec -i authfleet-redis-0 -- redis-cli
 
 `rotate` adds a new secret beside the old one, `finish` drops the old one: both are valid between, so that nobody is
 signed out. For `session` there is `switch` in the middle: one may sign with the new key only when all accept it.
 `session` wants the Secret authfleet-server, `redis` the two Secrets authfleet-server and authfleet-redis.
+`acl` prints the commands by which a running Redis takes the passwords of its Secret, without a restart.
 """
 
 import argparse
@@ -38,9 +41,13 @@ def main() -> None:
     for name, choices in (("rotate", ["session", "redis"]), ("switch", ["session"]), ("finish", ["session", "redis"])):
         command = commands.add_parser(name, help=f"{name}: read Secrets from standard input, print them changed")
         command.add_argument("what", choices=choices)
+    commands.add_parser("acl", help="print commands for redis-cli, from the Secret authfleet-redis")
     arguments = parser.parse_args()
     if sys.stdout.isatty():
         sys.exit("this prints secrets: pipe it into kubectl")
+    if arguments.command == "acl":
+        print(acl_commands(read()[1]))
+        return
     if arguments.command == "new":
         made = outside() if arguments.outside else inside()
         listed = {"apiVersion": "v1", "kind": "List", "items": [manifest(name, data) for name, data in made.items()]}
@@ -115,6 +122,12 @@ def finish_redis(found: dict[str, dict[str, str]]) -> None:
     if now not in fleet_digests(acl):
         sys.exit(f"{REDIS} does not know the password in {SERVER}")
     found[REDIS]["users.acl"] = acl.replace(" ".join(fleet_digests(acl)), now)
+
+
+def acl_commands(found: dict[str, dict[str, str]]) -> str:
+    """Not ACL LOAD: the file in the pod follows the Secret a minute later, and ACL LOAD ends the fleet's connections."""
+    passwords = " ".join(fleet_digests(entry(found, REDIS, "users.acl")))
+    return f"AUTH operator {entry(found, REDIS, 'operator')}\nACL SETUSER authfleet resetpass {passwords}"
 
 
 def fleet_digests(acl: str) -> list[str]:

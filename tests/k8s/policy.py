@@ -251,10 +251,14 @@ def rollouts(objects):
         if spec.get("terminationGracePeriodSeconds", 30) < needed:
             yield f"{where}: terminationGracePeriodSeconds below the {needed} s that draining may take"
     budgets = of_kind(objects, "PodDisruptionBudget")
-    for thing, pairs, _ in pods(objects):
+    for thing, pairs, spec in pods(objects):
         covering = [budget for budget in budgets if matches(budget["spec"]["selector"], pairs)]
-        if thing["kind"] == "Deployment" and len(covering) != 1:
+        if thing["kind"] != "Job" and len(covering) != 1:
             yield f"{label(thing)}: {len(covering)} PodDisruptionBudgets"
+        # Whoever waits for Redis turns unready with it: a drain that takes Redis would then take all of them.
+        probes = str([container.get("readinessProbe") for container in containers(spec)])
+        if "/readyz" in probes and "AlwaysAllow" in {b["spec"].get("unhealthyPodEvictionPolicy") for b in covering}:
+            yield f"{label(thing)}: its budget lets unready pods go, all at once when a store is away"
     scaled = {thing["spec"]["scaleTargetRef"]["name"] for thing in of_kind(objects, "HorizontalPodAutoscaler")}
     for thing in of_kind(objects, "Deployment"):
         if (thing["metadata"]["name"] in scaled) == ("replicas" in thing["spec"]):

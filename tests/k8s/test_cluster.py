@@ -20,7 +20,9 @@ def namespace():
     exists = kubectl("get", "namespace", "authfleet").returncode == 0
     if not exists:
         made = kubectl("create", "-f", "-", given=yaml.safe_dump(named(renders()["local"], "Namespace", "authfleet")))
-        assert made.returncode == 0, made.stderr
+        # Somebody else may be faster; then it's theirs to remove.
+        exists = "AlreadyExists" in made.stderr
+        assert exists or made.returncode == 0, made.stderr
     yield
     if not exists:
         kubectl("delete", "namespace", "authfleet", "--wait=false")
@@ -38,10 +40,10 @@ def test_the_api_server_accepts(name, namespace):
     if missing := sorted({label(thing) for thing in objects if thing["apiVersion"] not in groups}):
         pytest.skip(f"NOT DONE: this API server lacks the custom resources of {', '.join(missing)}")
     text = "".join(f"---\n{yaml.safe_dump(thing)}" for thing in objects)
-    done = kubectl(
-        "apply", "--server-side", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-", given=text
-    )
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    # Under a name of its own: as `kubectl` it would take over what README's `kubectl apply` owns, and warn of that.
+    as_a_test = ["--server-side", "--field-manager=authfleet-test", "--force-conflicts", "--dry-run=server"]
+    done = kubectl("apply", *as_a_test, "--validate=strict", "--warnings-as-errors", "-f", "-", given=text)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_api_server_refuses_what_is_wrong(namespace):

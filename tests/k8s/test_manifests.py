@@ -72,6 +72,7 @@ def test_configurations_are_the_files_in_deploy():
     local = full("local")
     data = dict(named(local, "ConfigMap", "authfleet-nginx")["data"])
     assert data.pop("upstream.conf") == (nginx / "upstream/k8s.conf").read_text()
+    assert data.pop("http-k8s.conf") == (nginx / "http/k8s.conf").read_text()
     assert data.pop("edge.conf") == (K8S / "components/ingress/behind-proxy/edge.conf").read_text()
     assert data == {name: (nginx / name).read_text() for name in data}
     assert named(local, "ConfigMap", "authfleet-redis")["data"] == {"redis.conf": (redis / "redis.conf").read_text()}
@@ -80,10 +81,12 @@ def test_configurations_are_the_files_in_deploy():
         **data,
         "upstream.conf": (nginx / "upstream/k8s.conf").read_text(),
         "edge.conf": (nginx / "edge.conf").read_text(),
+        "http-k8s.conf": (nginx / "http/k8s.conf").read_text(),
     }
     # A file that nginx.conf includes and nobody mounts would be found by nginx; one that nobody includes, here.
     included = set(re.findall(r"^\s*include (\S+);", "\n".join(plain.values()), re.MULTILINE))
-    assert set(plain) == included | {"nginx.conf"}
+    assert "http-*.conf" in included
+    assert set(plain) == included - {"http-*.conf"} | {"http-k8s.conf", "nginx.conf"}
 
 
 def test_behind_a_proxy_only_the_trusted_networks_differ():

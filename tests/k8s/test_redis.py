@@ -105,6 +105,52 @@ def test_the_operator_may_look(redis):
     assert "yes" in ask(port, "operator", password, "config", "get", "appendonly")
 
 
+def test_a_running_redis_takes_the_passwords_of_a_rotation(redis):
+    port, made, _ = redis
+    begin = json.dumps({"kind": "List", "items": secrets(made)})
+    old = urlsplit(made["authfleet-server"]["REDIS_URL"]).password
+    between = credentials("rotate", "redis", given=begin)
+    new = urlsplit(decoded(between)["authfleet-server"]["REDIS_URL"]).password
+    finished = credentials("finish", "redis", given=between)
+
+    def load(given: str) -> None:
+        done = subprocess.run(
+            ["redis-cli", "-p", port], input=credentials("acl", given=given), capture_output=True, text=True
+        )
+        assert done.stdout.split() == ["OK", "OK"], done
+
+    # As a replica has it: a connection that was made with the old password.
+    replica = subprocess.Popen(
+        ["redis-cli", "-p", port, "--user", "authfleet", "--pass", old, "--no-auth-warning"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+
+    def client_id() -> str:
+        # redis-cli connects again by itself, with another id.
+        replica.stdin.write("client id\n")
+        replica.stdin.flush()
+        return replica.stdout.readline()
+
+    def accepts(password: str) -> bool:
+        return ask(port, "authfleet", password, "ping") == "PONG"
+
+    try:
+        connection = client_id()
+        assert accepts(old) and not accepts(new)
+        load(between)
+        assert client_id() == connection and accepts(old) and accepts(new)
+        load(finished)
+        assert client_id() == connection and not accepts(old) and accepts(new)
+        load(begin)
+        assert accepts(old)
+    finally:
+        replica.stdin.close()
+        replica.wait(10)
+
+
 def test_during_a_rotation_both_passwords_are_good(redis, tmp_path):
     _, made, _ = redis
     old = urlsplit(made["authfleet-server"]["REDIS_URL"]).password

@@ -230,6 +230,16 @@ MUTANTS = [
     ),
     ("nginx that does not wait", put(NGINX, f"{CONTAINER}.lifecycle", DELETE), "endpoint"),
     ("no budget", lambda objects: objects.remove(named(objects, "PodDisruptionBudget", "authfleet-nginx")), "0 PodDis"),
+    (
+        "Redis without a budget",
+        lambda objects: objects.remove(named(objects, "PodDisruptionBudget", "authfleet-redis")),
+        "0 PodDisruptionBudgets",
+    ),
+    (
+        "budget that lets unready replicas go",
+        put(("PodDisruptionBudget", "authfleet-server"), "spec.unhealthyPodEvictionPolicy", "AlwaysAllow"),
+        "all at once",
+    ),
     ("count against the autoscaler", put(SERVER, "spec.replicas", 3), "the count belongs"),
     ("no count", put(NGINX, "spec.replicas", DELETE), "the count belongs"),
     ("SQLite without affinity", put(SERVER, f"{POD}.affinity", DELETE), "without the other"),

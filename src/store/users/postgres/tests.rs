@@ -172,11 +172,18 @@ async fn a_request_that_is_given_up_costs_no_connection() {
 async fn connections_that_the_server_closed_cost_one_operation_at_most() {
     let (empty, store) = migrated().await;
     let user = store.create(new("ada@example.org")).await.unwrap();
-    join_all((0..20).map(|_| store.by_id(user.id))).await;
     let others = format!(
         "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()",
         empty.url.database
     );
+    let several = others.replace("pg_terminate_backend(pid)", "pid");
+    // A connection that is quickly free again serves several operations.
+    for _ in 0..100 {
+        join_all((0..20).map(|_| store.by_id(user.id))).await;
+        if empty.query(&several).await.len() > 1 {
+            break;
+        }
+    }
     assert!(empty.query(&others).await.len() > 1);
     store.by_id(user.id).await.ok();
     for _ in 0..20 {
