@@ -77,6 +77,7 @@ pub struct RedisHandle {
     servers: Servers,
     /// How many replicas confirm what [`RedisHandle::confirmed`] writes.
     replicas: u32,
+    sentinels: Option<(Arc<Sentinels>, Arc<Access>)>,
     /// Listens to Sentinels until the handle is dropped.
     _watch: Option<AbortOnDropHandle<()>>,
 }
@@ -120,12 +121,13 @@ impl RedisHandle {
         let access = Arc::new(Access::new(url, Dialer::new(config)?));
         let confirms = config.revocation_replicas > 0;
         let one = |target| Arc::new(Primary::new(&access, target, confirms));
-        let mut watch = None;
+        let (mut watch, mut asked) = (None, None);
         let servers = match &url.topology {
             RedisTopology::Single(node) => Servers::One(one(Target::Node(node.clone()))),
             RedisTopology::Unix(path) => Servers::One(one(Target::Unix(path.clone()))),
             RedisTopology::Sentinel { nodes, primary } => {
                 let sentinels = Arc::new(Sentinels::new(config, nodes, primary));
+                asked = Some((Arc::clone(&sentinels), Arc::clone(&access)));
                 let primary = one(Target::Sentinel(Arc::clone(&sentinels)));
                 // Without a runtime there is nobody who could be told early.
                 if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -137,7 +139,7 @@ impl RedisHandle {
             }
             RedisTopology::Cluster(nodes) => Servers::Cluster(Arc::new(Cluster::new(access, nodes, confirms))),
         };
-        Ok(Some(Self { servers, replicas: config.revocation_replicas, _watch: watch }))
+        Ok(Some(Self { servers, replicas: config.revocation_replicas, sentinels: asked, _watch: watch }))
     }
 
     /// Sends a pipeline and returns its replies: in one round trip if all its keys are on one server, else in one to each
@@ -261,6 +263,14 @@ impl RedisHandle {
     ) -> Result<Vec<Value>, StoreError> {
         let replies = async { sound(shard.primary.exchange(pipeline, None, false).await?) };
         timed(operation, "PIPELINE", Some(pipeline.len()), replies).await
+    }
+
+    /// What each Sentinel says: its address, and that of the primary. None without Sentinels.
+    pub async fn sentinels(&self) -> Vec<(String, Result<String, StoreError>)> {
+        match &self.sentinels {
+            Some((sentinels, access)) => sentinels.each(&access.dialer).await,
+            None => Vec::new(),
+        }
     }
 
     /// Asks every primary by `ask` whether it serves. Names those that don't, if others do.

@@ -1,4 +1,6 @@
 //! Redis: can it be reached, can it be relied on, does it let the server do its work.
+mod replication;
+
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, Script, Value, cmd};
@@ -52,7 +54,7 @@ pub(super) async fn examine(config: &RedisConfig) -> Vec<Check> {
         });
         worst(checks.collect())
     };
-    vec![
+    let mut checks = vec![
         ping(&redis, &shards).await,
         each(&|info, _, _| version(info)),
         each(&|info, _, _| role(info)),
@@ -61,7 +63,19 @@ pub(super) async fn examine(config: &RedisConfig) -> Vec<Check> {
         each(&|info, appendfsync, _| persistence(info, appendfsync)),
         clock(&redis).await,
         permissions(&redis).await,
-    ]
+    ];
+    checks.extend(replication::tls(config));
+    checks.extend(replication::sentinels(&redis).await);
+    if config.revocation_replicas > 0 {
+        let mut replicas = Vec::new();
+        for (shard, info, ..) in &found {
+            let least = setting(&redis, shard, "min-replicas-to-write").await;
+            replicas.push((shard.to_string(), replication::replicas(config, info, least.as_deref())));
+        }
+        checks.push(worst(replicas));
+        checks.push(replication::confirmation(&redis).await);
+    }
+    checks
 }
 
 /// Of the same check of several servers the first that is worst, with the server's name.

@@ -49,8 +49,8 @@ pub(super) struct Cluster {
     /// Members that were met, with their connections. They outlive a map.
     members: Mutex<HashMap<RedisNode, Arc<Primary>>>,
     map: RwLock<Arc<Map>>,
-    /// Held while looking at the cluster, so that one task does it for all.
-    looking: tokio::sync::Mutex<Option<Instant>>,
+    /// Held while looking at the cluster, so that one task does it for all. When the last look ended, and why it failed.
+    looking: tokio::sync::Mutex<Option<(Instant, Option<StoreError>)>>,
     /// Whether somebody is about to look.
     is_due: AtomicBool,
 }
@@ -323,7 +323,7 @@ impl Cluster {
         }
         let cluster = Arc::clone(self);
         tokio::spawn(async move {
-            let last = *cluster.looking.lock().await;
+            let last = cluster.looking.lock().await.as_ref().map(|(last, _)| *last);
             if let Some(last) = last {
                 tokio::time::sleep(LOOK_AGAIN.saturating_sub(last.elapsed())).await;
             }
@@ -338,10 +338,16 @@ impl Cluster {
     async fn look(self: &Arc<Self>) -> Result<(), StoreError> {
         let begin = Instant::now();
         let mut looking = self.looking.lock().await;
-        if looking.is_some_and(|last| last > begin) && !self.map.read().slots.is_empty() {
-            // Somebody else looked while this one waited.
-            return Ok(());
+        // What somebody else saw while this one waited speaks for this one too.
+        if let Some((_, error)) = looking.as_ref().filter(|(last, _)| *last > begin) {
+            return error.clone().map_or(Ok(()), Err);
         }
+        let result = self.look_now().await;
+        *looking = Some((Instant::now(), result.clone().err()));
+        result
+    }
+
+    async fn look_now(self: &Arc<Self>) -> Result<(), StoreError> {
         let mut nodes: Vec<_> = self.map.read().shards.iter().map(|(node, _)| node.clone()).collect();
         nodes.extend(self.seeds.iter().cloned());
         let mut seen = HashSet::new();
@@ -350,7 +356,6 @@ impl Cluster {
         let (views, error) = first_answers(asked, CONNECT_TIMEOUT, GRACE).await;
         // A member that is cut off goes on naming the primaries that it knew.
         let best = views.into_iter().max_by_key(|view| (view.is_ok, view.epoch, view.covered()));
-        *looking = Some(Instant::now());
         match best {
             Some(view) if !view.ranges.is_empty() => {
                 self.accept(&view);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use redis::aio::PubSub;
 use redis::{FromRedisValue as _, RedisConnectionInfo, Value};
@@ -77,6 +78,16 @@ impl Sentinels {
                 StoreError::new(format!("REDIS_URL: no Sentinel answered within {} ms", ASKING.as_millis()))
             })
         })
+    }
+
+    /// What each of them says.
+    pub(super) async fn each(&self, dialer: &Dialer) -> Vec<(String, Result<String, StoreError>)> {
+        let asked = self.nodes.iter().map(async |node| {
+            let late = |_| Err(StoreError::new("no answer in time"));
+            let answer = tokio::time::timeout(CONNECT_TIMEOUT, self.ask(dialer, node)).await.unwrap_or_else(late);
+            (node.to_string(), answer.map(|opinion| opinion.primary.to_string()))
+        });
+        join_all(asked).await
     }
 
     async fn ask(&self, dialer: &Dialer, node: &RedisNode) -> Result<Opinion, StoreError> {
