@@ -1,6 +1,6 @@
-# The server's image: one binary on distroless; no shell, not root. Builds with Docker Engine 20.10's own BuildKit: no
-# `# syntax` line, which would have to be pulled, and no named contexts.
-# Arguments, so that they can be pinned by digest: tools/images.
+# The server's image: one binary on distroless, without a shell, not running as root. It builds with the BuildKit of
+# Docker Engine 20.10, so it has no `# syntax` line, which would have to be pulled, and no named contexts. The base
+# images are arguments, so that tools/images can pin them by digest.
 ARG BUILD_IMAGE=rust:1.95-trixie
 ARG RUN_IMAGE=gcr.io/distroless/cc-debian13:nonroot
 
@@ -12,9 +12,10 @@ COPY Cargo.toml Cargo.lock build.rs ./
 COPY crates crates
 COPY migrations migrations
 COPY src src
-# What was downloaded and compiled before stays in the builder's caches, so that a change costs only what it touches.
-# Cargo judges by the time of change, and the cache may be newer than a file that differs, hence the touch. It wants every
-# target of the manifest to exist; tests and examples are not built here. /data is empty: it gives the volume its owner.
+# Downloads and compiled crates stay in the builder's caches, so that a change recompiles only what it affects.
+# `touch`, because cargo compares modification times, and the cache may be newer than a changed file.
+# Cargo needs every target of the manifest to exist, although tests and examples aren't built here.
+# /data is empty and only gives the volume its owner.
 RUN --mount=type=cache,id=authfleet-cargo,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=authfleet-target,target=/src/target,sharing=locked \
     mkdir -p tests/it loadtest/bare \
@@ -41,7 +42,7 @@ WORKDIR /data
 ENV DATABASE_URL=sqlite:///data/authfleet.db
 EXPOSE 3000 9464
 STOPSIGNAL SIGTERM
-# Ready, not only alive: Redis and the users' database answer, and the replica isn't draining.
+# Checks readiness, not only liveness: Redis and the users' database answer, and the replica isn't draining.
 HEALTHCHECK --interval=5s --timeout=4s --start-period=10s --retries=2 CMD ["authfleet", "healthcheck"]
 ENTRYPOINT ["authfleet"]
 CMD ["serve"]

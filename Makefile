@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 STEP := tools/ci/step
 LINT := tools/venv lint
-# Not by git: the tree may be a copy, or somebody else's.
+# Found without git: the tree may be a copy without .git, or belong to another user.
 FILES := grep -rlIE --exclude-dir=.git --exclude-dir=.tools --exclude-dir=.run --exclude-dir=target
 SCRIPTS = $(shell $(FILES) '^\#!.*[/ ](ba)?sh$$' .)
 PYTHON = $(shell $(FILES) '' --include='*.py' .; $(FILES) '^\#!.*python3$$' --exclude='*.py' .)
@@ -13,7 +13,7 @@ PYTHON = $(shell $(FILES) '' --include='*.py' .; $(FILES) '^\#!.*python3$$' --ex
 DEMO_FLAGS ?=
 # Options of loadtest/run: scenarios and --target.
 LOADTEST ?=
-# How many steps of `make test` run side by side.
+# How many steps of `make test` run in parallel.
 JOBS ?= 2
 
 .PHONY: help
@@ -50,7 +50,7 @@ test-steps:
 	@$(STEP) "Install Redis, nginx and Python's venv if they are missing" tools/local/install.sh --dev
 	@$(MAKE) --no-print-directory --keep-going -j$(JOBS) SIDE_BY_SIDE=1 test-parts
 
-# In the order of starting. One build, of one profile, serves all.
+# In the order in which they start. All use one build of one profile.
 test-parts: build format lint environments test-it test-unit test-schemathesis test-local test-loadtest clippy rustdoc
 export SIDE_BY_SIDE
 
@@ -68,7 +68,7 @@ lint: ## scripts and configuration: shellcheck, ruff, hadolint, nginx -t
 	@$(STEP) "One version of each image" tools/images check
 	@$(STEP) "nginx configuration, with each list of replicas" tests/nginx/run
 
-# While the compiler is at work.
+# These run while the compiler works.
 environments:
 	@$(STEP) "Python environments" sh -c 'tools/venv schemathesis && tools/venv loadtest'
 
@@ -87,7 +87,7 @@ test-local: build
 test-loadtest: build ## the load-test suite itself, in short: proofs, broken fleets, restarts
 	@$(STEP) "Load-test suite in short, and on fleets broken on purpose" tests/loadtest/run --binary target/debug/authfleet
 
-# After the build and not beside it: cargo does one thing at a time.
+# After the build, because cargo's lock serialises them anyway.
 clippy: build
 	@$(STEP) "Clippy, warnings denied" cargo clippy --locked --workspace --all-targets -- -D warnings
 
@@ -107,7 +107,7 @@ test-bundle: ## containers, Kubernetes manifests, Prometheus, Grafana, licenses 
 	@tests/compose/needs
 	@tools/ci/table $(MAKE) --no-print-directory bundle-steps
 
-# One after the other: they judge what alerts and dashboards say of a quiet fleet. But all of them, whatever fails.
+# One after the other, because they check the alerts and dashboards of a quiet fleet. All of them run even if one fails.
 bundle-steps:
 	@$(STEP) "Install Prometheus, Redis, nginx and Python's venv if they are missing" tools/local/install.sh --bundle
 	@$(MAKE) --no-print-directory --keep-going -j1 deny test-k8s test-prometheus test-grafana test-compose
@@ -132,8 +132,8 @@ FORCE:
 test-prometheus: target/release/authfleet ## rules, alerts, objectives, runbook: as files, and on a real fleet
 	@$(STEP) "Prometheus: rules, alerts and runbook" tests/prometheus/run
 
-test-grafana: target/release/authfleet ## dashboards: as files, and every query of theirs on a real fleet
-	@$(STEP) "Dashboards, and every query of theirs" tests/grafana/run
+test-grafana: target/release/authfleet ## dashboards: as files, and all their queries on a real fleet
+	@$(STEP) "Dashboards and their queries" tests/grafana/run
 
 test-compose: ## docker-compose.yml as it ships, and what happens when its parts fail (needs a Docker engine)
 	@$(STEP) "The fleet in containers, and its drills" tests/compose/run
@@ -141,7 +141,7 @@ test-compose: ## docker-compose.yml as it ships, and what happens when its parts
 # --- Housekeeping -----------------------------------------------------------------------------------------------------
 .PHONY: docs fmt clean
 
-docs: ## write anew what is generated: image versions, .env.example, tables of README, ARCHITECTURE and metrics, runbook page, dashboards, Kubernetes' rules (tests compare them)
+docs: ## regenerate image versions, .env.example, tables of README, ARCHITECTURE and metrics, runbook page, dashboards, Kubernetes rules (tests compare them)
 	@$(STEP) "Image versions of deploy/images.txt" tools/images write
 	@$(STEP) ".env.example, README's table of variables" env UPDATE_DOCS=1 cargo test --locked --quiet --lib config::reference
 	@$(STEP) "ARCHITECTURE.md's tables" env UPDATE_DOCS=1 cargo test --locked --quiet --lib architecture
@@ -154,6 +154,6 @@ fmt: ## format Rust and Python
 	cargo fmt --all
 	$(LINT) ruff format $(PYTHON)
 
-clean: ## remove what was built and what fleets left behind (not .tools)
+clean: ## remove build output and data of fleets (not .tools)
 	cargo clean
 	rm -rf .run

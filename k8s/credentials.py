@@ -24,7 +24,7 @@ import sys
 from urllib.parse import urlsplit
 
 SERVER, REDIS = "authfleet-server", "authfleet-redis"
-# probe: what the pod's probes may do. authfleet: everything but administration. operator: redis-cli by hand.
+# probe: for the pod's probes. authfleet: everything except administration. operator: for redis-cli by hand.
 ACL = """\
 user default reset off ~* &* +@all
 user probe on nopass resetkeys resetchannels -@all +ping
@@ -84,7 +84,7 @@ def outside() -> dict[str, dict[str, str]]:
 
 
 def rotate_session(found: dict[str, dict[str, str]]) -> None:
-    """The first key signs, all are accepted: the new one comes second."""
+    """Adds a key in second place: the first key signs, and all are accepted."""
     old = entry(found, SERVER, "SESSION_SECRET")
     if "," in old:
         sys.exit("a rotation is under way: finish it first")
@@ -92,7 +92,7 @@ def rotate_session(found: dict[str, dict[str, str]]) -> None:
 
 
 def switch_session(found: dict[str, dict[str, str]]) -> None:
-    """The new key signs, the old one is still accepted."""
+    """Makes the new key sign; the old one is still accepted."""
     old, comma, new = entry(found, SERVER, "SESSION_SECRET").partition(",")
     if not comma:
         sys.exit("no rotation is under way: rotate first")
@@ -100,12 +100,12 @@ def switch_session(found: dict[str, dict[str, str]]) -> None:
 
 
 def finish_session(found: dict[str, dict[str, str]]) -> None:
-    """The first key alone."""
+    """Keeps only the first key."""
     found[SERVER]["SESSION_SECRET"] = entry(found, SERVER, "SESSION_SECRET").split(",")[0]
 
 
 def rotate_redis(found: dict[str, dict[str, str]]) -> None:
-    """Redis takes the old and the new password, the replicas use the new one."""
+    """Makes Redis accept the old and the new password, and the replicas use the new one."""
     acl, password = entry(found, REDIS, "users.acl"), secrets.token_hex(32)
     if len(fleet_digests(acl)) > 1:
         sys.exit("a rotation is under way: finish it first")
@@ -116,7 +116,7 @@ def rotate_redis(found: dict[str, dict[str, str]]) -> None:
 
 
 def finish_redis(found: dict[str, dict[str, str]]) -> None:
-    """Redis takes only the password that the replicas use."""
+    """Makes Redis accept only the password that the replicas use."""
     acl = entry(found, REDIS, "users.acl")
     now = digest(urlsplit(entry(found, SERVER, "REDIS_URL")).password or "")
     if now not in fleet_digests(acl):
@@ -142,7 +142,7 @@ def redis_url(password: str) -> str:
 
 
 def digest(password: str) -> str:
-    """A password as Redis's ACL files have it, so that the password itself is not in them."""
+    """The hash of a password for Redis's ACL files, so that they don't contain the password itself."""
     return "#" + hashlib.sha256(password.encode()).hexdigest()
 
 
@@ -157,7 +157,7 @@ def encoded(data: dict[str, str]) -> dict[str, str]:
 
 
 def read() -> tuple[dict, dict[str, dict[str, str]]]:
-    """The Secrets on standard input, as they came and decoded."""
+    """The Secrets from standard input, as read and decoded."""
     try:
         given = json.load(sys.stdin)
         listed = given if given["kind"] == "List" else {"apiVersion": "v1", "kind": "List", "items": [given]}

@@ -1,16 +1,16 @@
 #!/bin/sh
-# The fleet's secrets, in a volume for each who reads them: /secrets/server for the replicas, /secrets/redis for Redis and
-# its operator, /secrets/grafana for Grafana. Runs in the one-shot service `secrets`:
+# Manages the fleet's secrets. Each reader has a volume: /secrets/server for the replicas, /secrets/redis for Redis and
+# its operator, /secrets/grafana for Grafana. It runs in the one-shot service `secrets`:
 #
-#   create         makes what is missing, leaves what is there (every start)
-#   stage          a new cookie key that all accept but none signs with yet, and a new Redis password beside the old
-#   promote        the new cookie key signs; the old one is still accepted
-#   retire         the old cookie keys and the old Redis password are no longer accepted
+#   create         creates missing secrets and leaves existing ones alone (at every start)
+#   stage          adds a cookie key that replicas accept but don't sign with yet, and a second Redis password
+#   promote        signs with the new cookie key; the old one is still accepted
+#   retire         removes the old cookie keys and the old Redis password
 #   export         prints the cookie keys, for another machine's `import`
-#   import         takes the cookie keys from standard input
+#   import         reads the cookie keys from standard input
 #
-# docs/operations.md says when: between two of them every replica must have been restarted. But for `export`, values are
-# never printed.
+# docs/operations.md says when to run them: every replica must be restarted between two steps. Only `export` prints
+# values.
 set -eu
 umask 077
 
@@ -24,7 +24,7 @@ grafana_uid=472
 
 say() { echo "secrets: $*"; }
 fail() { echo "secrets: $*" >&2; exit 1; }
-# sh knows no pipefail, so what a pipeline printed is looked at: an empty secret would be one that anybody knows.
+# sh has no pipefail, so the output of a pipeline is checked: anybody could guess an empty secret.
 is_256_bits() { [ ${#1} -eq 64 ] || fail "$2 did not give 256 bits"; }
 random() {
     bits=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
@@ -38,7 +38,7 @@ digest() {
     echo "$bits"
 }
 
-# Whole or not at all: a crash between two writes leaves the file as it was. $1 path, $2 uid, content on standard input
+# Replaces a file atomically: a crash leaves the old one. $1 path, $2 uid, content on standard input
 put() {
     cat >"$1.new"
     [ -s "$1.new" ] || fail "nothing to write to $1"
@@ -47,26 +47,26 @@ put() {
     mv "$1.new" "$1"
 }
 
-# Redis' users, from the hashes of the passwords that are accepted.
+# Redis's users, from the hashes of the accepted passwords.
 write_acl() {
     operator=$(digest "$(cat "$redis/operator-password")")
     {
-        # Nobody comes in without a name and a password: off, and no password. Its rights are for Redis itself, which
-        # reads the AOF as this user: without them every MULTI in it, so every script that wrote twice, would be
-        # refused with NOPERM at the next start, and the sessions in it be lost.
+        # The default user is off and has no password, so nobody can log in without a name. It needs its rights because
+        # Redis reads the AOF as this user: without them it would refuse every MULTI in the AOF with NOPERM at the next
+        # start, and so lose the sessions of every script that wrote twice.
         echo 'user default reset off ~* &* +@all'
-        # What the server's commands and scripts use, on its own keys; nothing that administers Redis.
+        # The server may use only its own keys, with the commands of its scripts, and can't administer Redis.
         printf 'user authfleet reset on %s ~session:* ~user:* ~throttle:* -@all +@read +@write +@connection +eval +evalsha +script|load +time -@dangerous +info +config|get\n' \
             "$(sed 's/^/#/' "$redis/accepted" | tr '\n' ' ')"
         printf 'user operator reset on #%s ~* &* +@all\n' "$operator"
     } | put "$redis/users.acl" "$redis_uid"
 }
 
-# A new password: accepted by Redis from its next ACL LOAD on, used by replicas from their next start on.
+# Adds a password. Redis accepts it after its next ACL LOAD; replicas use it after their next start.
 new_redis_password() {
     password=$(random)
     hash=$(digest "$password")
-    # One to a line, the newest first.
+    # One per line, the newest first.
     { echo "$hash"; [ ! -s "$redis/accepted" ] || sed -n 1p "$redis/accepted"; } >/tmp/accepted
     put "$redis/accepted" 0 </tmp/accepted
     write_acl
@@ -81,13 +81,13 @@ create() {
         say 'made the key that signs cookies'
     fi
     [ -s "$redis/operator-password" ] || { random | put "$redis/operator-password" "$redis_uid"; : >"$redis/incomplete"; }
-    # Both sides or neither: one volume may have been lost.
+    # The password is in two volumes, and one of them may have been lost: recreate both.
     if [ ! -s "$server/redis-url" ] || [ ! -s "$redis/accepted" ] || [ ! -s "$redis/users.acl" ] || [ -e "$redis/incomplete" ]; then
         new_redis_password
         rm -f "$redis/incomplete"
         say "made Redis' passwords"
     fi
-    # It takes effect when Grafana first starts with an empty volume of its own.
+    # Grafana reads it only at its first start, with an empty volume.
     chown "$grafana_uid:$grafana_uid" "$grafana" && chmod 500 "$grafana"
     if [ ! -s "$grafana/admin-password" ]; then
         random | put "$grafana/admin-password" "$grafana_uid"
@@ -131,7 +131,7 @@ case ${1:-} in
         tr -d '\n' >/tmp/imported
         [ "$(wc -c </tmp/imported)" -ge 32 ] || fail 'no cookie key on standard input'
         put "$server/session-secret" "$server_uid" </tmp/imported
-        # The first one signs, and of a rotation under way only `retire` is left.
+        # The first key signs. Of a rotation in progress only `retire` remains to be done.
         rm -f "$server/promoted"
         case $(keys) in *,*) echo yes | put "$server/promoted" "$server_uid" ;; esac
         say 'imported: if replicas run, restart them one by one'

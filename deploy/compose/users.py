@@ -11,7 +11,7 @@ import sys
 
 DATA = pathlib.Path(os.environ.get("DATA", "/data"))
 USERS = DATA / "authfleet.db"
-# On the volume: /tmp is small. The dot keeps them apart from what an operator may have put there.
+# On the volume, because /tmp is small. The leading dot avoids names that an operator may have chosen.
 COPY = DATA / ".backup.db"
 INCOMING = DATA / ".restore.db"
 
@@ -40,8 +40,8 @@ def backup() -> None:
         sys.exit(f"there is no {USERS.name} on the volume: has `migrate` run?")
     COPY.unlink(missing_ok=True)
     try:
-        # Read only, so that this SQLite, another version than the server's, never writes to a file that replicas share.
-        # One read transaction: the copy is of one moment, and nobody waits for it.
+        # Read only: this SQLite has another version than the server's and must never write to a file that replicas use.
+        # One read transaction makes the copy a snapshot, and blocks no replica.
         db = sqlite3.connect(f"file:{USERS}?mode=ro", uri=True, timeout=10)
         db.execute("VACUUM INTO ?", (str(COPY),))
         db.close()
@@ -73,7 +73,7 @@ def restore() -> None:
     try:
         users = receive()
         if USERS.exists():
-            # With its journal, which may hold its newest users, under the names that SQLite would look for.
+            # Together with its journal, which may hold the newest users, under the names that SQLite expects.
             for suffix in ("", "-wal", "-shm"):
                 old = pathlib.Path(f"{USERS}{suffix}")
                 kept = DATA / f"before-restore.db{suffix}"
