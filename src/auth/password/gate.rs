@@ -11,7 +11,12 @@
 //!   parameters. A hash with other parameters costs its own time until the user's next login upgrades it.
 //! - The threads share Argon2's memory and reuse what was used last. What is unused for [`IDLE`] goes back to the operating
 //!   system.
-use std::collections::{HashMap, VecDeque};
+mod job;
+#[cfg(test)]
+mod tests;
+mod turns;
+
+use std::collections::VecDeque;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -24,8 +29,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tracing::{Span, error, info_span, warn};
+use tracing::{Span, error, warn};
 
+use self::job::{Job, Work};
+use self::turns::Turns;
 use super::stored::{Blocks, ComputeError, Scheme, StoredError};
 use crate::config::HashingConfig;
 use crate::metrics::{
@@ -115,28 +122,6 @@ impl std::fmt::Debug for State {
     }
 }
 
-struct Job {
-    work: Work,
-    /// Its place in the order. See [`Turns`].
-    turn: u64,
-    /// Cancelled when nobody waits for it any more.
-    gone: CancellationToken,
-    queued: Instant,
-    /// The span from admission until a thread takes the job.
-    waiting: Span,
-    /// The span of the request that asked.
-    request: Span,
-}
-
-enum Work {
-    Hash { password: SecretString, reply: oneshot::Sender<Result<SecretString, HashError>> },
-    Verify { password: SecretString, stored: Option<SecretString>, reply: oneshot::Sender<Result<Verdict, HashError>> },
-}
-
-/// How many flows are remembered before those whose turn has come are forgotten. At most as many as the queue has jobs are
-/// still ahead of their turn.
-const FLOWS_KEPT: usize = 1024;
-
 /// For whom a password is hashed.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
@@ -144,39 +129,6 @@ pub struct Origin {
     pub flows: [u64; 2],
     /// Cancelled when the client has gone. Work that has not begun by then is dropped.
     pub gone: CancellationToken,
-}
-
-/// Whose turn it is: start-time fair queueing (Goyal, Vin and Cheng, 1996) with jobs of equal size. A job's turn is the
-/// present one, or the one after the last job of its address or account, whichever is later. Jobs of one turn are served in
-/// the order in which they came.
-#[derive(Debug, Default)]
-struct Turns {
-    /// The turn of the job that was taken last.
-    now: u64,
-    /// Each flow's next turn, as long as that is in the future.
-    next: HashMap<u64, u64>,
-}
-
-impl Turns {
-    fn of(&self, flows: [u64; 2]) -> u64 {
-        flows.iter().filter_map(|flow| self.next.get(flow)).copied().fold(self.now, u64::max)
-    }
-
-    fn queued(&mut self, flows: [u64; 2], turn: u64) {
-        for flow in flows.into_iter().filter(|flow| *flow != 0) {
-            self.next.insert(flow, turn + 1);
-        }
-    }
-
-    /// `is_last`: no other job waits.
-    fn taken(&mut self, turn: u64, is_last: bool) {
-        self.now = self.now.max(turn);
-        if is_last {
-            self.next.clear();
-        } else if self.next.len() > FLOWS_KEPT {
-            self.next.retain(|_, next| *next > self.now);
-        }
-    }
 }
 
 impl HashGate {
@@ -451,36 +403,6 @@ fn set(name: &'static str, count: usize) {
     gauge!(name).set(count as f64);
 }
 
-impl Job {
-    fn is_abandoned(&self) -> bool {
-        self.gone.is_cancelled() || self.work.is_abandoned()
-    }
-}
-
-impl Work {
-    /// The requester may have gone, and then nobody reads the error.
-    fn refuse(self, error: HashError) {
-        match self {
-            Self::Hash { reply, .. } => drop(reply.send(Err(error))),
-            Self::Verify { reply, .. } => drop(reply.send(Err(error))),
-        }
-    }
-
-    fn span(&self, request: &Span) -> Span {
-        match self {
-            Self::Hash { .. } => info_span!(target: traces::TARGET, parent: request, "password hash"),
-            Self::Verify { .. } => info_span!(target: traces::TARGET, parent: request, "password verify"),
-        }
-    }
-
-    fn is_abandoned(&self) -> bool {
-        match self {
-            Self::Hash { reply, .. } => reply.is_closed(),
-            Self::Verify { reply, .. } => reply.is_closed(),
-        }
-    }
-}
-
 impl From<ComputeError> for HashError {
     fn from(error: ComputeError) -> Self {
         Self::Failed(error.into())
@@ -500,6 +422,3 @@ fn lower_priority() {
 
 #[cfg(not(target_os = "linux"))]
 fn lower_priority() {}
-
-#[cfg(test)]
-mod tests;
