@@ -126,6 +126,39 @@ def redis():
         by_replica=True,
     )
     yield plot(
+        "Shards that don't serve",
+        "Shards of a Redis Cluster that are away or refuse writes, as each replica sees it. Their users get 503. Always 0 "
+        "without a cluster.",
+        Query("max by (replica) (authfleet_redis_shards_missing{@})", "{{replica}}"),
+        "short",
+        steps=[(1, RED)],
+        alerts="AuthfleetRedisShardMissing",
+        by_replica=True,
+        width=8,
+    )
+    yield plot(
+        "Revocations not confirmed",
+        "Sign-outs, revocations and changes of passwords a second that were answered 503, because Redis's replicas didn't "
+        "confirm them. Normal: 0, a few during a failover.",
+        Query("sum by (replica) (rate(authfleet_revocations_unconfirmed_total{@}[$__rate_interval]))", "{{replica}}"),
+        "ops",
+        alerts="AuthfleetRevocationsUnconfirmed",
+        by_replica=True,
+        width=8,
+    )
+    yield plot(
+        "Replicas and failovers",
+        "Replicas of Redis's primary, in a cluster of the one with the fewest; and how often another server became the "
+        "primary in the time of one point.",
+        [
+            Query("min(authfleet_redis_replicas{@})", "replicas"),
+            Query("max(increase(authfleet_redis_failovers_total{@}[$__rate_interval]))", "failovers"),
+        ],
+        "short",
+        alerts="AuthfleetRevocationsUnconfirmed",
+        width=8,
+    )
+    yield plot(
         "Memory of Redis",
         "What Redis uses, and what it may use.",
         [
