@@ -28,6 +28,11 @@ mod outage_sqlite;
 mod passwords;
 mod postgres_pooler;
 mod process_memory;
+mod redis_cluster;
+mod redis_sentinel;
+mod redis_tls;
+mod redis_urls;
+
 mod registration;
 mod revocation;
 mod session_list;

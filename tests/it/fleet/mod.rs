@@ -19,11 +19,15 @@ mod client;
 mod collector;
 mod demo;
 mod password_changes;
+mod ports;
 pub mod postgres;
 mod process;
 mod redis;
+mod redis_group;
+mod redis_server;
 mod registrations;
 mod replica;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
@@ -42,8 +46,11 @@ pub use self::password_changes::PasswordChanges;
 pub use self::postgres::Postgres;
 pub use self::process::{Finished, NOBODY, authfleet, unprivileged};
 pub use self::redis::Redis;
+pub use self::redis_group::{Access, Authority, Group, ISOLATED, SPECIAL};
+pub use self::redis_server::{HARNESS, Server};
 pub use self::registrations::Registrations;
 pub use self::replica::Replica;
+pub use self::watch::{Watch, right_again};
 
 /// What the contract calls "within 2 seconds", and one more for a test on a loaded machine: the client and the fleet
 /// share its cores with other tests.
@@ -285,6 +292,13 @@ impl Builder {
     /// Redis is not running yet; `fleet.redis.start()` starts it.
     pub fn redis_down(mut self) -> Self {
         self.redis = Some(false);
+        self
+    }
+
+    /// Sessions in this Redis, which is not the fleet's own: [`Fleet::redis`] is not running.
+    pub fn sessions_in(mut self, group: &Group) -> Self {
+        self.redis = None;
+        self.settings.extend(group.settings());
         self
     }
 

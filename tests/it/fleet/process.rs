@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
-use tokio::net::TcpSocket;
 
 use super::PATIENTLY;
 
@@ -88,15 +87,6 @@ fn append(path: &Path) -> File {
         .append(true)
         .open(path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// Keeps a port for a listener that is down: bound, but not listening, so that connections are refused and nothing else
-/// can take it. Linux lets a listener bind beside it; elsewhere the port is left to luck.
-pub fn hold(address: &str) -> Option<TcpSocket> {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_reuseaddr(true).expect("SO_REUSEADDR");
-    socket.bind(address.parse().expect("an address")).unwrap_or_else(|error| panic!("{address}: {error}"));
-    cfg!(target_os = "linux").then_some(socket)
 }
 
 /// What was written so far; empty if there is no such file yet.

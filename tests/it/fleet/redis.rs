@@ -1,82 +1,43 @@
 //! A Redis of the test's own, with the configuration that is shipped.
 use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::ops::Deref;
+use std::path::Path;
 
-use redis::{Connection, FromRedisValue};
-use rustix::process::Signal;
-use tokio::net::TcpSocket;
+use redis::Connection;
 
-use super::process::{Process, hold};
-use super::{Fleet, PATIENTLY};
+use super::Fleet;
+use super::ports::Port;
+use super::redis_server::Server;
 
 /// `redis-server`, on a socket in the fleet's directory or on a free port.
-pub struct Redis {
-    process: Option<Process>,
-    directory: PathBuf,
-    /// The port, and the socket that keeps others from it while Redis is down.
-    port: Option<(u16, Option<TcpSocket>)>,
+pub struct Redis(Server);
+
+impl Deref for Redis {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.0
+    }
 }
 
 impl Redis {
     pub(super) fn new(fleet: &Path, over_tcp: bool) -> Self {
-        let directory = fleet.join("redis");
-        std::fs::create_dir(&directory).expect("a directory for Redis");
-        Self { process: None, directory, port: over_tcp.then(free_port) }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.join("redis.sock")
+        Self(Server::redis(&fleet.join("redis"), over_tcp.then(Port::free), &[]))
     }
 
     /// `REDIS_URL`.
     pub fn url(&self) -> String {
-        match &self.port {
-            Some((port, _)) => format!("redis://127.0.0.1:{port}"),
-            None => format!("redis+unix://{}", self.socket().display()),
-        }
+        if self.port.is_some() { format!("redis://{}", self.address()) } else { self.socket_url() }
     }
 
     /// Starts it, in the same place with the same data if it ran before. Returns when it answers.
     pub async fn start(&mut self) {
-        let config = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/redis/redis.conf");
-        let output = self.directory.join("redis.log");
-        let port = self.port.as_ref().map_or(0, |(port, _)| *port);
-        let mut command = Command::new("redis-server");
-        command.arg(config).args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
-        command.arg("--unixsocket").arg(self.socket()).arg("--dir").arg(&self.directory);
-        let mut process = Process::spawn("redis-server", &mut command, &output, &output);
-        let begin = Instant::now();
-        // It listens before it has read its data, and says so until then.
-        while self.connect().is_none_or(|mut connection| redis::cmd("PING").exec(&mut connection).is_err()) {
-            if let Some(status) = process.status() {
-                panic!("redis-server ended: {status}");
-            }
-            assert!(begin.elapsed() < PATIENTLY, "redis-server does not answer");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        self.process = Some(process);
-    }
-
-    fn running(&self) -> &Process {
-        self.process.as_ref().expect("redis is running")
+        self.0.start().await;
     }
 
     /// `kill -9`.
     pub fn kill(&mut self) {
-        self.process.take().expect("redis is running").kill();
-    }
-
-    /// Stops it: it keeps its connections and answers nothing.
-    pub fn freeze(&self) {
-        self.running().signal(Signal::STOP);
-    }
-
-    /// Lets it go on.
-    pub fn thaw(&self) {
-        self.running().signal(Signal::CONT);
+        self.0.kill();
     }
 
     /// Makes it the replica of a primary that is not there: it keeps its connections and its data, and refuses writes.
@@ -89,36 +50,16 @@ impl Redis {
     pub async fn hand_over(&mut self) -> Self {
         // What was written by now is in its append-only file within a second.
         self.run::<String>(&["CONFIG", "SET", "appendfsync", "always"]);
-        let directory = self.directory.with_file_name("redis-successor");
-        copy(&self.directory, &directory);
-        let mut successor = Self { process: None, directory, port: None };
+        let mut successor = self.copy("redis-successor");
         successor.start().await;
         std::fs::rename(successor.socket(), self.socket()).expect("one file system");
-        std::mem::swap(&mut self.process, &mut successor.process);
-        successor
+        // The new one is reached where the old one was.
+        self.0.swap_processes(&mut successor);
+        Self(successor)
     }
+}
 
-    fn connect(&self) -> Option<Connection> {
-        let connection = redis::Client::open(self.url()).expect("an address").get_connection().ok()?;
-        connection.set_read_timeout(Some(PATIENTLY)).expect("a time-out");
-        Some(connection)
-    }
-
-    /// Runs a command, as `redis-cli` does.
-    #[track_caller]
-    pub fn run<T: FromRedisValue>(&self, words: &[&str]) -> T {
-        let (name, arguments) = words.split_first().expect("a command");
-        let mut connection = self.connect().expect("redis answers");
-        redis::cmd(name).arg(arguments).query(&mut connection).unwrap_or_else(|error| panic!("{words:?}: {error}"))
-    }
-
-    /// Every key of this pattern, sorted.
-    pub fn keys(&self, pattern: &str) -> Vec<String> {
-        let mut keys: Vec<String> = self.run(&["KEYS", pattern]);
-        keys.sort();
-        keys
-    }
-
+impl Server {
     /// Counts what clients cost from now on.
     pub fn meter(&self) -> Meter {
         let mut meter = Meter { connection: self.connect().expect("redis answers"), before: Usage::default() };
@@ -130,9 +71,14 @@ impl Redis {
 }
 
 impl Fleet {
-    /// What `work` costs Redis. Every few seconds a replica asks Redis how it is, for its metrics; if that happens during the
-    /// work, the work is done and measured again.
-    pub async fn cost(&self, mut work: impl AsyncFnMut()) -> Usage {
+    /// What `work` costs Redis.
+    pub async fn cost(&self, work: impl AsyncFnMut()) -> Usage {
+        self.cost_on(&self.redis, work).await
+    }
+
+    /// What `work` costs this server. Every few seconds a replica asks Redis how it is, for its metrics; if that happens
+    /// during the work, the work is done and measured again.
+    pub async fn cost_on(&self, server: &Server, mut work: impl AsyncFnMut()) -> Usage {
         let looks = async || {
             let mut trips = 0;
             for replica in self.replicas() {
@@ -145,7 +91,7 @@ impl Fleet {
         };
         for _ in 0..20 {
             let before = looks().await;
-            let mut meter = self.redis.meter();
+            let mut meter = server.meter();
             work().await;
             let used = meter.used();
             if looks().await == before {
@@ -201,23 +147,4 @@ impl Meter {
         self.before = now;
         used
     }
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("a readable directory") {
-        let entry = entry.expect("a readable directory");
-        let kind = entry.file_type().expect("a file's type");
-        if kind.is_dir() {
-            copy(&entry.path(), &to.join(entry.file_name()));
-        } else if kind.is_file() {
-            std::fs::copy(entry.path(), to.join(entry.file_name())).expect("a readable file");
-        }
-    }
-}
-
-/// A port that was free just now. Redis takes no socket from its parent, and doesn't say which port it took for 0.
-fn free_port() -> (u16, Option<TcpSocket>) {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-    (free.port(), hold(&free.to_string()))
 }

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 
 use super::client::{Answer, Call, PASSWORD, Raw, Session, User, http};
-use super::process::{Process, binary, hold, read};
+use super::ports::hold;
+use super::process::{Process, binary, read};
 use super::{PATIENTLY, Settings, within};
 
 /// `authfleet serve`. It keeps its ports over restarts.
@@ -202,6 +203,12 @@ impl Replica {
     /// The status of `GET /profile` with this session.
     pub async fn check(&self, session: &Session) -> u16 {
         self.get("/profile").session(session).send().await.status
+    }
+
+    /// Makes the request of [`Replica::check`], again and again.
+    pub fn checker(&self, session: &Session) -> impl Fn() -> Call + Send + 'static {
+        let (http, session, url) = (self.http.clone(), session.clone(), format!("http://{}/profile", self.address()));
+        move || Call::new(http.get(&url)).session(&session)
     }
 
     /// The sum of a metric's series that have all these labels.

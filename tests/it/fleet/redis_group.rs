@@ -1,0 +1,413 @@
+//! Several Redis servers of a test's own: a primary with two replicas and three Sentinels, a cluster of three primaries with
+//! a replica each, or a single one with passwords or TLS.
+//!
+//! The unit tests of the sessions' store use this file too, so it needs only `ports` and `redis_server` of the others.
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+
+use super::ports::Port;
+use super::redis_server::{HARNESS, Server, shipped};
+
+/// Only a hanging test takes this long.
+const PATIENTLY: Duration = Duration::from_secs(30);
+/// What Sentinels call the primary.
+pub const NAME: &str = "main";
+/// `min-replicas-max-lag`, less than what is shipped, so that tests take less time.
+const LAG: Duration = Duration::from_secs(2);
+/// A primary refuses writes this long after it last heard of its replicas, at the latest: it counts in whole seconds, and
+/// counts once a second.
+pub const ISOLATED: Duration = LAG.saturating_add(Duration::from_secs(2));
+/// `down-after-milliseconds`, and `cluster-node-timeout`. Not less than [`ISOLATED`], so that a primary that is cut off
+/// refuses before another one is elected.
+pub const DOWN_AFTER: Duration = ISOLATED;
+
+/// Who may connect, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Name and password at Redis, as they are and as they stand in a URL.
+    pub login: Option<[(&'static str, &'static str); 2]>,
+    /// The same at the Sentinels, whose variables take them as they are.
+    pub sentinel_login: Option<(&'static str, &'static str)>,
+    pub tls: bool,
+    /// Whether clients must show a certificate.
+    pub client_certificates: bool,
+}
+
+/// A name and a password full of characters that mean something in a URL or in Redis's configuration.
+pub const SPECIAL: [(&str, &str); 2] = [("fle@et", "fle%40et"), ("p@s/s#?%:, é", "p%40s%2Fs%23%3F%25%3A%2C%20%C3%A9")];
+
+/// Nobody comes in without a name. The user keeps its rights, because Redis up to 8.4 reads its append-only file as this user,
+/// and leaves out scripts' writes that the user may not make.
+const NOBODY: &str = "user default reset off ~* &* +@all";
+
+/// A certificate authority of a test's own, and what it has signed, as files.
+#[derive(Debug)]
+pub struct Authority {
+    pub certificate: PathBuf,
+    /// Of servers on this machine.
+    pub server: [PathBuf; 2],
+    /// Of clients.
+    pub client: [PathBuf; 2],
+}
+
+impl Authority {
+    /// Makes one in a new directory.
+    pub fn new(directory: &Path) -> Self {
+        fs::create_dir(directory).expect("a new directory");
+        let write = |name: &str, text: String| {
+            let path = directory.join(name);
+            fs::write(&path, text).expect("a file");
+            path
+        };
+        let key = KeyPair::generate().expect("a key");
+        // Whose subject is its issuer's is taken for its own authority.
+        let named = |name: &str, hosts: &[&str]| {
+            let hosts: Vec<_> = hosts.iter().map(|&host| host.to_owned()).collect();
+            let mut params = CertificateParams::new(hosts).expect("names");
+            params.distinguished_name.push(DnType::CommonName, name);
+            params
+        };
+        let mut params = named("an authority for tests", &[]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).expect("a certificate").pem();
+        let issuer = Issuer::new(params, key);
+        let signed = |name: &str, hosts: &[&str]| {
+            let key = KeyPair::generate().expect("a key");
+            let certificate = named(name, hosts).signed_by(&key, &issuer).expect("a certificate").pem();
+            [write(&format!("{name}.crt"), certificate), write(&format!("{name}.key"), key.serialize_pem())]
+        };
+        let server = signed("server", &["127.0.0.1", "localhost"]);
+        let client = signed("client", &["authfleet"]);
+        Self { certificate: write("ca.crt", certificate), server, client }
+    }
+}
+
+/// Servers that belong together. They end when it is dropped.
+#[derive(Debug)]
+pub struct Group {
+    pub servers: Vec<Server>,
+    /// None in a cluster.
+    pub sentinels: Vec<Server>,
+    kind: Kind,
+    access: Access,
+    pub authority: Option<Authority>,
+    /// Ports of the cluster's bus.
+    kept: Vec<Port>,
+    // Last, because it takes the directory away from under the others.
+    directory: TempDir,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Single,
+    Sentinel,
+    Cluster,
+}
+
+impl Group {
+    /// One server on a port.
+    pub async fn single(access: Access) -> Self {
+        let mut group = Self::new(Kind::Single, access);
+        let port = Port::free();
+        let lines = group.common(&port);
+        group.add("redis", port, &lines);
+        group.start().await
+    }
+
+    /// A primary, two replicas, three Sentinels.
+    pub async fn sentinel(access: Access) -> Self {
+        let mut group = Self::new(Kind::Sentinel, access);
+        let ports = [(); 3].map(|()| Port::free());
+        let primary = ports[0].number;
+        let mut watched = vec![format!("sentinel monitor {NAME} 127.0.0.1 {primary} 2")];
+        for (index, port) in ports.into_iter().enumerate() {
+            let mut lines = group.common(&port);
+            if index > 0 {
+                lines.push(format!("replicaof 127.0.0.1 {primary}"));
+                watched.push(format!("sentinel known-replica {NAME} 127.0.0.1 {}", port.number));
+            }
+            group.add(&format!("redis-{index}"), port, &lines);
+        }
+        watched.push(format!("sentinel auth-user {NAME} sentinel"));
+        watched.push(format!("sentinel auth-pass {NAME} sentinel"));
+        watched.push(format!("sentinel down-after-milliseconds {NAME} {}", DOWN_AFTER.as_millis()));
+        watched.push(format!("sentinel failover-timeout {NAME} 3000"));
+        watched.push(format!("sentinel parallel-syncs {NAME} 2"));
+        let ports = [(); 3].map(|()| Port::free());
+        let numbers = [0, 1, 2].map(|index: usize| ports[index].number);
+        for (index, port) in ports.into_iter().enumerate() {
+            let mut lines = group.tls(port.number);
+            lines.push(format!("sentinel myid {}", id(index)));
+            if let Some((name, password)) = group.access.sentinel_login {
+                lines.extend([
+                    NOBODY.to_owned(),
+                    user(name, password, "~* &* +@all"),
+                    user(HARNESS, HARNESS, "~* &* +@all"),
+                    format!("sentinel sentinel-user {HARNESS}"),
+                    format!("sentinel sentinel-pass {HARNESS}"),
+                ]);
+            }
+            lines.extend(watched.iter().cloned());
+            for other in (0..3).filter(|&other| other != index) {
+                let port = numbers[other];
+                lines.push(format!("sentinel known-sentinel {NAME} 127.0.0.1 {port} {}", id(other)));
+            }
+            let directory = group.directory.path().join(format!("sentinel-{index}"));
+            group.sentinels.push(Server::sentinel(&directory, port, &lines));
+        }
+        group.start().await
+    }
+
+    /// Three primaries, a replica of each.
+    pub async fn cluster(access: Access) -> Self {
+        let mut group = Self::new(Kind::Cluster, access);
+        let ports = [(); 6].map(|()| (Port::free(), Port::free()));
+        let slots = ["0-5460", "5461-10922", "10923-16383"];
+        let members: Vec<_> = ports
+            .iter()
+            .enumerate()
+            .map(|(index, (port, bus))| {
+                let place = format!("{} 127.0.0.1:{}@{}", id(index), port.number, bus.number);
+                match slots.get(index) {
+                    Some(slots) => (place, format!("master - 0 0 {} connected {slots}", index + 1)),
+                    None => (place, format!("slave {} 0 0 {} connected", id(index - 3), index - 2)),
+                }
+            })
+            .collect();
+        for (index, (port, bus)) in ports.into_iter().enumerate() {
+            let mut lines = group.common(&port);
+            lines.extend([
+                shipped("cluster.conf"),
+                format!("cluster-port {}", bus.number),
+                format!("cluster-node-timeout {}", DOWN_AFTER.as_millis()),
+                "cluster-allow-replica-migration no".to_owned(),
+            ]);
+            group.add(&format!("redis-{index}"), port, &lines);
+            group.kept.push(bus);
+            let nodes: Vec<_> = members
+                .iter()
+                .enumerate()
+                .map(|(other, (place, role))| format!("{place} {}{role}", if other == index { "myself," } else { "" }))
+                .collect();
+            let nodes = format!("{}\nvars currentEpoch 3 lastVoteEpoch 0\n", nodes.join("\n"));
+            fs::write(group.servers[index].directory().join("nodes.conf"), nodes).expect("a file");
+        }
+        group.start().await
+    }
+
+    fn new(kind: Kind, mut access: Access) -> Self {
+        if kind != Kind::Single {
+            // Else whoever is kept out goes on without a name.
+            access.login.get_or_insert(SPECIAL);
+        }
+        let directory = tempfile::Builder::new().prefix("redis-").tempdir().expect("a temporary directory");
+        let authority = access.tls.then(|| Authority::new(&directory.path().join("certificates")));
+        Self { servers: Vec::new(), sentinels: Vec::new(), kind, access, authority, kept: Vec::new(), directory }
+    }
+
+    fn tls(&self, port: u16) -> Vec<String> {
+        let Some(authority) = &self.authority else { return Vec::new() };
+        let [certificate, key] = &authority.server;
+        let clients = if self.access.client_certificates { "yes" } else { "no" };
+        vec![
+            format!("tls-port {port}"),
+            format!("tls-cert-file {}", certificate.display()),
+            format!("tls-key-file {}", key.display()),
+            format!("tls-ca-cert-file {}", authority.certificate.display()),
+            format!("tls-auth-clients {clients}"),
+            "tls-replication yes".to_owned(),
+        ]
+    }
+
+    /// What all servers of the group have in their configuration.
+    fn common(&self, port: &Port) -> Vec<String> {
+        let mut lines = self.tls(port.number);
+        if self.kind != Kind::Single {
+            lines.push(shipped("replicated.conf"));
+            lines.push(format!("min-replicas-max-lag {}", LAG.as_secs()));
+            // Accounts of their own, so that a test can keep replicas and Sentinels out, and nobody else.
+            lines.push(user("replica", "replica", "+psync +replconf +ping"));
+            lines.push(user("sentinel", "sentinel", "~* &* +@all"));
+            lines.push("masteruser replica".to_owned());
+            lines.push("masterauth replica".to_owned());
+        }
+        if self.kind == Kind::Cluster && self.access.tls {
+            lines.push("tls-cluster yes".to_owned());
+        }
+        if let Some([(name, _), (password, _)]) = self.access.login {
+            lines.push(NOBODY.to_owned());
+            lines.push(user(name, password, "~* &* +@all"));
+            lines.push(user(HARNESS, HARNESS, "~* &* +@all"));
+        }
+        lines
+    }
+
+    fn add(&mut self, name: &str, port: Port, lines: &[String]) {
+        self.servers.push(Server::redis(&self.directory.path().join(name), Some(port), lines));
+    }
+
+    async fn start(mut self) -> Self {
+        for server in &mut self.servers {
+            server.launch();
+        }
+        for server in &mut self.servers {
+            server.answers().await;
+        }
+        // Sentinels that look before there are replicas look again after ten seconds.
+        self.settled(0).await;
+        for sentinel in &mut self.sentinels {
+            sentinel.launch();
+        }
+        for sentinel in &mut self.sentinels {
+            sentinel.answers().await;
+        }
+        self.settled(self.sentinels.len()).await;
+        self
+    }
+
+    /// `REDIS_URL` and what belongs to it.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let mut settings = BTreeMap::from([("REDIS_URL".to_owned(), self.url())]);
+        let mut set = |name: &str, value: String| drop(settings.insert(name.to_owned(), value));
+        if let Some(Authority { certificate, client: [client, key], .. }) = &self.authority {
+            set("REDIS_CA_FILE", certificate.display().to_string());
+            if self.access.client_certificates {
+                set("REDIS_CERT_FILE", client.display().to_string());
+                set("REDIS_KEY_FILE", key.display().to_string());
+            }
+        }
+        if let Some((name, password)) = self.access.sentinel_login.filter(|_| self.kind == Kind::Sentinel) {
+            set("REDIS_SENTINEL_USERNAME", name.to_owned());
+            set("REDIS_SENTINEL_PASSWORD", password.to_owned());
+        }
+        settings
+    }
+
+    /// `REDIS_URL`.
+    pub fn url(&self) -> String {
+        let s = if self.access.tls { "s" } else { "" };
+        let login =
+            self.access.login.map_or_else(String::new, |[(_, name), (_, password)]| format!("{name}:{password}@"));
+        let list = |servers: &[Server]| servers.iter().map(Server::address).collect::<Vec<_>>().join(",");
+        match self.kind {
+            Kind::Single => format!("redis{s}://{login}{}", self.servers[0].address()),
+            Kind::Sentinel => format!("redis{s}-sentinel://{login}{}/{NAME}", list(&self.sentinels)),
+            Kind::Cluster => format!("redis{s}-cluster://{login}{}", list(&self.servers[..3])),
+        }
+    }
+
+    /// Servers that call themselves primaries. One that is frozen says nothing: don't ask while one is.
+    pub fn primaries(&self) -> Vec<usize> {
+        let servers = self.servers.iter().enumerate();
+        servers.filter(|(_, server)| server.info("role") == "master").map(|(index, _)| index).collect()
+    }
+
+    /// The primary that Sentinels name.
+    pub fn primary(&self) -> usize {
+        self.named(&self.sentinels[0]).expect("the Sentinel names a server of the group")
+    }
+
+    /// What one Sentinel says.
+    pub fn named(&self, sentinel: &Server) -> Option<usize> {
+        let (_, port): (String, u16) = sentinel.try_run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).ok()?;
+        self.at(port)
+    }
+
+    fn at(&self, port: u16) -> Option<usize> {
+        self.servers.iter().position(|server| server.port.as_ref().is_some_and(|own| own.number == port))
+    }
+
+    /// The server of a cluster that has this key, as `through` sees it.
+    pub fn owner(&self, key: &str, through: usize) -> Option<usize> {
+        type Range = (u16, u16, (String, u16, String));
+        let slot: u16 = self.servers[through].try_run(&["CLUSTER", "KEYSLOT", key]).ok()?;
+        let ranges: Vec<redis::Value> = self.servers[through].try_run(&["CLUSTER", "SLOTS"]).ok()?;
+        ranges.into_iter().find_map(|range| {
+            let redis::Value::Array(mut parts) = range else { return None };
+            parts.truncate(3);
+            if let Some(redis::Value::Array(node)) = parts.get_mut(2) {
+                node.truncate(3);
+            }
+            let (from, to, (_, port, _)): Range = redis::from_redis_value(redis::Value::Array(parts)).ok()?;
+            if (from..=to).contains(&slot) { self.at(port) } else { None }
+        })
+    }
+
+    /// Waits until all servers run, know each other, and have the replicas that belong to them.
+    pub async fn settled(&self, sentinels: usize) {
+        let begin = Instant::now();
+        while let Err(why) = self.is_settled(sentinels) {
+            assert!(begin.elapsed() < PATIENTLY, "the servers don't come together: {why}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn is_settled(&self, sentinels: usize) -> Result<(), String> {
+        let (primaries, replicas) = match self.kind {
+            Kind::Single => (1, 0),
+            Kind::Sentinel => (1, 2),
+            Kind::Cluster => (3, 1),
+        };
+        let found = self.primaries();
+        if found.len() != primaries {
+            return Err(format!("primaries are {found:?}"));
+        }
+        for primary in found {
+            let server = &self.servers[primary];
+            let good = server.info("min_slaves_good_slaves");
+            if replicas > 0 && (good != replicas.to_string() || !server.is_followed_by(replicas)) {
+                return Err(format!("{primary} has {good} good replicas, or they are behind"));
+            }
+            for sentinel in &self.sentinels[..sentinels] {
+                if self.named(sentinel) != Some(primary) {
+                    return Err(format!("a Sentinel names {:?}", self.named(sentinel)));
+                }
+                let state: BTreeMap<String, String> =
+                    sentinel.try_run(&["SENTINEL", "MASTER", NAME]).map_err(|error| error.to_string())?;
+                let seen = ["flags", "num-slaves", "num-other-sentinels"].map(|name| state[name].as_str());
+                if seen != ["master", "2", "2"] {
+                    return Err(format!("a Sentinel sees {seen:?}"));
+                }
+            }
+        }
+        if self.kind == Kind::Cluster {
+            for (index, server) in self.servers.iter().enumerate() {
+                let state: String = server.try_run(&["CLUSTER", "INFO"]).map_err(|error| error.to_string())?;
+                if !state.contains("cluster_state:ok") || !state.contains("cluster_slots_ok:16384") {
+                    return Err(format!("{index} says {state}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps replicas and Sentinels out of a server, and nobody else: it and its clients go on.
+    pub fn cut_off(&self, server: usize) {
+        for account in ["replica", "sentinel"] {
+            self.servers[server].run::<String>(&["ACL", "SETUSER", account, "off"]);
+            self.servers[server].run::<i64>(&["CLIENT", "KILL", "USER", account]);
+        }
+    }
+
+    /// Lets them in again.
+    pub fn join(&self, server: usize) {
+        for account in ["replica", "sentinel"] {
+            self.servers[server].run::<String>(&["ACL", "SETUSER", account, "on"]);
+        }
+    }
+}
+
+/// A line of an ACL.
+fn user(name: &str, password: &str, rules: &str) -> String {
+    format!("user {name} on \">{password}\" {rules}")
+}
+
+/// The name of a member that other members know it by.
+fn id(index: usize) -> String {
+    format!("{index:040x}")
+}

@@ -1,0 +1,254 @@
+//! Redis with Sentinel: another primary is found soon, meanwhile nobody gets a wrong answer, and what was revoked stays
+//! revoked.
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::fleet::{
+    Access, Fleet, Group, ISOLATED, PASSWORD, PATIENTLY, PROMPTLY, Replica, Server, Session, Watch, right_again, within,
+};
+
+/// What Redis answers beside clients: to Sentinels, to replicas, to the meter.
+const OF_OTHERS: [&str; 8] = ["ping", "info", "publish", "replconf", "client|setname", "subscribe", "auth", "hello"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_is_one_round_trip_and_a_revocation_is_confirmed() {
+    let group = Group::sentinel(Access::default()).await;
+    let fleet = Fleet::builder().sessions_in(&group).replicas(2).start().await;
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    expect_one_round_trip(&fleet, &group, 0, &session).await;
+    expect_confirmation(&fleet, &group, &[1, 2], &session, 0).await;
+}
+
+/// Fails the test unless a check is one round trip of two commands to this server, and none to another.
+pub(crate) async fn expect_one_round_trip(fleet: &Fleet, group: &Group, server: usize, session: &Session) {
+    const REQUESTS: u64 = 100;
+    assert_eq!(fleet[0].check(session).await, 200);
+    let mut replicas = Vec::new();
+    for (index, other) in group.servers.iter().enumerate().filter(|(index, _)| *index != server) {
+        replicas.push((index, other.meter()));
+    }
+    let used = fleet.cost_on(&group.servers[server], async || {
+        for _ in 0..REQUESTS {
+            assert_eq!(fleet[0].check(session).await, 200);
+        }
+    });
+    let mut used = used.await;
+    let before = used.commands.len();
+    let mut of_others = 0;
+    used.commands.retain(|name, calls| {
+        let is_other = OF_OTHERS.contains(&&**name);
+        of_others += if is_other { *calls } else { 0 };
+        !is_other
+    });
+    assert_eq!(used.commands, [("hmget".to_owned(), REQUESTS), ("pexpire".to_owned(), REQUESTS)].into(), "{before}");
+    // Each of the others' commands is at most one more.
+    assert!((REQUESTS..=REQUESTS + of_others).contains(&used.reads), "{} reads, {of_others} of others", used.reads);
+    for (index, mut meter) in replicas {
+        // A replica is written to by its primary, and read by nobody.
+        assert_eq!(meter.used().commands.get("hmget"), None, "server {index}");
+    }
+}
+
+/// Fails the test unless revocations are refused while `replicas` are frozen, and succeed afterwards. `primary` has them.
+pub(crate) async fn expect_confirmation(
+    fleet: &Fleet,
+    group: &Group,
+    replicas: &[usize],
+    session: &Session,
+    primary: usize,
+) {
+    let server = &group.servers[primary];
+    // So that it's the confirmation that is missing: without this, the primary soon refuses everything.
+    server.run::<String>(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    let user = fleet[0].get("/profile").session(session).send().await.expect(200);
+    let (email, name) = (user.text_at("email"), user.text_at("username"));
+    let login = async |password: &str| Session::opened_by(&fleet[0].try_login(&email, password).send().await);
+    let new_password = "staple a battery horse";
+    let change = json!({ "current_password": PASSWORD, "new_password": new_password });
+    let unconfirmed =
+        || fleet.replicas().iter().flat_map(Replica::log).filter(|line| line["outcome"] == "unconfirmed").count();
+    for way in ["logout", "revoke", "revoke all", "password", "disable"] {
+        let (asking, other) = (login(PASSWORD).await, login(PASSWORD).await);
+        let ask = |replica: usize| match way {
+            "logout" => fleet[replica].post("/auth/logout").session(&asking),
+            "revoke" => fleet[replica].call("DELETE", &format!("/auth/sessions/{}", other.id)).session(&asking),
+            "revoke all" => fleet[replica].call("DELETE", "/auth/sessions").session(&asking),
+            _ => fleet[replica].post("/auth/password").session(&asking).json(&change),
+        };
+        let before = unconfirmed();
+        for &replica in replicas {
+            group.servers[replica].freeze();
+        }
+        if way == "disable" {
+            fleet.command(&["user", "disable", &name], &[]).await.expect_code(1);
+        } else {
+            ask(0).send().await.expect_unavailable();
+            // On another replica, and on a connection that has written nothing yet.
+            ask(1).send().await.expect_unavailable();
+            server.run::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
+            for replica in fleet.replicas() {
+                within(PATIENTLY, "connected again", async || replica.check(session).await != 503).await;
+            }
+            ask(0).send().await.expect_unavailable();
+            assert!(unconfirmed() >= before + 2, "{way} is not on record");
+        }
+        for &replica in replicas {
+            group.servers[replica].thaw();
+        }
+        // As soon as they have caught up.
+        let done = async || {
+            if way == "disable" {
+                return fleet.command(&["user", "disable", &name], &[]).await.code == Some(0);
+            }
+            let answer = ask(0).send().await;
+            // The first attempt may have ended the session that asks, or changed the password.
+            assert!(matches!(answer.status, 200 | 204 | 401 | 403 | 404 | 503), "{way}: {}", answer.text());
+            answer.status != 503
+        };
+        within(PATIENTLY, way, done).await;
+        for replica in fleet.replicas() {
+            if way != "revoke" {
+                assert_eq!(replica.check(&asking).await, 401, "{way}");
+            }
+            if way != "logout" {
+                assert_eq!(replica.check(&other).await, 401, "{way}");
+            }
+        }
+        if way == "password" {
+            let again = Session::opened_by(&fleet[0].try_login(&email, new_password).send().await);
+            let back = json!({ "current_password": new_password, "new_password": PASSWORD });
+            fleet[0].post("/auth/password").session(&again).json(&back).send().await.expect(200);
+        }
+    }
+    server.run::<String>(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+}
+
+/// How a primary goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Demoted,
+    Killed,
+    Frozen,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_primary_is_found_however_the_first_one_goes() {
+    let mut group = Group::sentinel(Access::default()).await;
+    let fleet = Fleet::builder().sessions_in(&group).replicas(2).start().await;
+    let ada = fleet[0].register("ada").await;
+    let (session, ended) = (fleet[0].login(&ada).await, fleet[0].login(&ada).await);
+    fleet[1].post("/auth/logout").session(&ended).send().await.expect(200);
+    for fault in [Fault::Demoted, Fault::Killed, Fault::Frozen] {
+        let old = group.primary();
+        let connects = async || {
+            fleet[0].count("authfleet_redis_connects_total", &[]).await
+                + fleet[1].count("authfleet_redis_connects_total", &[]).await
+        };
+        let before = connects().await;
+        let (alive, dead) = (Watch::over(&fleet, &session), Watch::over(&fleet, &ended));
+        let begin = Instant::now();
+        match fault {
+            Fault::Demoted => drop(group.sentinels[0].run::<String>(&["SENTINEL", "FAILOVER", "main"])),
+            Fault::Killed => {
+                // One of three Sentinels goes with it.
+                group.sentinels[0].kill();
+                group.servers[old].kill();
+            }
+            Fault::Frozen => group.servers[old].freeze(),
+        }
+        let sentinel = &group.sentinels[2];
+        let elected = async || {
+            let named = group.named(sentinel).filter(|&named| named != old);
+            named.is_some_and(|new| {
+                let server = &group.servers[new];
+                // The election is over when the new primary takes writes again: when another replica follows it.
+                server.info("role") == "master" && server.info("min_slaves_good_slaves") != "0"
+            })
+        };
+        within(PATIENTLY, "another primary", elected).await;
+        let election = Instant::now();
+        within(PATIENTLY, "right answers", async || {
+            fleet[0].check(&session).await == 200 && fleet[1].check(&session).await == 200
+        })
+        .await;
+        // The old one comes back, and knows nothing of what happened meanwhile.
+        match fault {
+            Fault::Demoted => {}
+            Fault::Killed => {
+                group.servers[old].start().await;
+                group.sentinels[0].start().await;
+            }
+            Fault::Frozen => group.servers[old].thaw(),
+        }
+        group.settled(3).await;
+        let seen = alive.expect(200).await;
+        dead.expect(401).await;
+        let waited = right_again(&seen, 200, election).duration_since(election);
+        let made = connects().await - before;
+        println!(
+            "{fault:?}: the election took {:?}, right answers {waited:?} after it, {made} connections made",
+            election - begin
+        );
+        assert!(waited < PROMPTLY, "{fault:?}: {waited:?}");
+        // Two links on each replica; and as many again if the first lead to a server that is about to be demoted.
+        assert!(made <= 12, "{made} connections: a herd");
+    }
+    // Two of three Sentinels are away: a replica that starts still finds the primary.
+    group.sentinels[0].kill();
+    group.sentinels[1].freeze();
+    let late = Fleet::builder().sessions_in(&group).start().await;
+    within(PROMPTLY, "ready", async || late[0].ops("/readyz").await.status == 200).await;
+    assert_eq!(fleet[0].check(&session).await, 200);
+}
+
+/// Replicas and Sentinels are out of reach of the primary, clients are not. Another primary may have been elected, and may
+/// have ended any session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_isolated_primary_lets_nobody_in() {
+    let mut group = Group::sentinel(Access::default()).await;
+    let fleet = Fleet::builder().sessions_in(&group).replicas(2).start().await;
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    let watch = Watch::over(&fleet, &session);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let begin = Instant::now();
+    group.servers[1..].iter().for_each(Server::freeze);
+    // One that was frozen would do nothing for half a minute, because its clock jumped.
+    group.sentinels.iter_mut().for_each(Server::kill);
+    tokio::time::sleep(ISOLATED + Duration::from_secs(2)).await;
+    let end = Instant::now();
+    group.servers[1..].iter().for_each(Server::thaw);
+    group.sentinels.iter_mut().for_each(Server::launch);
+    within(PATIENTLY, "right answers", async || {
+        fleet[0].check(&session).await == 200 && fleet[1].check(&session).await == 200
+    })
+    .await;
+    let seen = watch.expect(200).await;
+    let accepted = seen.iter().flatten().filter(|answer| answer.status == 200 && answer.begin > begin);
+    let accepted: Vec<_> = accepted.filter(|answer| answer.end < end).map(|answer| answer.begin - begin).collect();
+    let late = accepted.iter().filter(|&&after| after > ISOLATED).count();
+    println!("{} checks accepted after the cut, the last {:?} after it", accepted.len(), accepted.iter().max());
+    assert_eq!(late, 0, "accepted more than {ISOLATED:?} after the cut");
+    let refused = seen.iter().flatten().filter(|answer| answer.begin > begin + ISOLATED && answer.end < end);
+    assert!(refused.count() > 100, "too little was asked");
+
+    // Cut off so that it notices at once.
+    group.settled(3).await;
+    let primary = group.primary();
+    let watch = Watch::over(&fleet, &session);
+    group.cut_off(primary);
+    let cut = Instant::now();
+    let elected = async || group.named(&group.sentinels[0]).is_some_and(|named| named != primary);
+    within(PATIENTLY, "another primary", elected).await;
+    let elected = Instant::now();
+    let before = elected.checked_sub(Duration::from_millis(200)).expect("later than the start of the clock");
+    within(PATIENTLY, "right answers", async || {
+        fleet[0].check(&session).await == 200 && fleet[1].check(&session).await == 200
+    })
+    .await;
+    let seen = watch.expect(200).await;
+    let accepted = seen.iter().flatten().filter(|answer| answer.status == 200 && answer.begin > cut);
+    assert_eq!(accepted.filter(|answer| answer.end < before).count(), 0);
+    group.join(primary);
+    assert_eq!(fleet[0].check(&session).await, 200);
+}
