@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::AuthError;
-use crate::store::throttle::{Admission, Outcome, Subject, ThrottleStore};
+use crate::store::throttle::{Charge, Reservation, Subject, ThrottleStore};
 
 /// How long an attempt that can't be admitted yet waits.
 const WAIT: Duration = Duration::from_millis(1500);
@@ -150,14 +150,14 @@ impl Throttle {
             let said = self.shared.store.reserve(&subjects, &attempt.id).await?;
             let mut blocked: Option<Duration> = None;
             let mut waits_for = None;
-            for (n, (subject, admission)) in subjects.iter().zip(said).enumerate() {
-                match admission {
-                    Admission::Reserved => attempt.reserved.push(subject.clone()),
-                    Admission::Blocked(_) if n >= shown => attempt.is_decoy = true,
-                    Admission::Blocked(left) => blocked = blocked.max(Some(left)),
+            for (n, (subject, reservation)) in subjects.iter().zip(said).enumerate() {
+                match reservation {
+                    Reservation::Held => attempt.reserved.push(subject.clone()),
+                    Reservation::Blocked(_) if n >= shown => attempt.is_decoy = true,
+                    Reservation::Blocked(left) => blocked = blocked.max(Some(left)),
                     // Attempts under way may have the right password and free their places, so a decoy would be too early.
-                    Admission::Wait if n >= shown && Instant::now() >= deadline => attempt.is_decoy = true,
-                    Admission::Wait => waits_for = waits_for.or(Some((subject, n >= shown))),
+                    Reservation::Wait if n >= shown && Instant::now() >= deadline => attempt.is_decoy = true,
+                    Reservation::Wait => waits_for = waits_for.or(Some((subject, n >= shown))),
                 }
             }
             if let Some(retry_after) = blocked {
@@ -263,7 +263,7 @@ impl Attempt {
     ///
     /// No store: the attempt isn't charged, so its outcome must not be told either.
     pub async fn charge(mut self) -> Result<(), AuthError> {
-        self.settle(|_| Outcome::Failed).await
+        self.settle(|_| Charge::Failure).await
     }
 
     /// For a right password: forgets the failures of the account and the name, but not those of the address. The attempt
@@ -275,20 +275,20 @@ impl Attempt {
     pub async fn pardon(mut self) -> Result<(), AuthError> {
         self.settle(|subject| {
             let is_network = subject.name.starts_with("address:");
-            if is_network { Outcome::Passed } else { Outcome::Reset }
+            if is_network { Charge::Attempt } else { Charge::AttemptAndPardon }
         })
         .await
     }
 
     async fn release(mut self) -> Result<(), AuthError> {
-        self.settle(|_| Outcome::Released).await
+        self.settle(|_| Charge::Nothing).await
     }
 
-    async fn settle(&mut self, outcome: impl Fn(&Subject) -> Outcome) -> Result<(), AuthError> {
+    async fn settle(&mut self, charge: impl Fn(&Subject) -> Charge) -> Result<(), AuthError> {
         if self.reserved.is_empty() {
             return Ok(());
         }
-        let settled: Vec<_> = self.reserved.iter().map(|subject| (subject.clone(), outcome(subject))).collect();
+        let settled: Vec<_> = self.reserved.iter().map(|subject| (subject.clone(), charge(subject))).collect();
         self.shared.store.settle(&settled, &self.id).await?;
         self.reserved.clear();
         for (subject, _) in &settled {
@@ -308,7 +308,7 @@ impl Drop for Attempt {
         // `drop` can't wait. If this task is lost, the store gives the places up by itself.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            let released: Vec<_> = reserved.into_iter().map(|subject| (subject, Outcome::Released)).collect();
+            let released: Vec<_> = reserved.into_iter().map(|subject| (subject, Charge::Nothing)).collect();
             drop(shared.store.settle(&released, &id).await);
             for (subject, _) in &released {
                 shared.settled(&subject.name);

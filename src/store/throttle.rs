@@ -1,17 +1,18 @@
 //! Counts of attempts and of failed ones, shared by all replicas.
 //!
-//! An attempt first reserves a place: those that count and those under way together never exceed the limits, so attempts made
-//! at once can't pass them. Afterwards it is settled: it's charged, as an attempt or as a failure too, or gives its place
-//! back.
+//! An attempt first reserves a place with each subject. Counted attempts and those under way together never exceed the
+//! limits, so concurrent attempts can't pass them. Afterwards the attempt is settled: it is charged as an attempt, or
+//! also as a failure, or it gives its place back.
 //!
 //! | key | type | what | time to live |
 //! | --- | --- | --- | --- |
 //! | `throttle:{SUBJECT}:failures` | string | failures in this window | the window, from the first failure |
 //! | `throttle:{SUBJECT}:attempts` | string | attempts in this window | the window, from the first attempt |
-//! | `throttle:{SUBJECT}:pending` | sorted set | attempts under way, scored by when they're given up | 30 s |
+//! | `throttle:{SUBJECT}:pending` | sorted set | attempts under way, scored by the time at which they are given up | 30 s |
 //!
-//! The scripts work while Redis is full, or nobody could change a password then. What they add is bounded: each reservation is
-//! followed by a hash, which takes thousands of times as long, and all of it is gone after a window.
+//! The scripts also run while Redis is full; otherwise nobody could change a password then. What they add is bounded:
+//! each reservation is followed by a hash, which takes thousands of times as long, and every key expires after a
+//! window.
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use super::StoreError;
 use super::redis::{Operation, RedisHandle, operation};
 use crate::clock::{Clock, millis};
 
-/// An attempt that was never settled, because its replica died, is given up after this.
+/// An attempt that is never settled, because its replica died, gives up its place after this.
 const PENDING_TTL: Duration = Duration::from_secs(30);
 
 static THROTTLE_TRIP: Operation = operation!("throttle");
@@ -45,20 +46,20 @@ redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return {1, 0}
 ";
 
-/// KEYS: failures, pending, attempts. ARGV: attempt, outcome (`failed`, `passed`, `reset`, `released`), window in ms.
+/// KEYS: failures, pending, attempts. ARGV: attempt, charge (see [`Charge::as_str`]), window in ms.
 const SETTLE: &str = r"#!lua flags=allow-oom
 redis.call('ZREM', KEYS[2], ARGV[1])
-if ARGV[2] == 'released' then return 1 end
+if ARGV[2] == 'nothing' then return 1 end
 if redis.call('INCR', KEYS[3]) == 1 then redis.call('PEXPIRE', KEYS[3], ARGV[3]) end
-if ARGV[2] == 'failed' then
+if ARGV[2] == 'failure' then
   if redis.call('INCR', KEYS[1]) == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
-elseif ARGV[2] == 'reset' then
+elseif ARGV[2] == 'pardon' then
   redis.call('DEL', KEYS[1])
 end
 return 1
 ";
 
-/// Whose attempts are counted, and how many are too many.
+/// Something whose attempts are counted, with its limits.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// Such as `account:…` or `address:…`.
@@ -67,41 +68,41 @@ pub struct Subject {
     pub limit: u32,
     /// Attempts in a window, failures included.
     pub attempts: u32,
-    /// The window, from the first one of each.
+    /// The window. It begins with the first failure or the first attempt.
     pub window: Duration,
 }
 
-/// Whether an attempt may go on.
+/// Whether an attempt has got a place with a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// It has a place, and must be settled.
-    Reserved,
-    /// Attempts under way could use up what is left: ask again shortly.
+pub enum Reservation {
+    /// The place is held until the attempt is settled.
+    Held,
+    /// Attempts under way could use up the limit. Try again shortly.
     Wait,
-    /// Too many failures, for this long.
+    /// The limit of failures or of attempts is used up, for this long.
     Blocked(Duration),
 }
 
-/// How an attempt ended.
+/// What a settled attempt adds to the counts of a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It counts as a failure, and as an attempt.
-    Failed,
-    /// It counts as an attempt.
-    Passed,
-    /// It counts as an attempt, and failures before it are forgotten.
-    Reset,
-    /// It doesn't count.
-    Released,
+pub enum Charge {
+    /// A failure and an attempt.
+    Failure,
+    /// An attempt.
+    Attempt,
+    /// An attempt. Earlier failures are forgotten.
+    AttemptAndPardon,
+    /// Nothing.
+    Nothing,
 }
 
-impl Outcome {
+impl Charge {
     fn as_str(self) -> &'static str {
         match self {
-            Self::Failed => "failed",
-            Self::Passed => "passed",
-            Self::Reset => "reset",
-            Self::Released => "released",
+            Self::Failure => "failure",
+            Self::Attempt => "attempt",
+            Self::AttemptAndPardon => "pardon",
+            Self::Nothing => "nothing",
         }
     }
 }
@@ -111,25 +112,25 @@ impl Outcome {
 pub enum ThrottleStore {
     /// Shared by every replica.
     Redis(Arc<RedisHandle>),
-    /// In this process alone.
+    /// Only in this process.
     Memory(MemoryCounters),
 }
 
-/// One script, of one subject, in a pipeline of several: each has its own slot. By its text rather than its hash: in a
-/// pipeline, nobody can load it and ask again.
+/// Adds a script for one subject to a pipeline. Each subject has its own slot, so a script serves only one. It is sent
+/// as text rather than by its hash, because a pipeline can't load a missing script and repeat the call.
 fn call<'a>(pipeline: &'a mut redis::Pipeline, script: &str, subject: &Subject) -> &'a mut redis::Pipeline {
     let key = |kind| format!("throttle:{{{}}}:{kind}", subject.name);
     pipeline.cmd("EVAL").arg(script).arg(3).arg(key("failures")).arg(key("pending")).arg(key("attempts"))
 }
 
 impl ThrottleStore {
-    /// Reserves a place with each subject for `attempt`, a name of its own; in one round trip. What each says, in their order:
-    /// one that is blocked doesn't keep the others from being reserved.
+    /// Reserves a place with each subject in one round trip, for an attempt with the unique name `attempt`. Returns the
+    /// result of each subject in the same order. A blocked subject doesn't prevent reservations with the others.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn reserve(&self, subjects: &[Subject], attempt: &str) -> Result<Vec<Admission>, StoreError> {
+    pub async fn reserve(&self, subjects: &[Subject], attempt: &str) -> Result<Vec<Reservation>, StoreError> {
         let redis = match self {
             Self::Redis(redis) => redis,
             Self::Memory(counters) => {
@@ -144,36 +145,36 @@ impl ThrottleStore {
                 .arg(attempt)
                 .arg(millis(PENDING_TTL));
         }
-        let mut admissions = Vec::with_capacity(subjects.len());
+        let mut reservations = Vec::with_capacity(subjects.len());
         for answer in redis.pipeline(&THROTTLE_TRIP, &pipeline).await? {
             let (answer, left): (u8, i64) = redis::from_redis_value(answer).map_err(redis::RedisError::from)?;
-            admissions.push(match answer {
-                1 => Admission::Reserved,
-                2 => Admission::Wait,
-                _ => Admission::Blocked(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
+            reservations.push(match answer {
+                1 => Reservation::Held,
+                2 => Reservation::Wait,
+                _ => Reservation::Blocked(Duration::from_millis(u64::try_from(left).unwrap_or(0))),
             });
         }
-        Ok(admissions)
+        Ok(reservations)
     }
 
     /// Settles a reserved attempt with each subject, in one round trip.
     ///
     /// # Errors
     ///
-    /// When the store doesn't answer; the places are then held until they're given up.
-    pub async fn settle(&self, subjects: &[(Subject, Outcome)], attempt: &str) -> Result<(), StoreError> {
+    /// When the store doesn't answer. The places are then held until they expire.
+    pub async fn settle(&self, subjects: &[(Subject, Charge)], attempt: &str) -> Result<(), StoreError> {
         let redis = match self {
             Self::Redis(redis) => redis,
             Self::Memory(counters) => {
-                for (subject, outcome) in subjects {
-                    counters.settle(subject, attempt, *outcome);
+                for (subject, charge) in subjects {
+                    counters.settle(subject, attempt, *charge);
                 }
                 return Ok(());
             }
         };
         let mut pipeline = redis::Pipeline::with_capacity(subjects.len());
-        for (subject, outcome) in subjects {
-            call(&mut pipeline, SETTLE, subject).arg(attempt).arg(outcome.as_str()).arg(millis(subject.window));
+        for (subject, charge) in subjects {
+            call(&mut pipeline, SETTLE, subject).arg(attempt).arg(charge.as_str()).arg(millis(subject.window));
         }
         redis.pipeline(&THROTTLE_TRIP, &pipeline).await.map(drop)
     }
@@ -194,7 +195,7 @@ struct State {
 }
 
 impl State {
-    /// Forgets what no longer counts now and then, so that memory follows what does.
+    /// Now and then removes subjects without counts, so that memory doesn't grow with those that were ever seen.
     fn sweep(&mut self, now: i64) {
         self.since_sweep += 1;
         if self.since_sweep > self.subjects.len() {
@@ -214,7 +215,7 @@ struct Counter {
     pending: Vec<(String, i64)>,
 }
 
-/// How many since the window began.
+/// A count since its window began.
 #[derive(Debug, Default)]
 struct Count {
     number: u32,
@@ -258,42 +259,42 @@ impl MemoryCounters {
         Self { clock, state: Mutex::default() }
     }
 
-    fn reserve(&self, subject: &Subject, attempt: &str) -> Admission {
+    fn reserve(&self, subject: &Subject, attempt: &str) -> Reservation {
         let now = self.clock.now_ms();
         let mut state = self.state.lock();
         state.sweep(now);
         let counter = state.subjects.entry(subject.name.clone()).or_default();
         counter.forget(now);
         if counter.failures.number >= subject.limit {
-            return Admission::Blocked(counter.failures.left(now));
+            return Reservation::Blocked(counter.failures.left(now));
         }
         if counter.attempts.number >= subject.attempts {
-            return Admission::Blocked(counter.attempts.left(now));
+            return Reservation::Blocked(counter.attempts.left(now));
         }
         let pending = u32::try_from(counter.pending.len()).unwrap_or(u32::MAX);
         if counter.failures.number.saturating_add(pending) >= subject.limit
             || counter.attempts.number.saturating_add(pending) >= subject.attempts
         {
-            return Admission::Wait;
+            return Reservation::Wait;
         }
         let until = now.saturating_add(millis(PENDING_TTL));
         counter.pending.push((attempt.to_owned(), until));
-        Admission::Reserved
+        Reservation::Held
     }
 
-    fn settle(&self, subject: &Subject, attempt: &str, outcome: Outcome) {
+    fn settle(&self, subject: &Subject, attempt: &str, charge: Charge) {
         let now = self.clock.now_ms();
         let mut state = self.state.lock();
         let counter = state.subjects.entry(subject.name.clone()).or_default();
         counter.pending.retain(|(pending, _)| pending != attempt);
         counter.forget(now);
-        if outcome != Outcome::Released {
+        if charge != Charge::Nothing {
             counter.attempts.add(now, subject.window);
         }
-        match outcome {
-            Outcome::Failed => counter.failures.add(now, subject.window),
-            Outcome::Reset => counter.failures.number = 0,
-            Outcome::Passed | Outcome::Released => {}
+        match charge {
+            Charge::Failure => counter.failures.add(now, subject.window),
+            Charge::AttemptAndPardon => counter.failures.number = 0,
+            Charge::Attempt | Charge::Nothing => {}
         }
         if counter.is_empty() {
             state.subjects.remove(&subject.name);
@@ -319,7 +320,7 @@ mod tests {
         };
         for n in 0..1000 {
             store.reserve(&[subject(n)], "a").await.expect("memory answers");
-            store.settle(&[(subject(n), Outcome::Failed)], "a").await.expect("memory answers");
+            store.settle(&[(subject(n), Charge::Failure)], "a").await.expect("memory answers");
         }
         assert_eq!(count(), 1000);
         clock.advance(Duration::from_secs(901));
