@@ -40,7 +40,7 @@ bench: ## CPU per session check, beside a bare handler and redis-benchmark
 	@loadtest/bench
 
 # --- make test: everything that needs a Rust toolchain and apt or Homebrew, nothing else ------------------------------
-.PHONY: test test-steps test-parts build format lint environments clippy rustdoc test-unit test-it test-local \
+.PHONY: test test-steps test-parts build format lint environments clippy rustdoc chaos test-unit test-it test-local \
 	test-schemathesis test-loadtest check
 
 test: ## the server, the local fleet, the contract, races, hostile input, load-test proofs; installs what it needs
@@ -74,6 +74,9 @@ environments:
 
 test-it: build ## the real server on a real Redis; races, outages, hostile clients
 	@$(STEP) "Integration tests: the real server on a real Redis" cargo test --locked --test it
+
+chaos: ## revocations while Redis fails over, for CHAOS_SECONDS (default 600) with Sentinel and as long with a cluster
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-600} cargo test --locked --test it -- --nocapture --test-threads 1 by_a_failover
 
 test-unit: build
 	@$(STEP) "Unit and store tests" cargo test --locked --workspace --lib --bins

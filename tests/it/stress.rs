@@ -2,6 +2,7 @@
 //! [`history`] looks for what must not be in it.
 //!
 //! `STRESS_SECONDS=300 cargo test --test it stress -- --nocapture` for longer than the 20 s of the suite.
+mod failovers;
 mod history;
 
 use std::collections::BTreeSet;
@@ -13,9 +14,10 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use self::history::{Event, Generation, SessionNumber, UserNumber, What, figures, violations};
-use crate::fleet::{Engine, Fleet};
+use crate::fleet::{Engine, Fleet, Server};
 
 const USERS: usize = 6;
 
@@ -52,6 +54,47 @@ fn password(user: UserNumber, generation: Generation) -> String {
 }
 
 impl Clients {
+    /// Makes users.
+    async fn of(fleet: &Fleet) -> Arc<Self> {
+        let http =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().expect("an HTTP client");
+        let mut users = Vec::new();
+        for user in 0..USERS {
+            let email = format!("user-{user}@example.org");
+            let body = json!({ "email": email, "password": password(user, 0) });
+            fleet[user % 3].post("/auth/register").json(&body).send().await.expect(201);
+            users.push(User { email, passwords: Mutex::new(vec![0]), generations: AtomicUsize::new(0) });
+        }
+        Arc::new(Self {
+            http,
+            replicas: fleet.replicas().iter().map(|replica| format!("http://{}", replica.address())).collect(),
+            begin: Instant::now(),
+            stop: AtomicBool::new(false),
+            history: Mutex::default(),
+            sessions: Mutex::default(),
+            numbers: AtomicUsize::new(0),
+            users,
+        })
+    }
+
+    /// Lets all of them do what they do, until [`Clients::stop`] is set.
+    fn start(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
+        let mut tasks = Vec::new();
+        for user in 0..USERS {
+            let c = Arc::clone(self);
+            tasks.push(tokio::spawn(async move { c.change_passwords(user).await }));
+            for _ in 0..2 {
+                let c = Arc::clone(self);
+                tasks.push(tokio::spawn(async move { c.come_and_go(user).await }));
+            }
+        }
+        for _ in 0..4 {
+            let c = Arc::clone(self);
+            tasks.push(tokio::spawn(async move { c.look_over().await }));
+        }
+        tasks
+    }
+
     /// Sends a request to a replica; what was answered, if it was, and the times.
     async fn send(
         &self,
@@ -147,8 +190,9 @@ impl Clients {
             self.send(replica, Method::DELETE, &format!("/auth/sessions/{}", session.id), &session.cookie, None).await
         };
         let acknowledged = match answered.map(|answered| answered.status) {
-            // 401 and 404: it was no longer there.
-            Some(200 | 204 | 401 | 404) => true,
+            Some(200 | 204) => true,
+            // It was no longer there.
+            Some(401 | 404) => return self.record(event, What::Checked { session: session.number, valid: false }),
             Some(503) | None => false,
             Some(status) => panic!("end: {status}"),
         };
@@ -291,37 +335,8 @@ async fn stress(engine: Engine) {
     let mut fleet = Fleet::builder().users_in(engine).replicas(3).env("LOGIN_FAILURES_PER_ACCOUNT", "1000000");
     fleet = fleet.env("SESSIONS_PER_USER", "10000").env("RUST_LOG", "warn,authfleet=info,request=off");
     let mut fleet = fleet.start().await;
-    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().expect("an HTTP client");
-    let mut users = Vec::new();
-    for user in 0..USERS {
-        let email = format!("user-{user}@example.org");
-        let body = json!({ "email": email, "password": password(user, 0) });
-        fleet[user % 3].post("/auth/register").json(&body).send().await.expect(201);
-        users.push(User { email, passwords: Mutex::new(vec![0]), generations: AtomicUsize::new(0) });
-    }
-    let clients = Arc::new(Clients {
-        http,
-        replicas: fleet.replicas().iter().map(|replica| format!("http://{}", replica.address())).collect(),
-        begin: Instant::now(),
-        stop: AtomicBool::new(false),
-        history: Mutex::default(),
-        sessions: Mutex::default(),
-        numbers: AtomicUsize::new(0),
-        users,
-    });
-    let mut tasks = Vec::new();
-    for user in 0..USERS {
-        let c = Arc::clone(&clients);
-        tasks.push(tokio::spawn(async move { c.change_passwords(user).await }));
-        for _ in 0..2 {
-            let c = Arc::clone(&clients);
-            tasks.push(tokio::spawn(async move { c.come_and_go(user).await }));
-        }
-    }
-    for _ in 0..4 {
-        let c = Arc::clone(&clients);
-        tasks.push(tokio::spawn(async move { c.look_over().await }));
-    }
+    let clients = Clients::of(&fleet).await;
+    let tasks = clients.start();
     let (until, mut kills) = (Instant::now() + Duration::from_secs(seconds()), 0);
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(200..1200))).await;
@@ -352,7 +367,7 @@ async fn stress(engine: Engine) {
             alive.insert(session.id.clone());
         }
     }
-    let unlisted = unlisted(&fleet);
+    let unlisted = unlisted(&fleet.redis);
     assert!(unlisted.is_empty(), "no revocation of all would find {unlisted:?}");
 
     let history = clients.history.lock().clone();
@@ -378,11 +393,11 @@ async fn stress(engine: Engine) {
 }
 
 /// Living sessions that are not on their user's list, by which all of a user's are ended.
-fn unlisted(fleet: &Fleet) -> Vec<String> {
-    let mut keys = fleet.redis.keys("session:*");
-    for index in fleet.redis.keys("user:*:sessions") {
+fn unlisted(redis: &Server) -> Vec<String> {
+    let mut keys = redis.keys("session:*");
+    for index in redis.keys("user:*:sessions") {
         let user = index.trim_start_matches("user:").trim_end_matches(":sessions");
-        for id in fleet.redis.run::<Vec<String>>(&["ZRANGE", &index, "0", "-1"]) {
+        for id in redis.run::<Vec<String>>(&["ZRANGE", &index, "0", "-1"]) {
             keys.retain(|key| *key != format!("session:{user}:{id}"));
         }
     }

@@ -1,6 +1,5 @@
 //! What every session store must do, run against each of them.
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,49 +14,40 @@ const IDLE: Duration = Duration::from_millis(400);
 const LIMITS: Limits = Limits { idle: IDLE, max_age: Duration::from_mins(1), per_user: 3 };
 const DONE: Created = Created::Done { evicted: 0, replaced: false };
 
-/// A Redis of this test's own, ended with it.
-struct Redis {
-    process: Child,
-    _directory: tempfile::TempDir,
-    url: String,
-}
+#[path = "../../../tests/it/fleet/ports.rs"]
+#[expect(dead_code, reason = "the integration tests use the rest")]
+mod ports;
+#[path = "../../../tests/it/fleet/redis_group.rs"]
+#[expect(dead_code, reason = "the integration tests use the rest")]
+mod redis_group;
+#[path = "../../../tests/it/fleet/redis_server.rs"]
+#[expect(dead_code, reason = "the integration tests use the rest")]
+mod redis_server;
 
-impl Redis {
-    /// Listens on a socket in a private directory: no port to collide with another test's.
-    fn start() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let socket = directory.path().join("redis.sock");
-        let process = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--unixsocket"])
-            .arg(&socket)
-            .arg("--dir")
-            .arg(directory.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server must be installed (apt-get install redis-server)");
-        for _ in 0..500 {
-            if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let url = format!("redis+unix://{}", socket.display());
-        Self { process, _directory: directory, url }
-    }
-}
+use self::redis_group::{Access, Group};
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        drop(self.process.kill());
-        drop(self.process.wait());
+/// Servers that the tests of one kind share. They end with the last of them.
+type Shared = tokio::sync::Mutex<Weak<Group>>;
+
+static SENTINEL: Shared = Shared::const_new(Weak::new());
+static CLUSTER: Shared = Shared::const_new(Weak::new());
+static SINGLE: Shared = Shared::const_new(Weak::new());
+
+async fn shared(kept: &Shared, start: impl Future<Output = Group>) -> Arc<Group> {
+    let mut kept = kept.lock().await;
+    if let Some(group) = kept.upgrade() {
+        return group;
     }
+    let group = Arc::new(start.await);
+    *kept = Arc::downgrade(&group);
+    group
 }
 
 /// A store, and the way its time passes.
 struct Subject {
     store: Arc<SessionStore>,
     clock: Clock,
-    redis: Option<Redis>,
+    redis: Option<Arc<Group>>,
 }
 
 impl Subject {
@@ -106,12 +96,12 @@ fn memory() -> Subject {
     Subject { store, clock, redis: None }
 }
 
-fn redis() -> Subject {
-    let redis = Redis::start();
-    let handle = Arc::new(RedisHandle::new(&RedisConfig::of(&redis.url, [])).expect("an address").expect("REDIS_URL"));
+fn on(group: Arc<Group>) -> Subject {
+    let config = RedisConfig::of(&group.url(), []);
+    let handle = Arc::new(RedisHandle::new(&config).expect("an address").expect("REDIS_URL"));
     let clock = Clock::system();
     let store = Arc::new(SessionStore::Redis(RedisSessions::new(handle, clock.clone(), LIMITS)));
-    Subject { store, clock, redis: Some(redis) }
+    Subject { store, clock, redis: Some(group) }
 }
 
 /// One test per store for each of these.
@@ -120,9 +110,14 @@ macro_rules! every_store {
         mod with_memory {
             $(#[tokio::test] async fn $name() { super::$name(super::memory()).await; })*
         }
-        mod with_redis {
+        every_store! { with_redis: super::shared(&super::SINGLE, super::Group::single(super::Access::default())); $($name)* }
+        every_store! { with_sentinel: super::shared(&super::SENTINEL, super::Group::sentinel(super::Access::default())); $($name)* }
+        every_store! { with_cluster: super::shared(&super::CLUSTER, super::Group::cluster(super::Access::default())); $($name)* }
+    };
+    ($mode:ident: $group:expr; $($name:ident)*) => {
+        mod $mode {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name(super::redis()).await; })*
+            async fn $name() { super::$name(super::on($group.await)).await; })*
         }
     };
 }
@@ -159,18 +154,19 @@ async fn a_session_is_found_until_it_ends(subject: Subject) {
 
 async fn a_session_s_name_leads_to_its_user(subject: Subject) {
     let (ada, eve) = (Uuid::now_v7(), Uuid::now_v7());
-    for session in [subject.session(ada, 'a'), subject.session(eve, 'b')] {
+    // Names that no other test uses, because tests share servers.
+    for session in [subject.session(ada, 'k'), subject.session(eve, 'l')] {
         subject.create(&session).await;
     }
     let owner = async |id| subject.store.owner(key(ada, id).session_id).await.expect("the store answers");
-    assert_eq!((owner('a').await, owner('b').await, owner('c').await), (Some(ada), Some(eve), None));
+    assert_eq!((owner('k').await, owner('l').await, owner('m').await), (Some(ada), Some(eve), None));
     let inspect = async |key| subject.store.inspect(key).await.expect("the store answers");
-    let (session, entry) = inspect(key(ada, 'a')).await.expect("alive");
-    assert_eq!((session.username.as_str(), entry.session_id), ("ada", key(ada, 'a').session_id));
-    assert!(inspect(key(eve, 'a')).await.is_none(), "another user's key");
+    let (session, entry) = inspect(key(ada, 'k')).await.expect("alive");
+    assert_eq!((session.username.as_str(), entry.session_id), ("ada", key(ada, 'k').session_id));
+    assert!(inspect(key(eve, 'k')).await.is_none(), "another user's key");
     subject.pass(IDLE + Duration::from_millis(1)).await;
-    assert!(inspect(key(ada, 'a')).await.is_none(), "looking at it did not renew it");
-    assert_eq!(owner('a').await, None);
+    assert!(inspect(key(ada, 'k')).await.is_none(), "looking at it did not renew it");
+    assert_eq!(owner('k').await, None);
 }
 
 async fn an_idle_session_ends(subject: Subject) {

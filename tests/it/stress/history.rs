@@ -37,8 +37,10 @@ pub(super) const LINGERS: Duration = Duration::from_secs(2);
 /// What must not happen.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Violation {
-    /// Accepted by a request that began after the end was acknowledged, or after another one was refused.
+    /// Accepted by a request that began after the end was acknowledged.
     Resurrected(SessionNumber),
+    /// Accepted by a request that began after another one was refused, although no end was acknowledged.
+    Flickered(SessionNumber),
     /// Signed in with a password after its change was acknowledged.
     OldPassword(SessionNumber),
     /// Refused although nobody had begun to end it.
@@ -52,16 +54,20 @@ pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
         user: UserNumber,
         password: Generation,
         opening: (Duration, Duration),
-        /// Certainly ended by then,
-        dead_from: Duration,
-        /// and certainly not before.
+        /// Certainly ended by then: somebody was told so,
+        revoked_from: Duration,
+        /// or was refused.
+        refused_from: Duration,
+        /// Certainly not ended before.
         in_danger_from: Duration,
     }
     let mut sessions = BTreeMap::new();
     for event in history {
         if let What::Opened { session, user, password } = event.what {
             let opening = (event.start, event.end);
-            let alive = Session { user, password, opening, dead_from: Duration::MAX, in_danger_from: Duration::MAX };
+            let never = Duration::MAX;
+            let alive =
+                Session { user, password, opening, revoked_from: never, refused_from: never, in_danger_from: never };
             assert!(sessions.insert(session, alive).is_none(), "two sessions are number {session}");
         }
     }
@@ -70,7 +76,7 @@ pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
         if let What::Checked { session, valid: false } = what {
             // A refusal ends nothing, but says that something has.
             let session = sessions.get_mut(session).expect("a session that was opened");
-            session.dead_from = session.dead_from.min(*end);
+            session.refused_from = session.refused_from.min(*end);
         }
         let (What::Ended { acknowledged, .. }
         | What::EndedAll { acknowledged, .. }
@@ -97,7 +103,7 @@ pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
                 session.in_danger_from = session.in_danger_from.min(*start);
             }
             if may && must && acknowledged {
-                session.dead_from = session.dead_from.min(*end);
+                session.revoked_from = session.revoked_from.min(*end);
                 if matches!(what, What::PasswordChanged { .. }) && session.opening.0 > *end {
                     found.push(Violation::OldPassword(*number));
                 }
@@ -107,8 +113,10 @@ pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
     for event in history {
         let What::Checked { session: number, valid } = event.what else { continue };
         let session = &sessions[&number];
-        if valid && event.start > session.dead_from {
+        if valid && event.start > session.revoked_from {
             found.push(Violation::Resurrected(number));
+        } else if valid && event.start > session.refused_from {
+            found.push(Violation::Flickered(number));
         }
         if !valid && event.end < session.in_danger_from {
             found.push(Violation::Lost(number));
@@ -163,7 +171,10 @@ mod checker {
         assert_eq!(judged(&[(20, 30, logout(true)), (31, 40, checked(true))]), back);
         assert_eq!(judged(&[(20, 30, logout(true)), (25, 40, checked(true))]), [], "under way at the same time");
         assert_eq!(judged(&[(20, 30, logout(false)), (31, 40, checked(true))]), [], "the logout never arrived");
-        assert_eq!(judged(&[(20, 30, logout(false)), (31, 40, checked(false)), (41, 50, checked(true))]), back);
+        assert_eq!(
+            judged(&[(20, 30, logout(false)), (31, 40, checked(false)), (41, 50, checked(true))]),
+            [Violation::Flickered(0)]
+        );
         // In whatever order things were written down.
         assert_eq!(judged(&[(31, 40, checked(true)), (20, 30, logout(true))]), back);
     }

@@ -1,0 +1,239 @@
+//! The same with a Redis that fails over, while its primaries are killed, frozen, cut off and come back with old data: an
+//! acknowledged revocation is undone by none of it. Sessions that were just opened may get lost; they are counted.
+//!
+//! `make chaos` runs longer than the suite does: see CONTRIBUTING.md.
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use futures::future::join_all;
+
+use super::history::{Violation, What, figures, violations};
+use super::{Clients, unlisted};
+use crate::fleet::{Access, Fleet, Group, PATIENTLY, within};
+
+/// What happens to Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// A primary is killed, and comes back with its data when another one is elected.
+    PrimaryKilled,
+    /// A primary says nothing until another one is elected, and goes on where it was.
+    PrimaryFrozen,
+    /// A primary says nothing for a moment, too short for an election.
+    PrimaryPaused,
+    /// An operator makes another server the primary.
+    Failover,
+    /// Replicas and Sentinels don't reach a primary, clients do, until another one is elected.
+    PrimaryCutOff,
+    /// Replicas confirm nothing for a moment.
+    ReplicasFrozen,
+    /// A replica is killed, and comes back with its data.
+    ReplicaKilled,
+}
+
+const ANYWHERE: [Fault; 6] = [
+    Fault::PrimaryKilled,
+    Fault::PrimaryFrozen,
+    Fault::PrimaryPaused,
+    Fault::Failover,
+    Fault::ReplicasFrozen,
+    Fault::ReplicaKilled,
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_sentinel() {
+    let group = Group::sentinel(Access::default()).await;
+    // Members of a cluster reach each other by a port of their own, to which no accounts apply.
+    chaos(group, &[&ANYWHERE[..], &[Fault::PrimaryCutOff]].concat()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_a_cluster() {
+    chaos(Group::cluster(Access::default()).await, &ANYWHERE).await;
+}
+
+/// The checker finds what it looks for: without confirmation by replicas, a primary that dies takes revocations with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_confirmation_a_failover_brings_sessions_back() {
+    for (replicas, brings_back) in [("0", true), ("1", false)] {
+        let mut group = Group::sentinel(Access::default()).await;
+        // So that the primary, which its replicas don't reach, still takes what it's told.
+        for server in &group.servers {
+            server.run::<String>(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+        }
+        let fleet = fleet(&group, replicas).await;
+        let clients = Clients::of(&fleet).await;
+        let mut sessions = Vec::new();
+        for user in 0..super::USERS {
+            sessions.push(clients.login(user).await.expect("signed in"));
+        }
+        group.settled(3).await;
+        let primary = group.primary();
+        group.cut_off(primary);
+        for session in &sessions {
+            clients.end(session).await;
+        }
+        group.servers[primary].kill();
+        let elected = async || group.named(&group.sentinels[0]).is_some_and(|named| named != primary);
+        within(PATIENTLY, "another primary", elected).await;
+        for session in &sessions {
+            let answered = async || clients.check(0, session).await.is_some();
+            within(PATIENTLY, "an answer", answered).await;
+        }
+        let history = clients.history.lock().clone();
+        let found = violations(&history);
+        let resurrected = found.iter().filter(|found| matches!(found, Violation::Resurrected(_))).count();
+        println!("REDIS_REVOCATION_REPLICAS={replicas}: {}; {resurrected} back", figures(&history));
+        assert_eq!(resurrected > 0, brings_back, "{found:?}");
+    }
+}
+
+async fn fleet(group: &Group, replicas: &str) -> Fleet {
+    let fleet = Fleet::builder().sessions_in(group).replicas(3).env("LOGIN_FAILURES_PER_ACCOUNT", "1000000");
+    let fleet = fleet.env("SESSIONS_PER_USER", "10000").env("RUST_LOG", "warn,authfleet=info,request=off,audit=off");
+    fleet.env("REDIS_REVOCATION_REPLICAS", replicas).start().await
+}
+
+fn variable(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no whole number")))
+}
+
+async fn chaos(mut group: Group, kinds: &[Fault]) {
+    let seconds = variable("CHAOS_SECONDS").unwrap_or(25);
+    let seed = variable("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("CHAOS_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let fleet = fleet(&group, "1").await;
+    let clients = Clients::of(&fleet).await;
+    let tasks = clients.start();
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let (mut faults, mut next): (BTreeMap<Fault, usize>, Vec<Fault>) = (BTreeMap::new(), Vec::new());
+    while Instant::now() < until {
+        if next.is_empty() {
+            // Each kind once, before any comes again.
+            next = kinds.to_vec();
+            rng.shuffle(&mut next);
+        }
+        let fault = next.pop().expect("there are kinds");
+        strike(&mut group, fault, &mut rng).await;
+        *faults.entry(fault).or_default() += 1;
+        group.settled(group.sentinels.len()).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(..500))).await;
+    }
+    clients.stop.store(true, Ordering::Relaxed);
+    for task in join_all(tasks).await {
+        task.expect("only answers of the contract");
+    }
+    // At last every session, at every replica: they agree, and what lives is what can be revoked.
+    let sessions = clients.sessions.lock().clone();
+    for session in &sessions {
+        let mut answers = Vec::new();
+        for replica in 0..3 {
+            answers.push(clients.check(replica, session).await.expect("Redis is well"));
+        }
+        assert!(answers == [true; 3] || answers == [false; 3], "session {}: {answers:?}", session.number);
+    }
+    for primary in group.primaries() {
+        let unlisted = unlisted(&group.servers[primary]);
+        assert!(unlisted.is_empty(), "no revocation of all would find {unlisted:?}");
+    }
+    let history = clients.history.lock().clone();
+    let found = violations(&history);
+    let count = |is: fn(&Violation) -> bool| found.iter().filter(|found| is(found)).count();
+    let lost: BTreeSet<_> = found
+        .iter()
+        .filter_map(|found| if let Violation::Lost(number) = found { Some(number) } else { None })
+        .collect();
+    let total: usize = faults.values().sum();
+    println!(
+        "failovers of {}, seed {seed}: {} in {seconds} s on 3 replicas; {total} faults {faults:?}; {} of {} sessions lost; {} \
+         accepted after a refusal; violations: {}",
+        if group.sentinels.is_empty() { "a cluster" } else { "Sentinel" },
+        figures(&history),
+        lost.len(),
+        sessions.len(),
+        count(|found| matches!(found, Violation::Flickered(_))),
+        count(|found| matches!(found, Violation::Resurrected(_) | Violation::OldPassword(_))),
+    );
+    let forbidden: Vec<_> =
+        found.iter().filter(|found| matches!(found, Violation::Resurrected(_) | Violation::OldPassword(_))).collect();
+    assert!(forbidden.is_empty(), "seed {seed}: {forbidden:?} of {} operations", history.len());
+    let acknowledged = history.iter().filter(|event| {
+        matches!(
+            event.what,
+            What::Ended { acknowledged: true, .. }
+                | What::EndedAll { acknowledged: true, .. }
+                | What::PasswordChanged { acknowledged: true, .. }
+        )
+    });
+    assert!(total >= 2 && acknowledged.count() > 50, "too little happened to mean anything");
+}
+
+async fn strike(group: &mut Group, fault: Fault, rng: &mut Rng) {
+    let primaries = group.primaries();
+    let primary = primaries[rng.usize(..primaries.len())];
+    let replicas: Vec<_> = (0..group.servers.len()).filter(|server| !primaries.contains(server)).collect();
+    let replica = replicas[rng.usize(..replicas.len())];
+    let moment = Duration::from_millis(rng.u64(300..1500));
+    println!("{fault:?} of {primary} or {replica}, {moment:?}");
+    match fault {
+        Fault::PrimaryKilled => {
+            group.servers[primary].kill();
+            another(group, primary).await;
+            group.servers[primary].start().await;
+        }
+        Fault::PrimaryFrozen => {
+            group.servers[primary].freeze();
+            another(group, primary).await;
+            tokio::time::sleep(moment).await;
+            group.servers[primary].thaw();
+        }
+        Fault::PrimaryPaused => {
+            group.servers[primary].freeze();
+            tokio::time::sleep(moment).await;
+            group.servers[primary].thaw();
+        }
+        Fault::Failover if group.sentinels.is_empty() => {
+            group.servers[replica].run::<String>(&["CLUSTER", "FAILOVER"]);
+            within(PATIENTLY, "it is promoted", async || group.servers[replica].info("role") == "master").await;
+        }
+        Fault::Failover => {
+            group.sentinels[0].run::<String>(&["SENTINEL", "FAILOVER", "main"]);
+            another(group, primary).await;
+        }
+        Fault::PrimaryCutOff => {
+            group.cut_off(primary);
+            another(group, primary).await;
+            tokio::time::sleep(moment).await;
+            group.join(primary);
+        }
+        Fault::ReplicasFrozen => {
+            for &replica in &replicas {
+                group.servers[replica].freeze();
+            }
+            tokio::time::sleep(moment).await;
+            for &replica in &replicas {
+                group.servers[replica].thaw();
+            }
+        }
+        Fault::ReplicaKilled => {
+            group.servers[replica].kill();
+            tokio::time::sleep(moment).await;
+            group.servers[replica].start().await;
+        }
+    }
+}
+
+/// Waits until another server has taken the place of this one, which may say nothing.
+async fn another(group: &Group, old: usize) {
+    let elected = async || {
+        if let Some(sentinel) = group.sentinels.first() {
+            return group.named(sentinel).is_some_and(|named| named != old);
+        }
+        // The other server of the same shard: replicas come after primaries in the order of shards.
+        group.servers[(old + 3) % 6].info("role") == "master"
+    };
+    within(PATIENTLY, "another primary", elected).await;
+}
