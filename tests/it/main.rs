@@ -27,6 +27,7 @@ mod outage_redis;
 mod outage_sqlite;
 mod passwords;
 mod postgres_pooler;
+mod postgres_tls;
 mod process_memory;
 mod redis_cluster;
 mod redis_sentinel;

@@ -43,6 +43,7 @@ pub use self::client::{Answer, Call, PASSWORD, Raw, Session};
 pub use self::collector::{Collector, Span};
 pub use self::demo::Demo;
 pub use self::password_changes::PasswordChanges;
+pub use self::ports::Port;
 pub use self::postgres::Postgres;
 pub use self::process::{Finished, NOBODY, authfleet, unprivileged};
 pub use self::redis::Redis;

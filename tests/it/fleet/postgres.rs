@@ -28,6 +28,8 @@ pub struct Postgres {
     pub directory: PathBuf,
     /// Part of the socket's name; no port is listened on.
     pub port: u16,
+    /// Further settings, which win over the usual ones.
+    pub settings: Vec<String>,
     process: Option<Child>,
 }
 
@@ -116,7 +118,7 @@ impl Postgres {
             fs::set_permissions(parent, fs::Permissions::from_mode(0o755)).expect("an own directory");
         }
         hand_over(directory);
-        let server = Self { directory: directory.to_owned(), port: 5432, process: None };
+        let server = Self { directory: directory.to_owned(), port: 5432, settings: Vec::new(), process: None };
         let authentication = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--username", USER];
         run(program("initdb").args(authentication).arg("-D").arg(server.data()));
         server
@@ -159,7 +161,8 @@ impl Postgres {
         // What the process had written survives its end; nobody cuts the power of a test.
         let usual = ["listen_addresses=", "fsync=off", "shared_buffers=16MB", "max_connections=200", "autovacuum=off"];
         let port = format!("port={}", self.port);
-        let settings = usual.into_iter().chain([&*socket, &*port]);
+        let own = self.settings.iter().map(String::as_str);
+        let settings = usual.into_iter().chain([&*socket, &*port]).chain(own);
         for setting in settings {
             command.args(["-c", setting]);
         }

@@ -51,6 +51,8 @@ pub struct Authority {
     pub certificate: PathBuf,
     /// Of servers on this machine.
     pub server: [PathBuf; 2],
+    /// The same, of yesteryear.
+    pub expired: [PathBuf; 2],
     /// Of clients.
     pub client: [PathBuf; 2],
 }
@@ -76,14 +78,17 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).expect("a certificate").pem();
         let issuer = Issuer::new(params, key);
-        let signed = |name: &str, hosts: &[&str]| {
+        let signed = |name: &str, hosts: &[&str], until: i32| {
             let key = KeyPair::generate().expect("a key");
-            let certificate = named(name, hosts).signed_by(&key, &issuer).expect("a certificate").pem();
+            let mut params = named(name, hosts);
+            params.not_after = rcgen::date_time_ymd(until, 1, 1);
+            let certificate = params.signed_by(&key, &issuer).expect("a certificate").pem();
             [write(&format!("{name}.crt"), certificate), write(&format!("{name}.key"), key.serialize_pem())]
         };
-        let server = signed("server", &["127.0.0.1", "localhost"]);
-        let client = signed("client", &["authfleet"]);
-        Self { certificate: write("ca.crt", certificate), server, client }
+        let server = signed("server", &["127.0.0.1", "localhost"], 4096);
+        let expired = signed("expired", &["127.0.0.1", "localhost"], 2020);
+        let client = signed("client", &["authfleet"], 4096);
+        Self { certificate: write("ca.crt", certificate), server, expired, client }
     }
 }
 

@@ -131,6 +131,11 @@ impl Connector {
             PostgresHost::Socket(directory) => directory.display().to_string(),
         };
         let place = format!("{host}:{}/{}", url.port, url.database).into();
+        if url.tls == TlsMode::VerifyCa {
+            // In this mode alone sqlx's verifier takes the process's cryptography, and panics if none was chosen. An error
+            // means that one was.
+            drop(rustls::crypto::ring::default_provider().install_default());
+        }
         Self { url: url.clone(), place, is_pooled: AtomicBool::new(false) }
     }
 
