@@ -1,4 +1,5 @@
 //! The command line.
+mod copy;
 mod doctor;
 mod explain;
 mod healthcheck;
@@ -69,6 +70,9 @@ enum Command {
     /// Administer accounts.
     #[command(subcommand)]
     User(users::Command),
+    /// Move all accounts to another database.
+    #[command(subcommand)]
+    Users(copy::Command),
     /// Look at and end sessions.
     #[command(subcommand)]
     Session(sessions::Command),
@@ -86,6 +90,11 @@ pub fn main() -> ExitCode {
         _ => {}
     }
     let kept_private = memory::keep_private();
+    // The databases are on its command line.
+    let command = match command {
+        Command::Users(command) => return runtime(1, copy::run(command)),
+        command => command,
+    };
     let config = match Config::load() {
         Ok(config) => config,
         Err(errors) => {
@@ -106,7 +115,7 @@ pub fn main() -> ExitCode {
         Command::User(command) => administer(config, async |admin| users::run(admin, command).await),
         Command::Session(command) => administer(config, async |admin| sessions::run(admin, command).await),
         Command::Import(arguments) => administer(config, async |admin| import::run(admin, arguments).await),
-        Command::Openapi => unreachable!("answered above"),
+        Command::Openapi | Command::Users(_) => unreachable!("answered above"),
     }
 }
 

@@ -109,7 +109,7 @@ impl fmt::Display for PostgresUrl {
 
 /// Reads `DATABASE_URL`. An error says what is wrong and quotes nothing: a password with a stray `/` or `@` may be in
 /// any part.
-pub(super) fn database_url(text: &str) -> Result<DatabaseUrl, String> {
+pub(crate) fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     match text.split_once("://") {
         Some(("postgres" | "postgresql", rest)) => postgres(rest).map(DatabaseUrl::Postgres),
         _ => sqlite(text).map(DatabaseUrl::Sqlite),

@@ -28,8 +28,9 @@ mod warnings;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
-pub(crate) use self::database::{DatabaseUrl, PostgresHost, PostgresUrl, TlsMode};
+pub(crate) use self::database::{DatabaseUrl, PostgresHost, PostgresUrl, TlsMode, database_url};
 use self::formats::{duration_text, size_text};
 pub(crate) use self::redis::{RedisNode, RedisTopology, RedisUrl};
 pub(crate) use self::reference::env_example;
@@ -40,6 +41,16 @@ pub(crate) use self::variables::{
     Config, HashingConfig, LogConfig, PasswordConfig, RedisConfig, SessionConfig, TracesConfig,
 };
 pub(crate) use self::warnings::Warning;
+
+/// Reads a `DATABASE_URL` in a file, by the rules of a `NAME_FILE`.
+///
+/// # Errors
+///
+/// What is wrong with the file or with the URL, without quoting it.
+pub(crate) fn database_url_in(path: &Path) -> Result<DatabaseUrl, String> {
+    let (text, ..) = sources::read_value_file(path.as_os_str(), true)?;
+    database_url(&text)
+}
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

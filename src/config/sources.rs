@@ -302,7 +302,7 @@ fn unquoted(text: &str) -> Result<&str, &'static str> {
 }
 
 /// The content of a `NAME_FILE`, its mode, and when it was last changed.
-fn read_value_file(path: &OsStr, secret: bool) -> Result<(String, u32, Option<SystemTime>), String> {
+pub(super) fn read_value_file(path: &OsStr, secret: bool) -> Result<(String, u32, Option<SystemTime>), String> {
     let path = Path::new(path);
     // The operator may have put the secret itself where its path belongs.
     let shown = if secret && !path.is_absolute() {

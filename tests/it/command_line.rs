@@ -62,7 +62,7 @@ async fn values_come_from_the_environment_files_and_dotenv() {
     assert_eq!(config["REPLICA_ID"], "from-dotenv");
     assert_eq!(config["SESSION_IDLE_TTL"], "20m", "the environment goes before .env");
     assert_eq!(config["SESSION_MAX_AGE"], "24h", "empty is not set");
-    assert!(config["REDIS_URL"].as_str().is_some_and(|url| url.contains("localhost:6379/3")), "{config}");
+    assert!(config["REDIS_URL"].as_str().is_some_and(|url| url.contains("localhost/3")), "{config}");
     for secret in ["orchestrator", "hunter2"] {
         assert!(!finished.stdout.contains(secret) && !finished.stderr.contains(secret), "{finished:?}");
     }

@@ -42,3 +42,4 @@ mod shutdown;
 mod stress;
 mod throttle;
 mod traces;
+mod users_copy;

@@ -2,8 +2,10 @@
 //!
 //! SQLite serves the replicas of one host, PostgreSQL those of many. Both pass the same suite, in `conformance`. Outside of
 //! this module only the configuration and `authfleet doctor` know which one it is.
+mod account;
 #[cfg(test)]
 mod conformance;
+pub(crate) mod copy;
 pub mod names;
 mod observed;
 pub mod postgres;

@@ -68,6 +68,11 @@ impl Replica {
     /// `kill -9`, and a new start with these variables changed.
     pub async fn restart(&mut self, changes: &[(&str, &str)]) {
         self.kill();
+        self.start_with(changes).await;
+    }
+
+    /// A new start after the end, with these variables changed.
+    pub async fn start_with(&mut self, changes: &[(&str, &str)]) {
         self.settings.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         self.start().await;
     }

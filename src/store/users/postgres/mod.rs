@@ -6,6 +6,7 @@
 mod canonical;
 mod connections;
 mod connector;
+pub(super) mod copy;
 mod schema;
 mod survey;
 #[cfg(test)]

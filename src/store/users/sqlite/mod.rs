@@ -3,6 +3,7 @@
 //! One file, shared by the replicas of a host. `migrate` makes it, [`SqliteUsers`] works on it.
 mod canonical;
 mod connections;
+pub(super) mod copy;
 mod engine;
 mod files;
 mod schema;
