@@ -206,7 +206,7 @@ def test_every_recorded_figure_is_read_by_somebody():
 
 
 def test_the_healthy_fleet_of_the_unit_tests_has_every_metric():
-    # Otherwise an alert would be quiet there because it sees nothing.
+    # Without its metric an alert would be silent for lack of data.
     healthy = (TESTS / "healthy.yml").read_text()
     asked = {selector.name for rule in RULES for selector in selectors(rule["expr"])} - RECORDED
     assert {name for name in asked if f"'{name}{{" not in healthy} == set()
@@ -262,5 +262,5 @@ def test_the_memory_of_redis_is_that_of_its_container():
     manifests = yaml.safe_load_all((ROOT / "k8s" / "base" / "redis.yaml").read_text())
     redis = next(manifest for manifest in manifests if manifest["kind"] == "StatefulSet")
     assert redis["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] == "512Mi"
-    # Not less than what alerts speak of.
+    # Compose allows at least the limit that the alerts assume.
     assert yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["redis"]["mem_limit"] == "1g"

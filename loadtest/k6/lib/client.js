@@ -17,7 +17,7 @@ const unavailable = new Counter('authfleet_unavailable');
 http.setResponseCallback(null);
 
 let complaints = 0;
-// Said once or a few times, not a thousand times.
+// Each message is printed only a few times.
 export function complain(text) {
   if (complaints++ < 5) console.error(text);
 }

@@ -1,4 +1,4 @@
-// Thresholds are about right answers, errors and ratios: a slow machine does not fail them, a wrong fleet does.
+// Thresholds check answers, errors and ratios, so that a broken fleet fails them, but a slow machine doesn't.
 
 // Nothing but the answers that were asked for.
 export const flawless = {
