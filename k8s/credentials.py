@@ -125,7 +125,7 @@ def finish_redis(found: dict[str, dict[str, str]]) -> None:
 
 
 def acl_commands(found: dict[str, dict[str, str]]) -> str:
-    """Not ACL LOAD: the file in the pod follows the Secret a minute later, and ACL LOAD ends the fleet's connections."""
+    """Not ACL LOAD: the file in the pod follows the Secret a minute later, and it would end the fleet's connections."""
     passwords = " ".join(fleet_digests(entry(found, REDIS, "users.acl")))
     return f"AUTH operator {entry(found, REDIS, 'operator')}\nACL SETUSER authfleet resetpass {passwords}"
 

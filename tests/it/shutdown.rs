@@ -99,6 +99,8 @@ async fn a_guess_that_its_client_gave_up_is_charged_and_recorded() {
     let hash = format!("$argon2id$v=19$m=65536,t=2,p=1${}", hash.splitn(5, '$').nth(4).expect("salt and output"));
     let update = sqlx::query("UPDATE users SET password_hash = ?1").bind(hash);
     update.execute(&mut fleet.sql().await).await.expect("an update");
+    // The registration's thread may not have said yet that it has ended.
+    within(PATIENTLY, "no hashing", async || fleet[0].count("authfleet_hash_running", &[]).await == 0).await;
     let login = tokio::spawn(fleet[0].try_login("ada", PASSWORD).try_send());
     within(PATIENTLY, "hashing", async || fleet[0].count("authfleet_hash_running", &[]).await == 1).await;
     login.abort();

@@ -127,8 +127,8 @@ def redis():
     )
     yield plot(
         "Shards that don't serve",
-        "Shards of a Redis Cluster that are away or refuse writes, as each replica sees it. Their users get 503. Always 0 "
-        "without a cluster.",
+        "Shards of a Redis Cluster that are away or refuse writes, as each replica sees it. Their users get 503. "
+        "Always 0 without a cluster.",
         Query("max by (replica) (authfleet_redis_shards_missing{@})", "{{replica}}"),
         "short",
         steps=[(1, RED)],
@@ -138,8 +138,8 @@ def redis():
     )
     yield plot(
         "Revocations not confirmed",
-        "Sign-outs, revocations and changes of passwords a second that were answered 503, because Redis's replicas didn't "
-        "confirm them. Normal: 0, a few during a failover.",
+        "Sign-outs, revocations and changes of passwords a second that were answered 503, because Redis's replicas "
+        "didn't confirm them. Normal: 0, a few during a failover.",
         Query("sum by (replica) (rate(authfleet_revocations_unconfirmed_total{@}[$__rate_interval]))", "{{replica}}"),
         "ops",
         alerts="AuthfleetRevocationsUnconfirmed",
