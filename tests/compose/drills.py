@@ -1,5 +1,5 @@
-"""The drills behind tests/compose/run: the real docker-compose.yml, a steady stream of requests through nginx, and
-one thing after the other that goes wrong. Prints what was counted, and `N passed, N failed`.
+"""The drills that tests/compose/run performs. They start the real docker-compose.yml, send a steady stream of requests
+through nginx, and break one part after another. At the end they print the counts, and `N passed, N failed`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OBSERVABILITY = "tests/compose/observability.yml"
 # Sessions that must survive every drill.
 SESSIONS = 8
 CHECKERS = 4
-# Between two checks of one checker, and between two sign-ins, in seconds.
+# Pause between two checks of one checker, and between two sign-ins, in seconds.
 CHECK_PAUSE, SIGN_IN_PAUSE = 0.02, 0.5
 
 
@@ -56,7 +56,7 @@ def say(text: str) -> None:
 
 # --- Docker ----------------------------------------------------------------------------------------------------------
 def run(*command: str, check: bool = True, stdin: bytes | None = None, timeout: float = 900) -> str:
-    """Standard output of a command; with both outputs in the failure if it fails."""
+    """Returns the standard output of a command. If the command fails, the failure contains both outputs."""
     done = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, timeout=timeout, check=False)
     out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if check and done.returncode:
@@ -66,7 +66,7 @@ def run(*command: str, check: bool = True, stdin: bytes | None = None, timeout: 
 
 
 def fails(*command: str) -> str:
-    """What a command said that must not succeed."""
+    """Runs a command that must fail, and returns its output."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=900, check=False)
     said = (done.stdout + done.stderr).decode(errors="replace")
     expect(done.returncode, f"`{' '.join(command)}` succeeded:\n{said}")
@@ -99,7 +99,7 @@ def left_behind() -> str:
 
 
 def within(seconds: float, what: str, true) -> float:
-    """How long it took until `true()`; fails after `seconds`."""
+    """Waits until `true()`, at most `seconds`, and returns how many seconds it took."""
     begin = time.monotonic()
     while not true():
         if time.monotonic() - begin > seconds:
@@ -115,7 +115,7 @@ def health(service: str) -> str:
 # --- Clients ---------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass
 class Answer:
-    status: int  # 0: none came
+    status: int  # 0: no answer
     body: dict
     headers: Mapping[str, str]
     error: str = ""
@@ -174,7 +174,7 @@ class User:
 
 @dataclasses.dataclass
 class Count:
-    """What a stream of requests came to."""
+    """The results of a stream of requests."""
 
     checks: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     sign_ins: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -186,7 +186,7 @@ class Count:
 
 
 class Stream:
-    """Session checks without end, and sign-ins with sign-outs beside them."""
+    """Keeps checking sessions, signing in and signing out until it is closed."""
 
     def __init__(self, users: list[User]) -> None:
         self.users, self.count = users, Count()
@@ -234,7 +234,7 @@ class Stream:
 
 
 def lost(users: list[User]) -> int:
-    """Sessions that are no longer accepted."""
+    """How many sessions are no longer accepted."""
     client = Client()
     statuses = [client.ask("GET", "/profile", cookie=user.cookie).says() for user in users]
     strange = {says for says in statuses if says not in ("200", "401 session_invalid")}
@@ -251,7 +251,7 @@ ROWS: list[tuple[str, ...]] = [
 def judge(
     name: str, count: Count, users: list[User], seen: str, *, checks=(), sign_ins=(), sign_ins_at_most=None
 ) -> None:
-    """Adds a row; fails unless every failure is of an expected kind, and no session was lost."""
+    """Adds a row to the table. Fails if a request failed in an unexpected way, or if a session was lost."""
     bad_checks, bad_sign_ins = count.failed(count.checks), count.failed(count.sign_ins)
     gone = lost(users)
     total = [sum(kind.values()) for kind in (count.checks, bad_checks, count.sign_ins, bad_sign_ins)]
@@ -271,14 +271,14 @@ def table() -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-# --- What is promised ------------------------------------------------------------------------------------------------
+# --- The drills ------------------------------------------------------------------------------------------------------
 DOWN = ("503 store_unavailable", "503 upstream_unavailable")
 # nginx never repeats a POST that a replica may have carried out.
 CUT_OFF = ("503 upstream_unavailable", "401 session_invalid")
 
 
 def image(_users: list[User]) -> None:
-    """The image is small, unprivileged, labelled, and named by the crate's version."""
+    """The image is small, unprivileged and labelled, and its tag is the crate's version."""
     version = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
     name = f"authfleet:{version}"
     expect(name in compose("config", "--images").split(), f"docker-compose.yml does not use {name}")
@@ -289,25 +289,25 @@ def image(_users: list[User]) -> None:
     config = spec["Config"]
     expect(config["User"] == "10001:10001", f"the image's user is {config['User']}")
     expect(config["StopSignal"] == "SIGTERM", f"the stop signal is {config['StopSignal']}")
-    expect(config["Healthcheck"]["Test"][1:] == ["authfleet", "healthcheck"], "no health check by the binary")
+    expect(config["Healthcheck"]["Test"][1:] == ["authfleet", "healthcheck"], "the health check is another command")
     labels = config["Labels"]
-    expect(labels["org.opencontainers.image.version"] == version, "label version is not the crate's")
+    expect(labels["org.opencontainers.image.version"] == version, "the label version is not the crate's version")
     expect(labels["org.opencontainers.image.title"] == "authfleet", f"labels: {labels}")
     say(f"{name}: {size / 1e6:.1f} MB beyond its base")
 
 
 def as_documented(_users: list[User]) -> None:
-    """Every profile is whole: what is mounted is there, and what is published is on loopback."""
+    """In every profile, each mounted file exists and each port is published on loopback only."""
     config = json.loads(compose("--profile", "*", "config", "--format", "json"))
     for name, service in config["services"].items():
         for mount in service.get("volumes", []):
             source = pathlib.Path(mount["source"])
-            # Docker makes an empty directory of what isn't there.
+            # If a bind mount's source doesn't exist, Docker creates an empty directory there.
             is_there = mount["type"] != "bind" or (any(source.iterdir()) if source.is_dir() else source.is_file())
-            expect(is_there, f"{name} mounts {source}, which is not there or empty")
+            expect(is_there, f"{name} mounts {source}, which is missing or empty")
         for port in service.get("ports", []):
             expect(port["host_ip"] == "127.0.0.1", f"{name} publishes {port['target']} on {port['host_ip']}")
-        expect(re.search(r":v?\d+\.\d+", service["image"]), f"{name} takes any version of {service['image']}")
+        expect(re.search(r":v?\d+\.\d+", service["image"]), f"{name} does not name a version of {service['image']}")
     for file in (ROOT / "deploy/grafana/provisioning").rglob("*.yml"):
         for name, port in re.findall(r"^ +url: http://([a-z-]+):(\d+)$", file.read_text(), re.M):
             ports = [published["target"] for published in config["services"].get(name, {}).get("ports", [])]
@@ -326,17 +326,17 @@ def confined(service: str) -> None:
         "keeps capabilities": host["CapDrop"] != ["ALL"] or host["CapAdd"],
         "may gain privileges": "no-new-privileges:true" not in host["SecurityOpt"],
         "has no memory limit": not host["Memory"],
-        "has no limit of processes": not host["PidsLimit"],
+        "has no limit on processes": not host["PidsLimit"],
         "has no log rotation": "max-size" not in host["LogConfig"]["Config"],
     }
     wrong = [fact for fact, is_so in facts.items() if is_so]
     expect(not wrong, f"{service} {', '.join(wrong)}")
     published = any(spec["NetworkSettings"]["Ports"].values())
-    expect(published == (service in ("nginx", "prometheus", "jaeger")), f"{service}: published is {published}")
+    expect(published == (service in ("nginx", "prometheus", "jaeger")), f"{service}: a port is published: {published}")
 
 
 def hardened(_users: list[User]) -> None:
-    """Every container is confined, and Redis is out of reach."""
+    """Every container is confined, and only the replicas can use Redis."""
     for service in compose("ps", "--services").split():
         confined(service)
     stranger = compose("exec", "-T", "redis", "redis-cli", "ping", check=False)
@@ -344,18 +344,18 @@ def hardened(_users: list[User]) -> None:
     outside = compose("exec", "-T", "nginx", "curl", "-sS", "-m", "3", "telnet://redis:6379", check=False)
     expect("resolv" in outside.lower(), f"nginx can reach Redis: {outside}")
     own = compose("exec", "-T", "redis", "sh", "-c", "ls /run/authfleet /run/redis 2>&1; true")
-    expect("session-secret" not in own, "Redis can read the key that signs cookies")
+    expect("session-secret" not in own, "Redis's container can read the key that signs cookies")
 
 
 def missing_secret(_users: list[User]) -> None:
-    """A secret that is not there is named, and nothing starts."""
+    """If a secret is missing, the server names it and doesn't start."""
     nothing = "SESSION_SECRET_FILE=/run/authfleet/nothing"
     out = compose("run", "--rm", "-T", "--no-deps", "-e", nothing, "replica-1", "serve", check=False)
     expect("SESSION_SECRET_FILE" in out and "/run/authfleet/nothing" in out, f"unclear: {out}")
 
 
 def sharing(_users: list[User]) -> None:
-    """k6's proof, pair by pair, inside the network and through nginx."""
+    """k6 proves that sessions are shared, for each pair of replicas directly and through nginx."""
     out = compose("--profile", "loadtest", "run", "--rm", "-T", "-e", "SHORT=1", "k6", check=False)
     found = re.search(r"(\d+) sessions proved, (\d+) violations, (\d+) obstacles; (\d+) of (\d+) pairs.*", out)
     expect("sharing: passed" in out and found, "\n".join(out.splitlines()[-30:]))
@@ -363,24 +363,24 @@ def sharing(_users: list[User]) -> None:
 
 
 def asked_again(count: Count, replica: str) -> float:
-    """Seconds until nginx passes a request to it."""
+    """Waits until nginx passes a request to the replica, and returns the seconds."""
     before = count.served_by[replica]
-    return within(15, f"{replica} is asked again", lambda: count.served_by[replica] > before)
+    return within(15, f"{replica} gets requests again", lambda: count.served_by[replica] > before)
 
 
 def replica_killed(users: list[User]) -> None:
-    """kill -9 of a replica: no session check fails."""
+    """When a replica is killed with kill -9, no session check fails."""
     with Stream(users) as count:
         compose("kill", "-s", "KILL", "replica-2")
         time.sleep(8)
         up("--no-deps", "replica-2")
         back = asked_again(count, "replica-2")
-    # One client signs in at a time: the request that the replica died with, and a sign-out after it.
+    # Only one client signs in, so at most two requests fail: the one in flight, and the sign-out that follows it.
     judge("replica killed", count, users, f"asked again after {back:.1f} s", sign_ins=CUT_OFF, sign_ins_at_most=2)
 
 
 def replica_stopped(users: list[User]) -> None:
-    """A replica stopped and started again drains: nothing fails."""
+    """When a replica is stopped and started again, no request fails, because it drains first."""
     with Stream(users) as count:
         compose("stop", "replica-3")
         time.sleep(4)
@@ -390,7 +390,7 @@ def replica_stopped(users: list[User]) -> None:
 
 
 def redis_paused(users: list[User]) -> None:
-    """Redis frozen for 6 s: 503, never 401 or 200; then all is as before."""
+    """While Redis is frozen for 6 s, answers are 503, never 401 or 200. Afterwards every session is valid again."""
     with Stream(users) as count:
         compose("pause", "redis")
         time.sleep(1.5)
@@ -402,13 +402,13 @@ def redis_paused(users: list[User]) -> None:
         time.sleep(3)
         failures = sum(count.failed(count.checks).values())
         time.sleep(2)
-        expect(sum(count.failed(count.checks).values()) == failures, "checks still fail 3 s after Redis came back")
+        expect(sum(count.failed(count.checks).values()) == failures, "checks still fail 3 s after Redis continued")
     expect(count.failed(count.checks), "no check failed while Redis was frozen")
     judge("Redis frozen 6 s", count, users, f"first 200 after {back:.1f} s", checks=DOWN, sign_ins=DOWN)
 
 
 def redis_killed(users: list[User]) -> None:
-    """kill -9 of Redis: every session is read back from the AOF."""
+    """When Redis is killed with kill -9, it reads every session back from the AOF."""
     with Stream(users) as count:
         compose("kill", "-s", "KILL", "redis")
         time.sleep(3)
@@ -420,7 +420,7 @@ def redis_killed(users: list[User]) -> None:
 
 
 def redis_restarted(users: list[User]) -> None:
-    """An orderly restart of Redis keeps every session as well."""
+    """A clean restart of Redis keeps every session."""
     with Stream(users) as count:
         compose("restart", "redis")
         within(15, "Redis is healthy", lambda: health("redis") == "healthy")
@@ -429,11 +429,11 @@ def redis_restarted(users: list[User]) -> None:
 
 
 def replica_cut_off(users: list[User]) -> None:
-    """One replica loses its way to Redis: it refuses with 503, and the others serve."""
+    """A replica that can't reach Redis answers 503, and the others serve its clients."""
     network, cut = f"{PROJECT}_store", container("replica-1")
 
     def directly(cookie: str) -> str:
-        # Without a cookie of ours there is nothing to ask Redis for, so the answer stays 401.
+        # Returns the status. A forged cookie is refused without asking Redis, so it gets a 401 during the outage too.
         return compose(
             *("exec", "-T", "nginx", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"),
             *("-H", f"Cookie: {cookie}", "http://replica-1:3000/profile"),
@@ -450,13 +450,13 @@ def replica_cut_off(users: list[User]) -> None:
         back = within(15, "its health check succeeds", lambda: health("replica-1") == "healthy")
         alone = directly(users[0].cookie)
         expect(alone == "200", f"reconnected, the replica answers with {alone}")
-    # nginx learns of it by a session check; a sign-in that comes just then is answered by the replica itself.
-    seen = f"it answers 503; ready {back:.1f} s after"
+    # nginx retries session checks on another replica. It never retries a sign-in, so the 503 reaches the client.
+    seen = f"it answers 503; ready again after {back:.1f} s"
     judge("replica cut off from Redis", count, users, seen, sign_ins=DOWN, sign_ins_at_most=4)
 
 
 def rolling_update(users: list[User]) -> None:
-    """Every replica replaced, twice: a new cookie key and a new Redis password, without a lost request or session."""
+    """Two rollouts bring a new cookie key and a new Redis password, without a lost request or session."""
     before = [container(replica) for replica in REPLICAS]
     old_url = "cat /secrets/server/redis-url"
     read = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "sh", "secrets", "-c")
@@ -467,31 +467,31 @@ def rolling_update(users: list[User]) -> None:
         run("deploy/compose/rollout")
         after = [container(replica) for replica in REPLICAS]
         expect(not set(before) & set(after), "not every replica was replaced")
-    judge("rolling update", count, users, "3 of 3 replaced, Redis' password with them")
+    judge("rolling update", count, users, "3 of 3 replaced, and Redis's password")
     with Stream(users) as count:
         compose("run", "--rm", "-T", "--no-deps", "secrets", "promote")
         run("deploy/compose/rollout")
     judge("rolling update: new cookie key", count, users, "3 of 3 replaced")
-    expect(compose(*read, old_url) != password, "Redis' password is the old one")
+    expect(compose(*read, old_url) != password, "Redis's password has not changed")
     again = compose("run", "--rm", "-T", "--no-deps", "secrets", "promote", check=False)
     expect("already promoted" in again, f"promoted twice: {again}")
 
 
 def backup_restore(users: list[User]) -> None:
-    """An online backup of the users comes back as it was; a damaged one changes nothing."""
+    """A backup made while the fleet runs is restored exactly. A damaged backup is refused and changes nothing."""
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory, "users.db")
         with Stream(users) as count:
             run("deploy/compose/backup", "users", str(file))
         judge("backup of users", count, users, f"{file.stat().st_size} bytes")
-        expect(file.stat().st_mode & 0o077 == 0, "others may read the backup")
+        expect(file.stat().st_mode & 0o077 == 0, "other users of the machine can read the backup")
 
-        # One who came after the backup is gone, the others sign in; every session has ended.
+        # The restore ends every session and removes a user registered after the backup. The others can sign in.
         late = User.register("late")
         run("deploy/compose/restore", "users", str(file))
         expect(lost(users) == len(users), "sessions outlived the restore of their users")
         answer = late.sign_in()
-        expect(answer.status == 401, f"a user who came after the backup: {answer.says()}")
+        expect(answer.status == 401, f"a user registered after the backup: {answer.says()}")
         for user in users:
             answer = user.sign_in()
             expect(answer.status == 200, f"a restored user: {answer.says()}")
@@ -500,38 +500,38 @@ def backup_restore(users: list[User]) -> None:
         file.write_bytes(b"SQLite format 3\0" + b"?" * 4096)
         with Stream(users) as count:
             out = run("deploy/compose/restore", "users", str(file), check=False)
-            expect("not a users' database" in out, f"a damaged backup was taken: {out[-400:]}")
+            expect("not a users' database" in out, f"a damaged backup was accepted: {out[-400:]}")
             expect(late.sign_in().status == 200, "a refused restore has changed something")
         judge("restore of a damaged backup", count, users, "refused")
 
 
 def restore_refused(users: list[User]) -> None:
-    """Redis refuses to end the sessions: the restore fails, says so, and changes nothing; nor does half a backup."""
+    """If Redis refuses to end the sessions, or a backup is truncated, the restore fails and changes nothing."""
     with tempfile.TemporaryDirectory() as directory:
         users_file, sessions_file = pathlib.Path(directory, "users.db"), pathlib.Path(directory, "sessions.rdb")
         run("deploy/compose/backup", "users", str(users_file))
         run("deploy/compose/backup", "sessions", str(sessions_file))
         late = User.register("late")
-        # Redis answers every write with NOREPLICAS.
+        # From here on Redis answers every write with NOREPLICAS.
         run("deploy/compose/redis-cli", "CONFIG", "SET", "min-replicas-to-write", "1")
         try:
             answer = fails("deploy/compose/redis-cli", "FLUSHDB")
-            expect("NOREPLICAS" in answer, f"an error of Redis: {answer}")
+            expect("NOREPLICAS" in answer, f"Redis did not refuse FLUSHDB: {answer}")
             out = fails("deploy/compose/restore", "users", str(users_file))
         finally:
             run("deploy/compose/redis-cli", "CONFIG", "SET", "min-replicas-to-write", "0")
         expect("NOREPLICAS" in out and "nothing was restored" in out, f"the restore does not say why: {out}")
         expect("are back" not in out, f"the restore claims to have succeeded: {out}")
-        expect(late.sign_in().status == 200, "a failed restore has taken away who came after the backup")
+        expect(late.sign_in().status == 200, "a failed restore removed a user registered after the backup")
         with Stream(users) as count:
             sessions_file.write_bytes(sessions_file.read_bytes()[:-9])
             out = fails("deploy/compose/restore", "sessions", str(sessions_file))
-            expect("no sound RDB file" in out, f"half a backup of the sessions: {out}")
+            expect("no sound RDB file" in out, f"a truncated backup of the sessions was accepted: {out}")
     judge("restore that Redis refuses", count, users, "refused, users and sessions as they were")
 
 
 def moved(users: list[User]) -> None:
-    """On another machine, here another project, every session is valid; there the old keys are retired, and none is."""
+    """Every session moves to another machine (here, another project), and ends there once the old key is retired."""
     with tempfile.TemporaryDirectory() as directory:
         users_file, sessions_file = f"{directory}/users.db", f"{directory}/sessions.rdb"
         compose("stop", "nginx")
@@ -541,14 +541,14 @@ def moved(users: list[User]) -> None:
         with another_project():
             compose("run", "--rm", "-T", "--no-deps", "secrets", "import", stdin=key.encode())
             up()
-            expect(lost(users) == len(users), "the new fleet knows sessions before it was given any")
+            expect(lost(users) == len(users), "the new fleet knows sessions before they were restored")
             run("deploy/compose/restore", "users", users_file)
             run("deploy/compose/restore", "sessions", sessions_file)
-            expect(lost(users) == 0, "sessions were lost on the way")
+            expect(lost(users) == 0, "sessions were lost in the move")
             answer = dataclasses.replace(users[0]).sign_in()
             expect(answer.status == 200, f"a user who moved: {answer.says()}")
 
-            # As after a leak: all three steps at once. Before that, those of a rotation that came along.
+            # As after a leak, all three steps at once. First finish a rotation that the old fleet may have begun.
             rotate = ("run", "--rm", "-T", "--no-deps", "secrets")
             compose(*rotate, "retire", check=False)
             for action in ("stage", "promote", "retire"):
@@ -566,7 +566,7 @@ def moved(users: list[User]) -> None:
 
 
 def fourth_replica(users: list[User]) -> None:
-    """One more replica, as the documentation has it, gets its share of the requests."""
+    """A fourth replica, added as docs/operations.md says, gets requests."""
     upstream = (ROOT / "deploy/nginx/upstream/compose.conf").read_text()
     upstream = re.sub(r"^server replica-3(.*)$", r"\g<0>\nserver replica-4\1", upstream, flags=re.M)
     text = (ROOT / "docs/operations.md").read_text().partition("## A fourth replica")[2]
@@ -581,7 +581,7 @@ def fourth_replica(users: list[User]) -> None:
             up("--force-recreate", "--no-deps", "nginx")
             with Stream(users) as count:
                 within(15, "replica-4 answers", lambda: count.served_by["replica-4"] > 20)
-            judge("a fourth replica", count, users, f"it answered {count.served_by['replica-4']}")
+            judge("a fourth replica", count, users, f"it answered {count.served_by['replica-4']} requests")
             compose("rm", "-sf", "replica-4")
         finally:
             os.environ["COMPOSE_FILE"] = files
@@ -589,7 +589,7 @@ def fourth_replica(users: list[User]) -> None:
 
 
 def disk_full(users: list[User]) -> None:
-    """The users' volume is full: registration is a clear 503, sign-in and checks go on; room heals it."""
+    """While the users' volume is full, only registrations fail, with 503. They work again once there is room."""
     ballast = ("exec", "-T", "volume-holder", "sh", "-c")
     with Stream(users) as count:
         compose(*ballast, "dd if=/dev/zero of=/data/ballast bs=64k 2>/dev/null; df /data | tail -n 1")
@@ -603,7 +603,7 @@ def disk_full(users: list[User]) -> None:
             if answers["503 store_unavailable"] >= 9:
                 break
             time.sleep(0.15)
-        # What fits into the rest of a page may still succeed.
+        # A registration that fits into the last page may still succeed.
         expect(set(answers) <= {"201", "503 store_unavailable"}, f"registrations: {dict(answers)}")
         expect(answers["503 store_unavailable"] >= 9, f"registrations on a full disk: {dict(answers)}")
         compose(*ballast, "rm /data/ballast")
@@ -628,7 +628,7 @@ def prometheus(path: str) -> dict:
 
 
 def observability(users: list[User]) -> None:
-    """The profile of that name: Prometheus scrapes every replica and has every rule; spans of a trace come together."""
+    """Profile observability: Prometheus scrapes each replica and evaluates each rule; all spans of a trace arrive."""
     with Stream(users) as count:
         up_profile = ("--profile", "observability", "up", "-d", "--no-build", "--wait", "--wait-timeout", "120")
         compose(*up_profile, "prometheus", "jaeger")
@@ -644,15 +644,15 @@ def observability(users: list[User]) -> None:
             return [rule for group in prometheus("rules")["groups"] for rule in group["rules"]]
 
         def evaluated() -> dict[str, str]:
-            # Those of a minute may take that long, and what fails there fails in promtool's tests.
+            # Groups with an interval of a minute take too long here. promtool's tests cover them.
             groups = [group for group in prometheus("rules")["groups"] if group["interval"] <= 15]
             return {group["name"]: group["lastEvaluation"] for group in groups}
 
-        # Anew, since only now there are series of every replica.
+        # Wait for an evaluation that sees the series of every replica.
         before = evaluated().items()
         within(40, "every rule was evaluated", lambda: not before & evaluated().items())
         bad = {rule["name"]: rule["lastError"] for rule in rules() if rule["health"] == "err"}
-        expect(not bad, f"rules that fail: {bad}")
+        expect(not bad, f"rules fail: {bad}")
         texts = [file.read_text() for file in (ROOT / "deploy/prometheus/rules").glob("*.yml")]
         written = sum(len(re.findall(r"^ +- (?:alert|record):", text, re.M)) for text in texts)
         expect(len(rules()) == written > 0, f"{len(rules())} rules are loaded, {written} are written")
@@ -663,9 +663,9 @@ def observability(users: list[User]) -> None:
         expect(pages == {"{{ $externalURL }}/consoles/runbook.html"}, f"alerts lead to {pages}")
         status, page = get("AUTHFLEET_PROMETHEUS_PORT", "/consoles/runbook.html")
         missing = [rule["name"] for rule in alerts if rule["name"] not in page]
-        expect(status == 200 and not missing, f"the runbook's page: {status}, without {missing}")
+        expect(status == 200 and not missing, f"the runbook's page has status {status} and lacks {missing}")
 
-        # The caller's trace: a sign-in, and checks until another replica answered one.
+        # A trace that the caller began: a sign-in, then checks until a second replica has answered one.
         trace_id, parent, client = secrets.token_hex(16), secrets.token_hex(8), Client()
         traceparent, user = f"00-{trace_id}-{parent}-01", users[1]
         body = {"email": user.email, "password": user.password}
@@ -676,7 +676,7 @@ def observability(users: list[User]) -> None:
             served_by.add(client.ask("GET", "/profile", None, cookie, traceparent).headers["X-Served-By"])
 
         def spans() -> list[tuple[str, Span]]:
-            """Of this trace, each with the replica that sent it."""
+            """The spans of this trace, each with the replica that sent it."""
             everything = TracesData.FromString(base64.b64decode(get("AUTHFLEET_JAEGER_PORT", "/")[1]))
             return [
                 (next(a.value.string_value for a in sent.resource.attributes if a.key == "service.instance.id"), span)
@@ -694,8 +694,8 @@ def observability(users: list[User]) -> None:
         expect({"POST /auth/login", "GET /profile"} <= names, f"spans: {sorted(names)}")
         known = {parent} | {span.span_id.hex() for _, span in spans()}
         torn = [span.name for _, span in spans() if span.parent_span_id.hex() not in known]
-        expect(not torn, f"spans without their parent: {torn}")
-    seen = f"{written} rules, {len(alerts)} alert; {len(spans())} spans of 2 replicas after {back:.1f} s"
+        expect(not torn, f"these spans lack their parent: {torn}")
+    seen = f"{written} rules, {len(alerts)} of them alerts; {len(spans())} spans of 2 replicas after {back:.1f} s"
     judge("observability comes up", count, users, seen)
 
 
@@ -722,7 +722,7 @@ DRILLS = [
     restore_refused,
     moved,
 ]
-# On a second fleet, whose users' volume is small, and which sends traces: at first to nobody.
+# These need a second fleet with a small users' volume. It sends traces; until the second drill, nobody receives them.
 SECOND_DRILLS = [disk_full, observability]
 TRACES = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}
 FLEETS = [
@@ -731,7 +731,7 @@ FLEETS = [
 ]
 
 
-# --- The course ------------------------------------------------------------------------------------------------------
+# --- Running them --------------------------------------------------------------------------------------------------
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -740,10 +740,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def another_project():
-    """A fleet of its own, on the port of the one under test, whose nginx is stopped."""
+    """A second fleet. It uses the port of the fleet under test, whose nginx must be stopped."""
     os.environ["COMPOSE_PROJECT_NAME"] = f"{PROJECT}-moved"
     os.environ["AUTHFLEET_SUBNET"] = "10.213.66.0/24"
-    # No client is there to be drained for.
+    # This fleet has no clients that a drain would protect.
     os.environ["DRAIN_DELAY"] = "0s"
     try:
         yield
@@ -756,7 +756,7 @@ def another_project():
 
 
 def perform(drills: list, results: list[bool]) -> None:
-    """Each drill on the fleet that is up, with sessions of its own."""
+    """Runs the drills on the fleet that is up, with one set of users."""
     users: list[User] = []
     for drill in drills:
         begin = time.monotonic()
@@ -776,8 +776,8 @@ def perform(drills: list, results: list[bool]) -> None:
                 grave = [
                     line for line in said if re.search(r'"level":"(WARN|ERROR)"|"status":5|\[(error|crit)\]', line)
                 ]
-                say("\n".join(["what went wrong in the logs:", *grave[-40:]]))
-                # As it was, for the next one.
+                say("\n".join(["warnings and errors in the logs:", *grave[-40:]]))
+                # Restore the fleet for the next drill.
                 compose("unpause", "redis", check=False)
                 up()
         else:
@@ -797,11 +797,11 @@ def main() -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("tests/compose: another run is under way", file=sys.stderr)
+        print("tests/compose: another run is in progress", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     atexit.register(down)
-    # Of a run that was killed.
+    # Remove what a killed run left behind.
     down()
 
     results: list[bool] = []

@@ -1,6 +1,7 @@
-"""Takes spans by OTLP over HTTP (protobuf) on 4318 and keeps them; on 16686 a GET gets all that came, in base64.
+"""Receives spans as OTLP over HTTP (protobuf) on port 4318 and keeps them. A GET on port 16686 returns all of them in
+base64.
 
-Requests are kept as they came: protobuf messages one after the other are one message that has the lists of both.
+The requests are concatenated unparsed: concatenated protobuf messages are one message with the lists of all of them.
 """
 
 import base64

@@ -9,7 +9,7 @@ DASHBOARDS = {file.stem: json.loads(file.read_text()) for file in sorted((GRAFAN
 
 
 def pytest_generate_tests(metafunc):
-    """A test that takes `dashboard` runs once for each."""
+    """Runs a test that takes `dashboard` once for each dashboard."""
     if "dashboard" in metafunc.fixturenames:
         metafunc.parametrize("dashboard", list(DASHBOARDS.values()), ids=list(DASHBOARDS))
 

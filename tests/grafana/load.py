@@ -1,4 +1,4 @@
-"""People who use the fleet, and what goes wrong meanwhile."""
+"""Simulates people who use the fleet, and faults of the fleet."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ numbers = itertools.count(1)
 
 
 def call(base: str, method: str, path: str, body: dict | None = None, cookie: str = "", address: str = ""):
-    """The status, and the session cookie if one was set."""
+    """Sends a request. Returns the status (0 if there was no answer) and the session cookie if one was set, else ''."""
     url = urllib.parse.urlsplit(base)
     connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
-    # Each person comes from elsewhere, so that nobody is throttled for what others do.
+    # Each request has its own address, so that nobody is throttled because of others.
     headers = {"X-Forwarded-For": address or f"10.{random.randrange(256)}.{random.randrange(256)}.1"}
     if cookie:
         headers["Cookie"] = cookie
@@ -40,7 +40,7 @@ def call(base: str, method: str, path: str, body: dict | None = None, cookie: st
         response.read()
         return response.status, (response.getheader("Set-Cookie") or "").partition(";")[0]
     except OSError:
-        # A replica that restarts.
+        # The replica is restarting.
         return 0, ""
     finally:
         connection.close()
@@ -51,7 +51,7 @@ def account() -> dict[str, str]:
 
 
 class People:
-    """A few people at a time who register, sign in, come back to other replicas, err, and leave, until told to stop."""
+    """Until closed, a few people at a time register, sign in, visit all replicas, make mistakes, and sign out."""
 
     def __init__(self, fleet: fleets.Fleet, count: int = 3) -> None:
         self.bases = [fleet.replica_url(name) for name in fleet.replicas]
@@ -87,7 +87,7 @@ class People:
         call(there, "GET", "/profile")
         _, cookie = call(elsewhere, "POST", "/auth/login", person, cookie)
         if rarities:
-            # Often, they would be reason for an alert.
+            # These are rare, because frequent ones would cause alerts.
             _, other = call(here, "POST", "/auth/login", person)
             call(elsewhere, "GET", "/auth/sessions", cookie=cookie)
             call(elsewhere, "DELETE", "/auth/sessions?keep=current", cookie=cookie)
@@ -102,7 +102,7 @@ class People:
 
 
 def provoke(fleet: fleets.Fleet, say) -> None:
-    """Everything that dashboards are for, each for a few seconds."""
+    """Causes every kind of trouble that the dashboards show, each for a few seconds."""
     bases = [fleet.replica_url(name) for name in fleet.replicas]
     person = account()
     call(bases[0], "POST", "/auth/register", person)
@@ -134,7 +134,7 @@ def provoke(fleet: fleets.Fleet, say) -> None:
     time.sleep(3)
     fleets.start(fleet, "replica-3")
 
-    say("Redis is gone for 15 s")
+    say("Redis is down for 15 s")
     _, cookie = call(bases[1], "POST", "/auth/login", person)
     fleets.stop(fleet, "redis")
     end = time.monotonic() + 15

@@ -14,7 +14,7 @@ VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)(?:\.[^:}]+)?(?::(\w+))?\}|\[\[(\w+)\]\
 
 @dataclass(frozen=True)
 class Asked:
-    """One query of a panel or an annotation, with its variables still in it."""
+    """One query of a panel or an annotation, before its variables are replaced."""
 
     dashboard: str
     panel: str
@@ -29,7 +29,7 @@ class Asked:
 
 
 def panels(dashboard: dict) -> Iterator[dict]:
-    """All of them, without the rows' headings."""
+    """Every panel of a dashboard, without rows."""
     for panel in dashboard["panels"]:
         yield from panel.get("panels", [])
         if panel["type"] != "row":
@@ -58,7 +58,7 @@ def annotation_queries(dashboard: dict) -> Iterator[Asked]:
 
 
 def variables(text: str) -> set[str]:
-    """Names of the variables in a text. `${1}` is PromQL's, of a regular expression, and Grafana leaves it alone."""
+    """The names of the variables in a text. `${1}` is a group of a regular expression, which Grafana leaves alone."""
     names = {next(filter(None, found)) for found in ((m[1], m[2], m[4]) for m in VARIABLE.finditer(text))}
     return {name for name in names if not name.isdigit()}
 
@@ -72,7 +72,7 @@ def interpolate(text: str, values: dict[str, str]) -> str:
 
 
 def selectors(expr: str) -> Iterator[tuple[str, set[str], str]]:
-    """Each metric in a query, the labels that are asked of it, and the function around it, if any."""
+    """Each metric in a query, the labels that its selector names, and the function around it ('' if there is none)."""
 
     def walk(node: object, function: str) -> Iterator[tuple[str, set[str], str]]:
         if isinstance(node, promql.VectorSelector):
@@ -91,7 +91,7 @@ def selectors(expr: str) -> Iterator[tuple[str, set[str], str]]:
 
 
 def parsed(expr: str) -> object:
-    """Raises ValueError for what is no PromQL."""
+    """Parses a query with sample values for its variables. Raises ValueError if it is not valid PromQL."""
     standing_for = dict.fromkeys(variables(expr), "x") | {
         "__rate_interval": "1m",
         "__interval": "15s",

@@ -1,7 +1,7 @@
-"""Holds a dashboard's JSON to Grafana's schema, as its foundation SDK has it.
+"""Checks a dashboard's JSON against Grafana's schema, using the classes of Grafana's foundation SDK.
 
-The SDK's own `from_json` passes over fields that it doesn't know and takes any type. So its classes are read here as
-the schema that they are: each has a type for every attribute, and its `to_json` says what that is called in JSON.
+The SDK's own `from_json` ignores unknown fields and accepts any type. So this module reads the SDK's classes as a
+schema: each class declares a type for every attribute, and its `to_json` gives the attribute's name in JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from grafana_foundation_sdk.models import dashboard, prometheus  # noqa: E402
 
 register_default_plugins()
 
-# What transformations take is not in the SDK; these are the ones in use, with the fields that Grafana has for them.
+# The SDK has no types for the options of transformations. These are the ones in use, with the fields of Grafana.
 TRANSFORMATIONS = {
     "joinByField": {"byField", "mode"},
     "organize": {"includeByName", "indexByName", "renameByName", "excludeByName"},
@@ -30,17 +30,17 @@ TRANSFORMATIONS = {
 
 
 def problems(tree: object) -> list[str]:
-    """Fields that Grafana doesn't know and values of a wrong type, each with its place; none if all is well."""
+    """Lists unknown fields and values of a wrong type, each with its place. Empty if the dashboard is valid."""
     found = list(mismatches(tree, dashboard.Dashboard, "dashboard"))
     if not found:
-        # Now that it can't lose anything: the way that users of the SDK load it.
+        # Every field is known, so from_json loses nothing. It must also accept the dashboard.
         dashboard.Dashboard.from_json(tree)
     return found
 
 
 @functools.cache
 def fields(cls: type) -> dict[str, object]:
-    """JSON name → type of each attribute of a class of the SDK."""
+    """Maps the JSON name of each attribute of an SDK class to its type."""
     hints = typing.get_type_hints(cls)
     probe = cls.__new__(cls)
     for attribute in hints:
@@ -53,7 +53,7 @@ def mismatches(value: object, want: object, path: str) -> typing.Iterator[str]:
     if want in (object, typing.Any):
         return
     if origin in (typing.Union, types.UnionType):
-        # The alternative that fits best is the one that was meant.
+        # Report the problems of the alternative that fits best.
         args = [one for one in args if one is not type(None) or value is None]
         each = [list(mismatches(value, one, path)) for one in args]
         yield from min(each, key=len)
@@ -62,13 +62,13 @@ def mismatches(value: object, want: object, path: str) -> typing.Iterator[str]:
             yield f"{path} is {value!r}, not one of {args}"
     elif origin is list:
         if not isinstance(value, list):
-            yield f"{path} is no list"
+            yield f"{path} is not a list"
             return
         for index, item in enumerate(value):
             yield from mismatches(item, args[0], f"{path}[{index}]")
     elif origin is dict:
         if not isinstance(value, dict):
-            yield f"{path} is no object"
+            yield f"{path} is not an object"
             return
         for key, item in value.items():
             yield from mismatches(item, args[1], f"{path}.{key}")
@@ -84,19 +84,19 @@ def mismatches(value: object, want: object, path: str) -> typing.Iterator[str]:
             yield f"{path} is not null"
     elif want is float:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            yield f"{path} is no number: {value!r}"
+            yield f"{path} is not a number: {value!r}"
     elif not isinstance(value, want) or (want is int and isinstance(value, bool)):
-        yield f"{path} is no {want.__name__}: {value!r}"
+        yield f"{path} is not of type {want.__name__}: {value!r}"
 
 
 def object_mismatches(value: object, cls: type, path: str) -> typing.Iterator[str]:
     if not isinstance(value, dict):
-        yield f"{path} is no object"
+        yield f"{path} is not an object"
         return
     known = fields(cls)
     for name, item in value.items():
         if name not in known:
-            yield f"{path}.{name} is no field of {cls.__module__.rsplit('.', 1)[1]}.{cls.__name__}"
+            yield f"{path}.{name} is not a field of {cls.__module__.rsplit('.', 1)[1]}.{cls.__name__}"
         elif not (cls is dashboard.Panel and name in ("options", "fieldConfig")):
             yield from mismatches(item, known[name], f"{path}.{name}")
     if cls is dashboard.Panel:
@@ -104,16 +104,16 @@ def object_mismatches(value: object, cls: type, path: str) -> typing.Iterator[st
     if cls is dashboard.DataTransformerConfig:
         allowed = TRANSFORMATIONS.get(value.get("id"))
         if allowed is None:
-            yield f"{path}.id: {value.get('id')!r} is no transformation that is known here"
+            yield f"{path}.id: {value.get('id')!r} is not a transformation that this check knows"
         else:
-            yield from (f"{path}.options.{name} is no field of it" for name in value["options"].keys() - allowed)
+            yield from (f"{path}.options.{name} is not a field of it" for name in value["options"].keys() - allowed)
 
 
 def panel_mismatches(panel: dict, path: str) -> typing.Iterator[str]:
-    """What the kind of panel decides: its options, and what it has per field, in defaults and overrides."""
+    """Checks what depends on the type of panel: its options, and its custom fields in defaults and overrides."""
     plugin = runtime.panelcfg_config(panel.get("type", ""))
     if plugin is None:
-        yield f"{path}.type: {panel.get('type')!r} is no kind of panel"
+        yield f"{path}.type: {panel.get('type')!r} is not a type of panel"
         return
     if panel.get("datasource", {}).get("type") != "prometheus":
         yield f"{path}.datasource is not of type prometheus"
@@ -130,7 +130,7 @@ def panel_mismatches(panel: dict, path: str) -> typing.Iterator[str]:
     yield from custom_mismatches(config.get("defaults", {}), f"{path}.defaults")
     for number, override in enumerate(config.get("overrides", [])):
         for each in override.get("properties", []):
-            # As if it were a default: {"id": "custom.lineWidth", "value": 2} is {"custom": {"lineWidth": 2}}.
+            # Check it like a default: {"id": "custom.lineWidth", "value": 2} becomes {"custom": {"lineWidth": 2}}.
             name, _, inner = each["id"].partition(".")
             field = {name: {inner: each["value"]} if inner else each["value"]}
             yield from object_mismatches(field, dashboard.FieldConfig, f"{path}.overrides[{number}]")
@@ -138,5 +138,5 @@ def panel_mismatches(panel: dict, path: str) -> typing.Iterator[str]:
 
 
 def owner(hook: typing.Callable) -> type:
-    """The class whose `from_json` this is."""
+    """The class that a bound `from_json` belongs to."""
     return hook.__self__

@@ -1,7 +1,7 @@
-"""Every query of every dashboard against a real Prometheus that scrapes a real fleet under load.
+"""Runs every query of every dashboard against a real Prometheus that scrapes a real fleet under load.
 
-First all is well: what returns no data then must be in EMPTY_WHEN_WELL, with its reason. Then things go wrong, and
-every query must have returned data at some time.
+At first the fleet is healthy. Panels that show no data then must be in EMPTY_WHEN_WELL, with a reason. Then faults
+follow, and in the end every query must have returned data at least once.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import yaml
 from load import fleets
 from queries import Asked
 
-# Panel → why it is empty when all is well. Matched by title, in any dashboard; so are annotations.
+# Titles of panels and annotations that may be empty while the fleet is healthy, each with the reason.
 EMPTY_WHEN_WELL = {
     "Alerts": "no alert is pending or fires",
     "Failing requests by route": "no request was answered with a 5xx",
 }
-# Recorded over days in steps of five minutes: the first value comes within a minute after the next full five minutes.
+# These are recorded every five minutes. The first value comes within a minute after the next full five minutes.
 SLOW_SERIES = ("rate3d", "rate30d")
-# Seconds until all that isn't slow must have returned data: the 6 h windows wait for the next full minute.
+# Seconds within which every query that isn't slow must return data. The 6 h windows wait for the next full minute.
 CALM = 150.0
-# And all: six minutes for the slow ones, and two for which the condition of an alert must hold.
+# The same for all queries: six minutes for the slow ones, and two for the `for` of alerts.
 PATIENCE = 480.0
 
 SOURCE = yaml.safe_load((conftest.GRAFANA / "provisioning/datasources/authfleet.yml").read_text())["datasources"][0]
@@ -52,9 +52,9 @@ class Prometheus:
         return answer["data"]
 
     def ask(self, query: Asked, selected: dict[str, str]) -> list[dict]:
-        """As Grafana asks with its data source provisioned as shipped: the series that have a number."""
+        """Sends the query as Grafana does with the shipped data source. Returns the series that have a finite value."""
         now = time.time()
-        # Grafana's rule: a point per pixel, but no more than one per scrape; rates over at least four scrapes.
+        # As Grafana does: at most one point per scrape, and rates over at least four scrapes.
         expr = queries.interpolate(
             query.expr,
             {
@@ -75,7 +75,7 @@ class Prometheus:
         return [each for each in series if any(map(finite, each.get("values") or [each["value"]]))]
 
     def label_values(self, query: str, selected: dict[str, str]) -> list[str]:
-        """Grafana's `label_values(selector, label)`."""
+        """Evaluates Grafana's `label_values(selector, label)`."""
         selector, label = queries.interpolate(query, selected).removeprefix("label_values(").rstrip(")").rsplit(", ", 1)
         return self.get(f"label/{label}/values", **{"match[]": selector, "start": str(int(self.began))})
 
@@ -89,7 +89,7 @@ class Live:
     fleet: fleets.Fleet
     prometheus: Prometheus
     selected: dict[str, str]
-    # What each query returned when all was well, and at last. Queries that returned nothing are absent.
+    # What each query returned while the fleet was healthy, and at any time. Queries without data are absent.
     calm: dict[Asked, list[dict]] = field(default_factory=dict)
     ever: dict[Asked, list[dict]] = field(default_factory=dict)
 
@@ -116,11 +116,11 @@ def live(tmp_path_factory) -> Iterator[Live]:
         print(f"  {time.monotonic() - began:4.0f} s  {text}", flush=True)
 
     began = time.monotonic()
-    # Nobody listens for traces: spans are made, and fail.
+    # Nothing listens there, so that sending traces fails.
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
     fleet = fleets.up(tmp_path_factory.mktemp("fleet"), auto_ports=True, prometheus=True, env=env)
     try:
-        # All replicas for the dashboards of the fleet; the one in depth has the first, which is also the one flooded.
+        # The fleet's dashboards show all replicas. The dashboard of one replica shows the first, which is also flooded.
         selected = {"job": "authfleet", "namespace": ".*", "replica": ".*"}
         live = Live(fleet, Prometheus(fleet.prometheus_url, time.time() - STEP), selected)
         with load.People(fleet) as people:
@@ -128,7 +128,7 @@ def live(tmp_path_factory) -> Iterator[Live]:
             live.calm = collect(live, {}, CALM, lambda query: may_be_empty(query) or is_slow(query))
             say(f"{people.visits} visits; {len(live.calm)} queries returned data")
             load.provoke(fleet, say)
-            say("until every query has returned data")
+            say("waiting until every query has returned data")
             live.ever = collect(live, live.calm, PATIENCE, lambda _: False)
             say(f"{people.visits} visits; {len(live.ever)} queries returned data")
             yield live
@@ -137,7 +137,7 @@ def live(tmp_path_factory) -> Iterator[Live]:
 
 
 def collect(live: Live, before: dict[Asked, list[dict]], patience: float, optional) -> dict[Asked, list[dict]]:
-    """Asks until all but the optional queries have returned data, or patience ends; for 20 s at least."""
+    """Repeats all queries until each but the optional ones has returned data, for 20 s to `patience` seconds."""
     found = dict(before)
     begin = time.monotonic()
     while True:
@@ -162,11 +162,11 @@ def test_all_is_well_and_panels_show_it(live):
 
 
 def test_the_list_of_empty_panels_is_true(live):
-    """An entry that is not needed would hide a panel that broke."""
+    """A superfluous entry would hide a broken panel."""
     assert EMPTY_WHEN_WELL.keys() <= {query.panel for query in every_query()}
-    # The machine that runs this may well give reason for an alert: slow, or its disk is filling up.
+    # An alert may be justified: the machine that runs this may be slow or short of disk space.
     full = {query.panel for query in live.calm if may_be_empty(query)} - {"Alerts"}
-    assert full == set(), "returned data though all was well"
+    assert full == set(), "returned data while the fleet was healthy"
 
 
 def test_every_query_returns_data(live):
@@ -188,14 +188,14 @@ def test_tables_have_the_columns_that_they_show(live, dashboards):
             columns = set(panel["transformations"][-1]["options"]["includeByName"])
             mine = [query for query in live.ever if (query.dashboard, query.panel) == (board["uid"], panel["title"])]
             values = {"Value"} if len(mine) == 1 else {f"Value #{query.ref}" for query in mine}
-            # A label that an alert doesn't have, like the replica, is asked for and leaves its column away.
+            # Not every alert has each label that the query groups by (replica, for example), so columns may be missing.
             asked = {label for query in mine for label in re.findall(r"\w+", by(query.expr))}
             labels = {label for query in mine for each in live.ever[query] for label in each["metric"]}
             assert columns <= values | asked and labels <= asked, panel["title"]
 
 
 def by(expr: str) -> str:
-    """What the outermost aggregation keeps."""
+    """The labels that the outermost aggregation keeps."""
     return re.search(r"\bby \(([^)]*)\)", expr)[1]
 
 
@@ -204,7 +204,7 @@ def test_lines_of_one_replica_can_be_clicked(live, dashboards):
         for panel in queries.panels(board):
             if "__field.labels.replica" not in json.dumps(panel["fieldConfig"]):
                 continue
-            # The first query is about replicas, others about a limit or an expectation.
+            # The first query shows replicas; the others show a limit or an expected value.
             first = (board["uid"], panel["title"], "A")
             found = [live.ever[query] for query in live.ever if (query.dashboard, query.panel, query.ref) == first]
             assert all("replica" in each["metric"] for each in found[0]), panel["title"]
@@ -229,7 +229,7 @@ def test_one_or_some_replicas_can_be_selected(live, replica):
 
 
 def test_namespaces_can_be_selected(live):
-    """As in Kubernetes: the targets get the label, and only what has it is shown."""
+    """Gives the targets the label, as in Kubernetes. Then only series with it are shown."""
     file = live.fleet.path / "prometheus/targets.json"
     targets = json.loads(file.read_text())
     file.write_text(json.dumps([{**each, "labels": {**each["labels"], "namespace": "shop"}} for each in targets]))
@@ -248,12 +248,12 @@ def test_namespaces_can_be_selected(live):
 
 
 def test_counts(live, dashboards):
-    """Not a check: the figures, for whoever reads the log."""
+    """Checks nothing. Prints the figures for readers of the log."""
     panels = [panel for board in dashboards.values() for panel in queries.panels(board)]
     of_panels = [query for query in every_query() if query.kind != "annotation"]
     print(
         f"\n  {len(dashboards)} dashboards, {len(panels)} panels, {len(of_panels)} queries of panels, "
         f"{len(every_query()) - len(of_panels)} of annotations\n"
-        f"  returned data when all was well: {len(live.calm)}, in the end: {len(live.ever)} of {len(every_query())}\n"
-        f"  panels listed as empty when all is well: {len(EMPTY_WHEN_WELL)}"
+        f"  returned data while healthy: {len(live.calm)}, in the end: {len(live.ever)} of {len(every_query())}\n"
+        f"  panels that may be empty while the fleet is healthy: {len(EMPTY_WHEN_WELL)}"
     )

@@ -1,4 +1,4 @@
-"""The dashboards as files: made by the generator, true to Grafana's schema, and about things that exist."""
+"""Checks the dashboards' files: the generator wrote them, Grafana's schema accepts them, and what they name exists."""
 
 import copy
 import itertools
@@ -22,13 +22,13 @@ RULES = [
     for rule in group["rules"]
 ]
 ALERTS = {rule["alert"] for rule in RULES if "alert" in rule}
-# Where links to the runbook arrive: the page that Prometheus serves.
+# Headings of the page that Prometheus serves, which links to the runbook lead to.
 ANCHORS = set(re.findall(r'<h\d id="([^"]+)"', (ROOT / "deploy/prometheus/consoles/runbook.html").read_text()))
 UNITS = {value for value in vars(units).values() if isinstance(value, str)}
 
 
 def catalogue() -> dict[str, tuple[str, set[str]]]:
-    """Name → kind and labels of every series there can be."""
+    """Maps the name of every possible series to its type and labels."""
     target = {"job", "namespace", "instance", "replica"}
     series = json.loads((ROOT / "docs/metrics.json").read_text())
     known = {name: (of["type"].capitalize(), target | set(of["labels"])) for name, of in series.items()}
@@ -38,7 +38,7 @@ def catalogue() -> dict[str, tuple[str, set[str]]]:
             known[rule["record"]] = ("Gauge", level | {"namespace"} | set(rule.get("labels", {})))
     known["up"] = ("Gauge", target)
     known["ALERTS"] = ("Gauge", target | {"alertname", "alertstate", "severity"})
-    # Of the process, from the crate metrics-process.
+    # Metrics of the process, from the crate metrics-process.
     known["process_cpu_seconds_total"] = ("Counter", target)
     for name in ("start_time_seconds", "resident_memory_bytes", "open_fds", "max_fds", "threads"):
         known[f"process_{name}"] = ("Gauge", target)
@@ -69,7 +69,7 @@ def test_committed_files_are_what_the_generator_writes(tmp_path):
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert check().returncode == 0, check().stderr
-    # And the check can fail: a file changed by hand, one left over, one missing.
+    # The check fails for a file that was changed by hand, one left over, and one missing.
     overview = tmp_path / "deploy/grafana/dashboards/overview.json"
     overview.write_text(overview.read_text().replace("now-1h", "now-2h"))
     (tmp_path / "deploy/grafana/dashboards/old.json").write_text("{}")
@@ -82,7 +82,7 @@ def test_committed_files_are_what_the_generator_writes(tmp_path):
 def test_files_and_dashboards_have_one_name_each(dashboards):
     assert [board["uid"] for board in dashboards.values()] == [f"authfleet-{stem}" for stem in dashboards]
     assert len({board["title"] for board in dashboards.values()}) == len(dashboards)
-    # Grafana gives these itself; committed, they would change with every import.
+    # Grafana assigns these. In the files, they would change with every import.
     assert all("id" not in board and "version" not in board for board in dashboards.values())
 
 
@@ -97,12 +97,12 @@ def first(board, kind):
     return next(panel for panel in board["panels"] if panel["type"] == kind)
 
 
-# Name → what is wrong, where, and what the refusal must name.
+# What is wrong → how to make it wrong, and words that the message must contain.
 MUTANTS = {
     "a field of the dashboard": (lambda b: b.update(titel="x"), "dashboard.titel"),
     "a field of a panel": (lambda b: first(b, "stat").update(colour="red"), ".colour"),
     "a field of a row": (lambda b: first(b, "row").update(height=3), ".height"),
-    "an option of the kind of panel": (lambda b: first(b, "stat")["options"].update(legend={}), ".options.legend"),
+    "an option of a panel": (lambda b: first(b, "stat")["options"].update(legend={}), ".options.legend"),
     "an option of an option": (
         lambda b: first(b, "timeseries")["options"]["legend"].update(show=True),
         ".options.legend.show",
@@ -141,18 +141,18 @@ MUTANTS = {
         lambda b: first(b, "table")["transformations"][0]["options"].update(keep=True),
         ".options.keep",
     ),
-    "a kind of panel": (lambda b: first(b, "stat").update(type="stats"), "'stats' is no kind of panel"),
+    "a type of panel": (lambda b: first(b, "stat").update(type="stats"), "'stats' is not a type of panel"),
     "a transformation": (lambda b: first(b, "table")["transformations"][0].update(id="organise"), "'organise'"),
-    "a text for a number": (lambda b: first(b, "stat")["gridPos"].update(w="4"), ".gridPos.w is no int"),
-    "a number for a text": (lambda b: first(b, "stat").update(title=4), ".title is no str"),
-    "true for a number": (lambda b: first(b, "stat").update(id=True), ".id is no int"),
-    "an object for a list": (lambda b: b.update(tags={}), "dashboard.tags is no list"),
-    "a value that is none of the enumeration": (
+    "a text for a number": (lambda b: first(b, "stat")["gridPos"].update(w="4"), ".gridPos.w is not of type int"),
+    "a number for a text": (lambda b: first(b, "stat").update(title=4), ".title is not of type str"),
+    "true for a number": (lambda b: first(b, "stat").update(id=True), ".id is not of type int"),
+    "an object for a list": (lambda b: b.update(tags={}), "dashboard.tags is not a list"),
+    "a text that the enumeration lacks": (
         lambda b: first(b, "timeseries")["options"]["tooltip"].update(mode="all"),
         ".tooltip.mode is 'all'",
     ),
-    "a number that is none of the enumeration": (lambda b: b.update(graphTooltip=3), "dashboard.graphTooltip is 3"),
-    "null for a list": (lambda b: first(b, "stat").update(targets=[None]), ".targets[0] is no object"),
+    "a number that the enumeration lacks": (lambda b: b.update(graphTooltip=3), "dashboard.graphTooltip is 3"),
+    "null for a list": (lambda b: first(b, "stat").update(targets=[None]), ".targets[0] is not an object"),
 }
 
 
@@ -174,10 +174,10 @@ def test_panels_say_what_they_show(dashboard):
     assert len({panel["title"] for panel in every}) == len(every)
     for panel in every:
         unit = panel["fieldConfig"]["defaults"]["unit"]
-        assert unit in UNITS, f"{panel['title']}: {unit} is no unit of Grafana's"
+        assert unit in UNITS, f"{panel['title']}: {unit} is not a unit of Grafana"
         assert panel["title"] and panel["description"].endswith("."), panel["title"]
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
-        # Without one the plot says {le="+Inf", …}.
+        # Without a legend Grafana shows {le="+Inf", …}.
         if panel["type"] in ("timeseries", "state-timeline"):
             assert all(target["legendFormat"] != "__auto" for target in panel["targets"]), panel["title"]
 
@@ -190,7 +190,7 @@ def test_panels_fill_their_rows_without_overlap(dashboard):
         cells = set(itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"])))
         assert not cells & taken.keys(), (panel["title"], {taken[cell] for cell in cells & taken.keys()})
         taken |= dict.fromkeys(cells, panel["title"])
-    assert len(taken) == 24 * (max(y for _, y in taken) + 1), "there are holes"
+    assert len(taken) == 24 * (max(y for _, y in taken) + 1), "the grid has holes"
 
 
 def test_first_row_holds_the_figures_for_a_hurry(dashboard):
@@ -239,7 +239,7 @@ def test_variables_are_defined(dashboard):
     assert defined == {"datasource", "job", "namespace", "replica", "runbook"}
 
 
-# --- What is asked ------------------------------------------------------------------------------------------------
+# --- The queries --------------------------------------------------------------------------------------------------
 
 
 def asked(dashboard):
@@ -249,20 +249,20 @@ def asked(dashboard):
 def query_problems(expr):
     for metric, labels, function in queries.selectors(expr):
         if metric not in KNOWN:
-            yield f"{metric} is no metric, recorded series or series of Prometheus"
+            yield f"{metric} is neither a metric nor a recorded series nor a series of Prometheus"
             continue
         kind, known = KNOWN[metric]
         if labels - known:
             yield f"{metric} has no label {labels - known}"
-        # A counter without a rate shows the age of the process; a rate of a gauge is nonsense.
+        # Counters need a rate, because they grow for as long as the process runs. A rate of a gauge means nothing.
         if (function in ("rate", "increase")) != (kind == "Counter"):
             yield f"{function or 'no function'} over the {kind} {metric}"
-        # What is selected above the dashboard, as far as the series has it.
+        # The selection at the top of the dashboard must apply, so far as the series has these labels.
         wanted = {"job", "namespace", "replica"} & known - ({"replica"} if ":" in metric else set())
         if metric not in ("ALERTS", "slo:authfleet_objective:ratio", "authfleet_build_info") and wanted - labels:
-            yield f"{metric} is not of the selected {wanted - labels}"
+            yield f"{metric} ignores the selected {wanted - labels}"
     for window in set(re.findall(r"\[([^\]]+)\]", expr)) - {"$__rate_interval"}:
-        yield f"a rate over {window}, whatever the scrape interval is"
+        yield f"a rate over {window}, which ignores the scrape interval"
     if "histogram_quantile" in expr and not re.search(r"by \((\w+, )*le\)", expr):
         yield "a quantile without le"
 
@@ -278,11 +278,11 @@ SELECTED = 'job=~"$job", namespace=~"$namespace", replica=~"$replica"'
 @pytest.mark.parametrize(
     ("expr", "want"),
     {
-        "sum(rate(authfleet_http_request_total{@}[$__rate_interval]))": "no metric",
+        "sum(rate(authfleet_http_request_total{@}[$__rate_interval]))": "neither a metric",
         "sum(rate(authfleet_logins_total{@, outcome='success'}[$__rate_interval]))": "no label {'outcome'}",
         "sum(authfleet_logins_total{@})": "no function over the Counter",
         "sum(rate(authfleet_ready{@}[$__rate_interval]))": "rate over the Gauge",
-        "sum(authfleet_ready)": "not of the selected",
+        "sum(authfleet_ready)": "ignores the selected",
         "sum(rate(authfleet_logins_total{@}[5m]))": "over 5m",
         "histogram_quantile(0.9, sum(rate(authfleet_hash_duration_seconds_bucket{@}[$__rate_interval])))": "without le",
     }.items(),
@@ -292,7 +292,7 @@ def test_wrong_queries_are_found(expr, want):
 
 
 def test_lines_stand_at_the_objectives(dashboards):
-    """Objectives of speed are bounds of buckets, in the rules and here alike."""
+    """The lines are at the bucket bounds that the rules use for the latency objectives."""
     bounds = {
         rule["labels"]["slo"]: float(re.search(r'le=~?"([0-9.]+)', rule["expr"])[1])
         for rule in RULES
@@ -316,10 +316,10 @@ def test_kustomization_has_every_dashboard():
     made = yaml.safe_load((GRAFANA / "kustomization.yaml").read_text())
     files = {entry["files"][0]: entry for entry in made["configMapGenerator"]}
     assert set(files) == {f"dashboards/{file.name}" for file in (GRAFANA / "dashboards").glob("*.json")}
-    # The sidecar of Grafana's chart looks for this label.
+    # The sidecar of Grafana's Helm chart looks for this label.
     assert all(entry["options"]["labels"]["grafana_dashboard"] == "1" for entry in files.values())
     for name in files:
-        # `kubectl apply` keeps a copy in an annotation, and annotations may have 256 KiB together.
+        # `kubectl apply` stores a copy in an annotation, and all annotations together may have 256 KiB.
         assert len(json.dumps((GRAFANA / name).read_text())) < 200 * 1024, name
 
 
@@ -330,7 +330,7 @@ def test_provisioning_finds_data_source_and_dashboards():
         "jaeger": "http://jaeger:16686",
     }
     assert [source["uid"] for source in sources if source["isDefault"]] == ["prometheus"]
-    # $__rate_interval follows from it, so it must be that of the scrapes.
+    # Grafana derives $__rate_interval from it, so it must be the scrape interval.
     scrapes = yaml.safe_load((ROOT / "deploy/prometheus/compose.yml").read_text())["global"]["scrape_interval"]
     assert sources[0]["jsonData"]["timeInterval"] == scrapes
     (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/authfleet.yml").read_text())["providers"]

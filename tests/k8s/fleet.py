@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = {"local": "network-policies", "scale-out": "network-policies-scale-out"}
-# tests/k8s/run puts the newest first into PATH, and names the oldest where there is one for this machine.
+# tests/k8s/run puts the newest kubectl first into PATH, and names the oldest one if this machine can run it.
 NEWEST = "kubectl"
 OLDEST = os.environ.get("OLDEST_KUBECTL")
 COMPONENTS = ["monitoring", "tracing", "autoscaling", "ingress/ingress", "ingress/gateway", "loadtest"]
@@ -29,8 +29,8 @@ def combinations() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def kustomize(kubectl: str, directory: Path) -> str:
-    """What one kubectl makes of a kustomization; anything that it complains about fails."""
-    # Hundreds of short runs: each ends sooner without collecting garbage.
+    """Renders a kustomization with one kubectl. Fails if kubectl prints a warning."""
+    # There are hundreds of short runs, and each is faster without garbage collection.
     environment = {**os.environ, "GOGC": "off"}
     done = subprocess.run([kubectl, "kustomize", directory], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, f"{kubectl} {directory.name}: {done.stderr[:2000]}"
@@ -38,14 +38,14 @@ def kustomize(kubectl: str, directory: Path) -> str:
 
 
 def render(name: str) -> list[dict]:
-    """The objects of one combination."""
+    """Renders one combination and returns its objects."""
     overlay, components = combinations()[name]
     paths = [f"../k8s/components/{component}" for component in components]
     return render_own(name.replace("/", "_"), {"resources": [f"../k8s/overlays/{overlay}"], "components": paths})
 
 
 def render_own(name: str, kustomization: dict) -> list[dict]:
-    """The objects of a user's own kustomization, as if in a directory beside k8s/: the same from either kubectl."""
+    """Renders a user's kustomization as if it were in a directory beside k8s/. Both kubectls must render the same."""
     directory = rendered(name)
     directory.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(kustomization).replace("../k8s/", "../../../../k8s/")
@@ -57,12 +57,12 @@ def render_own(name: str, kustomization: dict) -> list[dict]:
 
 
 def rendered(name: str) -> Path:
-    """Where the kustomization of a combination is, and what became of it."""
+    """The directory of a combination's kustomization and of its rendered objects."""
     return ROOT / "target/k8s/rendered" / name.replace("/", "_")
 
 
 def unreadable(objects: list[dict]) -> str:
-    """What kubectl can't read into its own types, where the schema allows any text: quantities, for example."""
+    """kubectl's messages about values that its own types refuse and the schemas allow, such as bad quantities."""
     custom = ("monitoring.coreos.com/", "gateway.networking.k8s.io/")
     builtin = [thing for thing in objects if not thing["apiVersion"].startswith(custom)]
     return subprocess.run(
@@ -76,7 +76,7 @@ def unreadable(objects: list[dict]) -> str:
 
 @cache
 def renders() -> dict[str, list[dict]]:
-    """Every combination's objects."""
+    """Maps the name of every combination to its objects."""
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(combinations(), pool.map(render, combinations()), strict=True))
 
@@ -86,7 +86,7 @@ def full_name(overlay: str) -> str:
 
 
 def full(overlay: str) -> list[dict]:
-    """The overlay with all of its components."""
+    """The objects of the overlay with all of its components."""
     return renders()[full_name(overlay)]
 
 
@@ -124,5 +124,5 @@ def pods(objects: list[dict]) -> list[tuple[dict, dict, dict]]:
 
 
 def containers(spec: dict) -> list[dict]:
-    """The containers of a pod, those before it included."""
+    """The containers of a pod, init containers first."""
     return [*spec.get("initContainers", []), *spec["containers"]]

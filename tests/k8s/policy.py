@@ -1,6 +1,6 @@
-"""What an API server accepts and we don't: references that lead nowhere, and the project's own rules.
+"""Rules about what an API server accepts and this project doesn't: broken references, and the project's own rules.
 
-Each rule takes all objects of a render and yields what is wrong; test_refusals.py proves each with one that it refuses.
+Each rule takes all objects of a render and yields the problems. test_refusals.py has a broken manifest for each rule.
 """
 
 import re
@@ -20,28 +20,28 @@ def rule(check: Rule) -> Rule:
 
 
 def problems(objects: list[dict]) -> list[str]:
-    """Everything that the rules refuse in one render. Most of them follow references, so these are looked at first."""
+    """All problems in one render. Most rules follow references, so broken references are reported alone."""
     found = [f"references: {problem}" for problem in references(objects)]
     return found or [f"{check.__name__}: {problem}" for check in RULES for problem in check(objects)]
 
 
 def every_container(objects: list[dict]) -> Iterator[tuple[str, dict, dict]]:
-    """Where it is, the pod's specification, the container."""
+    """Yields each container's place (for messages), its pod's specification, and the container."""
     for thing, _, spec in pods(objects):
         for container in containers(spec):
             yield f"{label(thing)} container {container.get('name')}", spec, container
 
 
 def matches(selector: dict, pairs: dict) -> bool:
-    """Whether a label selector (matchLabels alone is in use here) or a Service's plain one takes these labels."""
-    assert "matchExpressions" not in selector, "matchExpressions are not understood here"
+    """Whether a label selector (only matchLabels is supported) or a Service's plain selector matches these labels."""
+    assert "matchExpressions" not in selector, "matchExpressions are not supported here"
     return selector.get("matchLabels", selector).items() <= pairs.items()
 
 
-# --- What names something else ---------------------------------------------------------------------------------------
+# --- References ------------------------------------------------------------------------------------------------------
 @rule
 def references(objects):
-    """Objects, keys and volumes that are named exist. Secrets are not among the manifests: test_credentials.py."""
+    """Every named object, key and volume exists. Secrets are not in the manifests; test_credentials.py checks them."""
     there = {(thing["kind"], thing["metadata"]["name"]): thing for thing in objects}
 
     def missing(thing: dict, kind: str, name: str | None) -> Iterator[str]:
@@ -78,13 +78,13 @@ def references(objects):
 
 @rule
 def ports_and_selectors(objects):
-    """Selectors match what they are for, and ports that are asked are a container's."""
+    """Each selector matches exactly one workload, and each port that is used is a container's port."""
     for where, _, container in every_container(objects):
         known = {port.get(key) for port in container.get("ports", []) for key in ("name", "containerPort")}
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             for handler in container.get(kind, {}).values():
                 if isinstance(handler, dict) and "port" in handler and handler["port"] not in known:
-                    yield f"{where}: {kind} asks port {handler['port']}, which the container does not have"
+                    yield f"{where}: {kind} uses port {handler['port']}, which the container does not have"
     for thing, pairs, spec in pods(objects):
         affinity = spec.get("affinity", {}).get("podAffinity", {})
         terms = [
@@ -108,7 +108,7 @@ def ports_and_selectors(objects):
 
 @rule
 def ways_in(objects):
-    """Ingress and HTTPRoute lead to a port of a Service, and to a listener that exists."""
+    """Each Ingress and HTTPRoute names an existing port of a Service; each HTTPRoute names an existing listener."""
     services = {thing["metadata"]["name"]: thing["spec"]["ports"] for thing in of_kind(objects, "Service")}
 
     def lacks(name: str, port: object) -> bool:
@@ -155,7 +155,7 @@ def full_labels(objects):
 
 @rule
 def restricted(objects):
-    """Pod Security Standards, level restricted, and no token, no root file system to write to, no service links."""
+    """Pods meet the Pod Security Standard restricted, and have no token, writable root filesystem or service links."""
     namespace = of_kind(objects, "Namespace")[0]["metadata"]["labels"]
     if namespace.get("pod-security.kubernetes.io/enforce") != "restricted":
         yield "Namespace: Pod Security restricted is not enforced"
@@ -173,7 +173,7 @@ def restricted(objects):
             yield f"{label(thing)}: no seccomp profile"
         for volume in spec.get("volumes", []):
             if not set(volume) & {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected"}:
-                yield f"{label(thing)}: volume {volume['name']} of a kind that restricted forbids"
+                yield f"{label(thing)}: restricted forbids the type of volume {volume['name']}"
     wanted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     for where, _, container in every_container(objects):
         if container.get("securityContext") != wanted:
@@ -187,12 +187,12 @@ def resources(objects):
     for where, _, container in every_container(objects):
         for part in ("requests", "limits"):
             if set(container.get("resources", {}).get(part, {})) < {"cpu", "memory"}:
-                yield f"{where}: no {part} of CPU and memory"
+                yield f"{where}: no {part} for CPU and memory"
 
 
 @rule
 def pinned(objects):
-    """One image of a kind, with a full version."""
+    """Each image has a full version, the same wherever it is used."""
     seen: dict[str, set] = {}
     for where, _, container in every_container(objects):
         name, _, tag = container["image"].rpartition(":")
@@ -201,7 +201,7 @@ def pinned(objects):
             yield f"{where}: image {container['image']} has no full version"
     for name, tags in seen.items():
         if len(tags) > 1:
-            yield f"{name}: versions {sorted(tags)} at once"
+            yield f"{name}: several versions: {sorted(tags)}"
     crate = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
     if seen.get("authfleet") != {crate}:
         yield f"authfleet: images {seen.get('authfleet')}, but the crate is {crate}"
@@ -217,10 +217,10 @@ def probed(objects):
                 if kind not in container:
                     yield f"{label(thing)}: no {kind}"
                 elif "ops" in str(container.get("ports")) and container[kind].get("httpGet", {}).get("port") != "ops":
-                    yield f"{label(thing)}: {kind} does not ask the ops port"
+                    yield f"{label(thing)}: {kind} does not use the ops port"
             asked = container.get("livenessProbe", {}).get("httpGet", {}).get("path", "/livez")
             if asked != "/livez":
-                yield f"{label(thing)}: liveness asks {asked}: a failing store would restart every replica"
+                yield f"{label(thing)}: liveness checks {asked}: a failing store would restart every replica"
 
 
 def _seconds(text: str) -> int:
@@ -229,7 +229,7 @@ def _seconds(text: str) -> int:
 
 @rule
 def rollouts(objects):
-    """No replica goes before another is there, and each has the time to drain."""
+    """A replica is stopped only after its replacement is ready, and has time to drain."""
     for thing in of_kind(objects, "Deployment"):
         rolling = thing["spec"].get("strategy", {}).get("rollingUpdate", {})
         if rolling.get("maxUnavailable") != 0:
@@ -244,7 +244,7 @@ def rollouts(objects):
             drain = re.search(r"worker_shutdown_timeout (\d+)s;", config["nginx.conf"])[1]
             sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds")
             if not sleep:
-                yield f"{where}: stops before its endpoint is gone"
+                yield f"{where}: stops before its endpoint is removed"
             needed = (sleep or 0) + int(drain) + 5
         else:
             continue
@@ -255,19 +255,19 @@ def rollouts(objects):
         covering = [budget for budget in budgets if matches(budget["spec"]["selector"], pairs)]
         if thing["kind"] != "Job" and len(covering) != 1:
             yield f"{label(thing)}: {len(covering)} PodDisruptionBudgets"
-        # Whoever waits for Redis turns unready with it: a drain that takes Redis would then take all of them.
+        # Pods that need Redis become unready with it. With AlwaysAllow, a drain that evicts Redis could evict them all.
         probes = str([container.get("readinessProbe") for container in containers(spec)])
         if "/readyz" in probes and "AlwaysAllow" in {b["spec"].get("unhealthyPodEvictionPolicy") for b in covering}:
-            yield f"{label(thing)}: its budget lets unready pods go, all at once when a store is away"
+            yield f"{label(thing)}: its budget allows evicting unready pods, which are all of them when a store is down"
     scaled = {thing["spec"]["scaleTargetRef"]["name"] for thing in of_kind(objects, "HorizontalPodAutoscaler")}
     for thing in of_kind(objects, "Deployment"):
         if (thing["metadata"]["name"] in scaled) == ("replicas" in thing["spec"]):
-            yield f"{label(thing)}: the count belongs to the autoscaler or to the manifest, to one of them"
+            yield f"{label(thing)}: either the autoscaler or the manifest must set the count, not both or neither"
 
 
 @rule
 def one_node_with_sqlite(objects):
-    """A claim that several pods mount is ReadWriteOnce, and its pods keep to one node; without one they spread."""
+    """Pods that share a claim are on one node, and the claim is ReadWriteOnce. Pods without a claim may spread."""
     for thing, _, spec in pods(objects):
         claims = [volume for volume in spec.get("volumes", []) if "persistentVolumeClaim" in volume]
         terms = (
@@ -275,7 +275,7 @@ def one_node_with_sqlite(objects):
         )
         together = any(term["topologyKey"] == "kubernetes.io/hostname" for term in terms)
         if bool(claims) != together:
-            yield f"{label(thing)}: a shared volume, or one node for all pods, without the other"
+            yield f"{label(thing)}: a shared volume and one node for all pods need each other"
     for claim in of_kind(objects, "PersistentVolumeClaim"):
         if claim["spec"]["accessModes"] != ["ReadWriteOnce"]:
             yield f"{label(claim)}: SQLite in WAL mode must stay on one node: ReadWriteOnce"
@@ -283,7 +283,7 @@ def one_node_with_sqlite(objects):
 
 @rule
 def variables(objects):
-    """Only variables that authfleet reads, with secrets as files, each file mounted."""
+    """Only variables that authfleet reads are set, secrets come from files, and each of these files is mounted."""
     table = (ROOT / ".env.example").read_text()
     known = set(re.findall(r"^#([A-Z0-9_]+)=", table, re.MULTILINE))
     secret = set(re.findall(r"^# Secret: ([A-Z0-9_]+)_FILE ", table, re.MULTILINE))
@@ -296,10 +296,10 @@ def variables(objects):
             name = source["configMapRef"]["name"]
             given |= next(t["data"] for t in of_kind(objects, "ConfigMap") if t["metadata"]["name"] == name)
         for name, value in given.items():
-            # The path of SQLite's file is none.
+            # DATABASE_URL may be secret, but a path of SQLite's file isn't.
             is_secret = name in secret and not str(value).startswith("sqlite://")
             if name.removesuffix("_FILE") not in known or is_secret:
-                yield f"{where}: variable {name} is unknown, or a secret that belongs into a file"
+                yield f"{where}: variable {name} is unknown, or a secret that must come from a file"
             if name.endswith("_FILE") and value not in _secret_files(spec, container):
                 yield f"{where}: {name} names {value}, which is not mounted"
 
@@ -316,10 +316,10 @@ def _secret_files(spec: dict, container: dict) -> set[str]:
 @rule
 def no_secrets(objects):
     for thing in of_kind(objects, "Secret"):
-        yield f"{label(thing)}: secrets are not kept in the manifests"
+        yield f"{label(thing)}: the manifests must not contain secrets"
 
 
-# Who talks to whom. Everything else is denied; each of these is allowed at both ends and has its port there.
+# All permitted connections: from, to, port. Each must be allowed at both ends, and all others denied.
 CONNECTIONS = {
     ("anybody", "edge", 8080),
     ("edge", "dns", 53),
@@ -332,9 +332,9 @@ CONNECTIONS = {
     ("loadtest", "server", 3000),
     ("loadtest", "edge", 8080),
 }
-# With overlays/scale-out the stores are outside: PostgreSQL, Redis, Sentinel.
+# overlays/scale-out uses stores outside the cluster: PostgreSQL, Redis, Sentinel.
 OUTSIDE = {("server", "sessions", 6379)}, {("server", "outside", port) for port in (5432, 6379, 26379)}
-# With components/tracing alone: the collector.
+# Only components/tracing connects to the collector.
 TRACES = ("server", "monitoring", 4318)
 COMPONENT = "app.kubernetes.io/component"
 
@@ -364,7 +364,7 @@ def connections(objects):
         return
     deny = [p["spec"] for p in policies if not p["spec"]["podSelector"]]
     if deny != [{"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}]:
-        yield "NetworkPolicy: not everything is denied first"
+        yield "NetworkPolicy: no policy denies everything by default"
     wanted = set(CONNECTIONS)
     workloads = {pairs[COMPONENT]: spec for _, pairs, spec in pods(objects)}
     if "sessions" not in workloads:
@@ -383,19 +383,19 @@ def connections(objects):
         name = policy["spec"]["podSelector"].get("matchLabels", {}).get(COMPONENT)
         for direction, key, edges in (("ingress", "from", into), ("egress", "to", out)):
             if direction in policy["spec"] and direction.capitalize() not in policy["spec"]["policyTypes"]:
-                yield f"{label(policy)}: {direction} rules without the policyType"
+                yield f"{label(policy)}: {direction} rules without their policyType"
             for entry in policy["spec"].get(direction, []):
                 for port in entry.get("ports", [{"port": "every port"}]):
                     for peer in _peers(entry.get(key)):
                         edges.add((peer, name, port["port"]) if direction == "ingress" else (name, peer, port["port"]))
-    # Whoever is let in by "anybody" needs no edge of its own at that end.
+    # A rule that admits anybody also covers the other connections to the same port.
     doors = {(to, port) for source, to, port in wanted if source == "anybody"}
     for what, found, needed in (
         ("in", into, {e for e in wanted if e[1] in inside and (e[0] == "anybody" or e[1:] not in doors)}),
         ("out", out, {e for e in wanted if e[0] in inside}),
     ):
         for edge in sorted(map(str, found - needed)):
-            yield f"NetworkPolicy: {edge} is allowed {what}, but is no connection of ours"
+            yield f"NetworkPolicy: {edge} is allowed {what}, but is not a permitted connection"
         for edge in sorted(map(str, needed - found)):
             yield f"NetworkPolicy: {edge} is needed, but not allowed {what}"
     for _, to, port in wanted:
@@ -408,16 +408,16 @@ def connections(objects):
 
 @rule
 def series_name_their_replica(objects):
-    """Dashboards and alerts join series by `replica`, which is the same word on the series and on its target."""
+    """The label `replica` is the same on a series and on its target. Dashboards and alerts join series by it."""
     for thing in of_kind(objects, "PodMonitor"):
         if thing["spec"].get("jobLabel") != "app.kubernetes.io/name":
             yield f"{label(thing)}: the job is not named after the pods' app.kubernetes.io/name"
         for endpoint in thing["spec"]["podMetricsEndpoints"]:
             if endpoint.get("honorLabels") is not True:
-                yield f"{label(thing)}: the label replica of the series gives way to that of the target"
+                yield f"{label(thing)}: the target's label replica replaces that of the series"
             wanted = {"sourceLabels": ["__meta_kubernetes_pod_name"], "targetLabel": "replica"}
             if wanted not in endpoint.get("relabelings", []):
-                yield f"{label(thing)}: the target lacks the label replica, which is the pod's name"
+                yield f"{label(thing)}: the target lacks the label replica with the pod's name"
     for where, _, container in every_container(objects):
         sources = {variable["name"]: variable.get("valueFrom") for variable in container.get("env", [])}
         if container["name"] == "server" and sources.get("REPLICA_ID") != {"fieldRef": {"fieldPath": "metadata.name"}}:
@@ -426,8 +426,7 @@ def series_name_their_replica(objects):
 
 @rule
 def used_once(objects):
-    """Every ConfigMap is used, so that no stale copy of a configuration stays around. Grafana's sidecar uses those with
-    its label."""
+    """Every ConfigMap is used, so no stale copy remains. Grafana's sidecar uses those with its label."""
     used = Counter()
     for _, _, spec in pods(objects):
         used.update(volume.get("configMap", {}).get("name") for volume in spec.get("volumes", []))

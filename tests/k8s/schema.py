@@ -22,8 +22,8 @@ def _validator(version: str, api_version: str, kind: str) -> Draft202012Validato
         schema = json.loads(own.read_text())
         fits = schema["properties"]["apiVersion"]["const"] == api_version
         return Draft202012Validator(schema) if fits else None
-    # Read here rather than by kubernetes_validate.validate(), which parses all definitions anew for each object and
-    # takes an older version's schemas where it has none.
+    # kubernetes_validate.validate() is not used: it parses all definitions again for each object, and falls back to an
+    # older version's schemas.
     directory = importlib_resources.files(kubernetes_validate) / "kubernetes-json-schema" / f"v{version}-local-strict"
     file = directory / f"{kind.lower()}-{group.partition('.')[0] + '-' if group else ''}{number}.json"
     if not file.is_file():
@@ -47,7 +47,7 @@ def _problems(version: str, text: str) -> list[str]:
 
 
 def problems(objects: list[dict]) -> list[str]:
-    """What the schemas of each version refuse; an object without a schema is refused."""
+    """What the schemas of each version refuse. An object without a schema is a problem too."""
     return [
         problem
         for version in VERSIONS

@@ -1,6 +1,6 @@
-"""Server-side dry-run against the API server that KUBECONFIG names; tests/k8s/run leaves this out if there is none.
+"""Server-side dry-run against the API server that KUBECONFIG names. Without one, tests/k8s/run leaves this file out.
 
-A dry-run needs the namespace to exist: where it doesn't, it is made, and removed afterwards.
+A dry-run needs the namespace. If it doesn't exist, the tests create it and delete it afterwards.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ def namespace():
     exists = kubectl("get", "namespace", "authfleet").returncode == 0
     if not exists:
         made = kubectl("create", "-f", "-", given=yaml.safe_dump(named(renders()["local"], "Namespace", "authfleet")))
-        # Somebody else may be faster; then it's theirs to remove.
+        # If somebody else has just created it, they will delete it.
         exists = "AlreadyExists" in made.stderr
         assert exists or made.returncode == 0, made.stderr
     yield
@@ -29,7 +29,7 @@ def namespace():
 
 
 def singles() -> list[str]:
-    """Each overlay alone, and with each of its components."""
+    """Each overlay alone, and with each single component."""
     return [name for name, (_, chosen) in combinations().items() if len(chosen) < 2]
 
 
@@ -40,13 +40,13 @@ def test_the_api_server_accepts(name, namespace):
     if missing := sorted({label(thing) for thing in objects if thing["apiVersion"] not in groups}):
         pytest.skip(f"NOT DONE: this API server lacks the custom resources of {', '.join(missing)}")
     text = "".join(f"---\n{yaml.safe_dump(thing)}" for thing in objects)
-    # Under a name of its own: as `kubectl` it would take over what README's `kubectl apply` owns, and warn of that.
+    # As field manager `kubectl` it would take over the fields that `kubectl apply` owns, and warn about it.
     as_a_test = ["--server-side", "--field-manager=authfleet-test", "--force-conflicts", "--dry-run=server"]
     done = kubectl("apply", *as_a_test, "--validate=strict", "--warnings-as-errors", "-f", "-", given=text)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_api_server_refuses_what_is_wrong(namespace):
-    """Or else what it accepted above says nothing."""
+    """Without this, the acceptance above would prove nothing."""
     wrong = yaml.safe_dump(named(renders()["local"], "Service", "authfleet")).replace("port: 80", "port: 80000")
     assert kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", given=wrong).returncode != 0

@@ -1,4 +1,4 @@
-"""k8s/credentials.py: what it makes is what the manifests mount, and rotations keep the old secret valid meanwhile."""
+"""Tests k8s/credentials.py: its Secrets have every mounted key, and the old secret stays valid during a rotation."""
 
 import base64
 import json
@@ -44,7 +44,7 @@ def outside() -> str:
 def test_kubernetes_takes_the_secrets():
     for text in (credentials("new"), outside()):
         assert schema.problems(json.loads(text)["items"]) == []
-        # kubectl reads it as the README's command does.
+        # kubectl must be able to read it, as in the README's command.
         with tempfile.TemporaryDirectory() as directory:
             own = Path(directory)
             (own / "secrets.json").write_text(text)
@@ -73,7 +73,7 @@ def test_rotating_the_session_secret():
     begin = credentials("new")
     old = decoded(begin)["authfleet-server"]["SESSION_SECRET"]
     between = credentials("rotate", "session", given=begin)
-    # First every replica learns to accept the new key, then they sign with it.
+    # First every replica accepts the new key, then they sign with it.
     kept, new = decoded(between)["authfleet-server"]["SESSION_SECRET"].split(",")
     assert kept == old != new and len(new) >= 32
     switched = credentials("switch", "session", given=between)
@@ -89,7 +89,7 @@ def test_one_secret_by_itself_as_kubectl_gives_it():
     server = json.loads(credentials("new"))["items"][0]
     server["metadata"]["resourceVersion"] = "42"
     rotated = json.loads(credentials("rotate", "session", given=json.dumps(server)))["items"]
-    # kept: `kubectl replace` then refuses to overwrite somebody else's change
+    # with it, `kubectl replace` refuses to overwrite somebody else's change
     assert [item["metadata"]["resourceVersion"] for item in rotated] == ["42"]
 
 

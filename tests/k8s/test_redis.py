@@ -1,4 +1,4 @@
-"""A real Redis with the rendered configuration, the pod's arguments and freshly made credentials."""
+"""Runs a real Redis with the rendered configuration, the pod's arguments and new credentials."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from test_nginx import free_port
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory):
-    """The pod's container, run here: its port, the credentials, and how to ask with redis-cli."""
+    """Runs the pod's container on this machine. Yields its port, the credentials and the readiness probe's command."""
     assert shutil.which("redis-server"), "redis-server is missing: tools/local/install.sh installs it"
     directory = tmp_path_factory.mktemp("redis")
     made = decoded(credentials("new"))
@@ -30,7 +30,7 @@ def redis(tmp_path_factory):
     here = {"/etc/redis/redis.conf": "redis.conf", "/run/secrets/redis/users.acl": "users.acl", "/data": "data"}
     args = [str(directory / here[arg]) if arg in here else arg for arg in container["args"]]
     args[args.index("6379")] = port
-    # Not on all addresses of this machine.
+    # Listen only on loopback.
     args[args.index("*") : args.index("-::*") + 1] = ["127.0.0.1"]
     with (directory / "log").open("wb") as log:
         server = subprocess.Popen([*container["command"], *args], stdout=log, stderr=log)
@@ -52,7 +52,7 @@ def redis(tmp_path_factory):
 
 
 def secrets(made: dict[str, dict[str, str]]) -> list[dict]:
-    """As `kubectl get` gives them."""
+    """The Secrets as `kubectl get` returns them."""
     return [
         {
             "metadata": {"name": name},
@@ -119,7 +119,7 @@ def test_a_running_redis_takes_the_passwords_of_a_rotation(redis):
         )
         assert done.stdout.split() == ["OK", "OK"], done
 
-    # As a replica has it: a connection that was made with the old password.
+    # Like a replica, this connection was opened with the old password.
     replica = subprocess.Popen(
         ["redis-cli", "-p", port, "--user", "authfleet", "--pass", old, "--no-auth-warning"],
         stdin=subprocess.PIPE,
@@ -129,7 +129,7 @@ def test_a_running_redis_takes_the_passwords_of_a_rotation(redis):
     )
 
     def client_id() -> str:
-        # redis-cli connects again by itself, with another id.
+        # The id shows whether the connection is still the same, because redis-cli reconnects by itself.
         replica.stdin.write("client id\n")
         replica.stdin.flush()
         return replica.stdout.readline()
@@ -189,7 +189,7 @@ def test_during_a_rotation_both_passwords_are_good(redis, tmp_path):
 
 
 def test_sessions_survive_a_restart(redis, tmp_path):
-    """Redis replays its log as the default user; without rights it would forget what scripts have written."""
+    """Redis replays its AOF as the default user. Without rights, that user would lose what scripts have written."""
     _, made, _ = redis
     password = urlsplit(made["authfleet-server"]["REDIS_URL"]).password
     (tmp_path / "users.acl").write_text(made["authfleet-redis"]["users.acl"])

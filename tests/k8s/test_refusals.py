@@ -1,4 +1,4 @@
-"""Each rule is proven by a manifest, broken in one place, that must be refused for that reason."""
+"""Tests each rule with a manifest that is broken in one place and must be refused for that reason."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ DELETE = object()
 
 
 def refusals(objects: list[dict]) -> list[str]:
-    # Each looks only at what the one before accepts: it needs not expect every shape.
+    # The rules run only on what the schemas accept, so they need not handle invalid shapes.
     return schema.problems(objects) or policy.problems(objects)
 
 
@@ -60,7 +60,7 @@ def swap(which: tuple[str, str], path: str, old: str, new: str) -> Callable[[lis
 
 NP = "NetworkPolicy"
 SVC = ("Service", "authfleet")
-# What is wrong, how it is made wrong, words of the refusal.
+# What is wrong, how to make it wrong, and words that the message must contain.
 MUTANTS = [
     # The schemas
     ("unknown field", put(SERVER, f"{CONTAINER}.imagePulPolicy", "Always"), "imagePulPolicy"),
@@ -88,8 +88,8 @@ MUTANTS = [
         put(("HTTPRoute", "authfleet"), "apiVersion", "gateway.networking.k8s.io/v1beta1"),
         "has no",
     ),
-    ("boolean out of `yes` in a variable", put(SERVER, f"{CONTAINER}.env.0.value", True), "True"),
-    ("boolean out of `on` in a ConfigMap", put(("ConfigMap", "authfleet-server"), "data.COOKIE_SECURE", True), "True"),
+    ("`yes`, a boolean, in a variable", put(SERVER, f"{CONTAINER}.env.0.value", True), "True"),
+    ("`on`, a boolean, in a ConfigMap", put(("ConfigMap", "authfleet-server"), "data.COOKIE_SECURE", True), "True"),
     ("number in an argument", put(REDIS, f"{CONTAINER}.args.0", 6379), "6379"),
     ("boolean in a label", put(SERVER, "metadata.labels.extra", False), "False"),
     ("missing field", put(SERVER, "spec.selector", DELETE), "selector"),
@@ -167,7 +167,7 @@ MUTANTS = [
         "affinity or spread",
     ),
     ("targetPort that is not there", put(SVC, "spec.ports.0.targetPort", "web"), "no container has"),
-    ("policy type missing", put((NP, "authfleet-redis"), "spec.policyTypes.0", "Egress"), "without the policyType"),
+    ("policy type missing", put((NP, "authfleet-redis"), "spec.policyTypes.0", "Egress"), "without their policyType"),
     (
         "Ingress to no Service",
         put(("Ingress", "authfleet"), "spec.rules.0.http.paths.0.backend.service.name", "x"),
@@ -213,11 +213,11 @@ MUTANTS = [
     ),
     ("latest", put(REDIS, f"{CONTAINER}.image", "docker.io/library/redis:latest"), "no full version"),
     ("no tag", put(REDIS, f"{CONTAINER}.image", "redis"), "no full version"),
-    ("two versions of one image", put(SERVER, f"{POD}.initContainers.0.image", "authfleet:0.0.9"), "at once"),
+    ("two versions of one image", put(SERVER, f"{POD}.initContainers.0.image", "authfleet:0.0.9"), "several versions"),
     ("no readiness probe", put(NGINX, f"{CONTAINER}.readinessProbe", DELETE), "no readinessProbe"),
     ("readiness on the public port", put(SERVER, f"{CONTAINER}.readinessProbe.httpGet.port", "http"), "ops port"),
     (
-        "liveness that asks the stores",
+        "liveness that depends on the stores",
         put(SERVER, f"{CONTAINER}.livenessProbe.httpGet.path", "/readyz"),
         "restart every",
     ),
@@ -238,11 +238,11 @@ MUTANTS = [
     (
         "budget that lets unready replicas go",
         put(("PodDisruptionBudget", "authfleet-server"), "spec.unhealthyPodEvictionPolicy", "AlwaysAllow"),
-        "all at once",
+        "allows evicting unready pods",
     ),
-    ("count against the autoscaler", put(SERVER, "spec.replicas", 3), "the count belongs"),
-    ("no count", put(NGINX, "spec.replicas", DELETE), "the count belongs"),
-    ("SQLite without affinity", put(SERVER, f"{POD}.affinity", DELETE), "without the other"),
+    ("count against the autoscaler", put(SERVER, "spec.replicas", 3), "must set the count"),
+    ("no count", put(NGINX, "spec.replicas", DELETE), "must set the count"),
+    ("SQLite without affinity", put(SERVER, f"{POD}.affinity", DELETE), "need each other"),
     (
         "SQLite on many nodes",
         put(("PersistentVolumeClaim", "authfleet-data"), "spec.accessModes", ["ReadWriteMany"]),
@@ -252,7 +252,7 @@ MUTANTS = [
     (
         "secret in the environment",
         put(SERVER, f"{CONTAINER}.env.+", {"name": "REDIS_URL", "value": "redis://x"}),
-        "into a file",
+        "from a file",
     ),
     (
         "secret file that is not mounted",
@@ -264,7 +264,7 @@ MUTANTS = [
         lambda objects: objects.append(
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x", "namespace": "authfleet"}}
         ),
-        "secrets are not kept",
+        "must not contain secrets",
     ),
     (
         "ConfigMap that nobody uses",
@@ -278,7 +278,7 @@ MUTANTS = [
     (
         "series whose replica is the target's",
         put(("PodMonitor", "authfleet"), "spec.podMetricsEndpoints.0.honorLabels", False),
-        "gives way",
+        "replaces that of the series",
     ),
     (
         "target without its replica",
@@ -293,7 +293,7 @@ MUTANTS = [
     (
         "key of the collector in the environment",
         put(("ConfigMap", "authfleet-server"), "data.OTEL_EXPORTER_OTLP_HEADERS", "key=x"),
-        "into a file",
+        "from a file",
     ),
     (
         "traces to another port",
@@ -315,7 +315,7 @@ MUTANTS = [
     (
         "no denial of everything",
         put((NP, "authfleet-deny-all"), "spec.policyTypes", ["Ingress"]),
-        "not everything is denied",
+        "denies everything by default",
     ),
     (
         "way in that no connection needs",
@@ -324,12 +324,12 @@ MUTANTS = [
             "spec.ingress.0.from.+",
             {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "edge"}}},
         ),
-        "no connection of ours",
+        "not a permitted connection",
     ),
     (
         "way out that no connection needs",
         put((NP, "authfleet-server"), "spec.egress.+", {"ports": [{"port": 443}]}),
-        "no connection",
+        "not a permitted connection",
     ),
     ("every port", put((NP, "authfleet-redis"), "spec.ingress.0.ports", DELETE), "every port"),
     (
@@ -351,7 +351,7 @@ def test_refused(change, words):
     objects = copy.deepcopy(full("local"))
     change(objects)
     found = refusals(objects)
-    assert any(words in problem for problem in found), f"not refused for this reason, but: {found}"
+    assert any(words in problem for problem in found), f"not refused for this reason: {found}"
 
 
 def test_every_rule_has_its_mutant():

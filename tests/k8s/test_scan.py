@@ -1,4 +1,4 @@
-"""checkov over each overlay with all components. checkov.yaml says what is left out, and why."""
+"""Runs checkov on each overlay with all components. checkov.yaml lists the skipped checks with reasons."""
 
 import json
 import subprocess

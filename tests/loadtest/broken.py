@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The proof of sharing is itself proved: fleets that are broken on purpose must fail it, for the right reason.
+"""Tests the proof of sharing: fleets that are broken on purpose must fail it, for the right reason.
 
-Starts a fleet, breaks it in one way at a time, runs `sharing` on it, mends it again. Prints a line per fleet and
-`N passed, N failed`; exit code 1 if a broken fleet passed, was blamed for something else, or the sound one failed.
+Starts a fleet, breaks it in one way at a time, runs `sharing` on it, and repairs it. Prints a line per fleet and
+`N passed, N failed`. Exits with 1 if a broken fleet passes or fails for another reason, or if the sound one fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from driver.targets import Target, connects, end, fleets, free_port  # noqa: E40
 
 @contextlib.contextmanager
 def another(fleet: fleets.Fleet, **changed: str) -> Iterator[None]:
-    """replica-3 with some of its variables changed."""
+    """Restarts replica-3 with some of its variables changed."""
     name = "replica-3"
     fleets.stop(fleet, name)
     env = fleets.replica_env(fleet, name)
@@ -70,11 +70,11 @@ def another_redis(fleet: fleets.Fleet) -> Iterator[None]:
 
 @contextlib.contextmanager
 def another_edge(fleet: fleets.Fleet, balancing: str, proxying: str) -> Iterator[str]:
-    """An nginx of its own in front of the replicas; yields its URL."""
+    """Starts another nginx in front of the replicas, and yields its URL."""
     port = free_port()
     servers = " ".join(f"server 127.0.0.1:{p};" for p in fleet.replica_ports)
     with tempfile.TemporaryDirectory(prefix="authfleet-edge-") as directory:
-        # Workers of an nginx that root starts are somebody else, who must reach the cache.
+        # If root starts nginx, its workers run as another user, who must reach the cache.
         Path(directory).chmod(0o755)
         temporary = " ".join(
             f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -112,7 +112,7 @@ def cache(key: str) -> str:
 
 
 def judge(title: str, target: Target, want: set[str], only_third: bool = False) -> bool:
-    """Runs the proof; whether it came out as it must. `want` empty: it must hold."""
+    """Runs the proof and returns whether it found exactly the kinds of violation in `want`; none if `want` is empty."""
     outcome = scenarios.run(scenarios.SCENARIOS["sharing"], target, {}, short=True, tick=lambda _: None)
     found = set(outcome.extra.get("kinds", {}))
     good = outcome.passed == (not want) and want <= found and bool(found) == bool(want)
@@ -120,7 +120,7 @@ def judge(title: str, target: Target, want: set[str], only_third: bool = False) 
     if only_third:
         cells = [(i, j) for i, row in enumerate(outcome.extra["violated"], 1) for j, n in enumerate(row, 1) if n]
         blamed = f", pairs {' '.join(f'{i}>{j}' for i, j in cells)}"
-        # What 3 made is refused elsewhere and the other way round; 3 agrees with itself, 1 and 2 with each other.
+        # Only pairs of replica 3 and another one fail. Replica 3 alone, and replicas 1 and 2 together, work.
         good = good and set(cells) == {(1, 3), (2, 3), (3, 1), (3, 2)}
     print(
         f"  {'passed' if good else 'FAILED'}  {title}: {', '.join(sorted(found)) or 'no violation'}{blamed}", flush=True

@@ -1,4 +1,4 @@
-"""The rules, their unit tests, and the metrics that they are about, as the checks need them."""
+"""Reads the rules, their unit tests and the catalogue of metrics for the checks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RULE_FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 TEST_FILES = sorted(TESTS.glob("*.yml"))
 RUNBOOK = ROOT / "deploy" / "runbook.md"
 
-# Labels that Prometheus adds to whatever it scrapes here, and the server to each of its series.
+# Labels that Prometheus adds to every scraped series, and `replica`, which the server adds.
 TARGET_LABELS = {"job", "namespace", "instance", "replica"}
-# Of the process, by the crate metrics-process; of Prometheus itself.
+# Metrics of the process (from the crate metrics-process) and of Prometheus itself.
 OTHER_METRICS = {"up", "process_start_time_seconds", "process_open_fds", "process_max_fds", "process_cpu_seconds_total"}
 
 
@@ -35,7 +35,7 @@ RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 
 @dataclass(frozen=True)
 class UnitTest:
-    """One `alert_rule_test` of a file for promtool."""
+    """One `alert_rule_test` in a file of promtool tests."""
 
     file: Path
     group: str
@@ -53,14 +53,14 @@ def unit_tests() -> Iterator[UnitTest]:
 UNIT_TESTS = list(unit_tests())
 
 
-# Every series that the server can give, the parts of histograms included: label → values, none where any are possible.
+# Every series of the server, with the parts of histograms. Maps each label to its values; no values mean any value.
 CATALOGUE: dict[str, dict[str, list[str]]] = {
     name: series["labels"] for name, series in json.loads((ROOT / "docs" / "metrics.json").read_text()).items()
 }
 
 
 def selectors(expr: str) -> list[promql.VectorSelector]:
-    """Every selector of an expression."""
+    """Lists every selector in an expression."""
     found: list[promql.VectorSelector] = []
 
     def visit(node: object) -> None:
@@ -88,7 +88,7 @@ def grouping_labels(expr: str) -> set[str]:
 
 
 def with_files(config: str, targets: str) -> str:
-    """kubernetes.yml with a file in the place of the cluster; what is kept, dropped and renamed stays."""
+    """Replaces discovery by the cluster with discovery by a file. All relabelling stays."""
     parsed = yaml.safe_load(config)
     for job in parsed["scrape_configs"]:
         if job.pop("kubernetes_sd_configs", None):

@@ -1,4 +1,4 @@
-"""Configurations, rules, their unit tests, the runbook, the objectives: what can be said without starting anything."""
+"""Checks configurations, rules, their unit tests, the runbook and the objectives without starting anything."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tools" / "generate"))
 import runbook
 
 SEVERITIES = {"critical", "warning", "info"}
-# What they look at is an increase over some minutes already.
+# These already look at an increase over some minutes.
 WITHOUT_FOR = {
     "AuthfleetReplicaRestarting",
     "AuthfleetInternalErrors",
@@ -50,7 +50,7 @@ def promtool(*arguments: str, cwd: Path = PROMETHEUS) -> str:
 
 
 def knows_kubernetes() -> bool:
-    """Debian 12 builds Prometheus without; later ones and the published image have it."""
+    """Debian 12 builds Prometheus without Kubernetes; later releases and the published image have it."""
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
         file.write("scrape_configs: [{job_name: pods, kubernetes_sd_configs: [{role: pod}]}]\n")
         file.flush()
@@ -61,7 +61,7 @@ def knows_kubernetes() -> bool:
 KNOWS_KUBERNETES = knows_kubernetes()
 
 
-# By where each is for.
+# By the environment that each file is for.
 CONFIGURATIONS = {
     "local": ROOT / "tools" / "local" / "prometheus.yml",
     "compose": PROMETHEUS / "compose.yml",
@@ -73,7 +73,7 @@ CONFIGURATIONS = {
 def test_configuration_loads_as_it_is_mounted(name, tmp_path):
     text = CONFIGURATIONS[name].read_text()
     if name == "kubernetes" and not KNOWS_KUBERNETES:
-        print("\nthis promtool knows no Kubernetes: kubernetes.yml is checked with files for discovery", end="")
+        print("\nthis promtool lacks Kubernetes: kubernetes.yml is checked with discovery by files", end="")
         text = with_files(text, "targets.json")
     (tmp_path / "prometheus.yml").write_text(text)
     (tmp_path / "rules").symlink_to(PROMETHEUS / "rules")
@@ -102,7 +102,7 @@ def test_unit_tests_pass(file):
     silent = sum(not case.fires for case in UNIT_TESTS if case.file == file)
     cases = yaml.safe_load(file.read_text())["tests"]
     figures = sum(len(group.get("promql_expr_test", [])) for group in cases)
-    print(f"\n{file.name}: {firing} cases where an alert fires, {silent} where not, {figures} expressions: ", end="")
+    print(f"\n{file.name}: alerts fire in {firing} cases and not in {silent}; {figures} expressions: ", end="")
     print(said.split()[-1], end="")
     assert "SUCCESS" in said
 
@@ -119,12 +119,12 @@ def test_every_group_of_rules_is_evaluated_in_order_by_the_unit_tests():
 @pytest.mark.parametrize("alert", ALERTS)
 def test_each_alert_is_tested_both_ways(alert):
     cases = [case for case in UNIT_TESTS if case.alert == alert]
-    assert any(case.fires for case in cases), f"no unit test sees {alert} fire"
-    assert any(not case.fires for case in cases), f"no unit test sees {alert} keep quiet"
+    assert any(case.fires for case in cases), f"in no unit test does {alert} fire"
+    assert any(not case.fires for case in cases), f"in no unit test does {alert} stay silent"
 
 
 def test_no_unit_test_is_about_an_alert_that_does_not_exist():
-    # promtool takes an unknown name for an alert that doesn't fire.
+    # promtool treats an unknown name like an alert that doesn't fire.
     assert {case.alert for case in UNIT_TESTS} <= set(ALERTS)
 
 
@@ -137,7 +137,7 @@ def test_alert_says_what_it_is(alert):
     assert ("for" in rule) == (alert not in WITHOUT_FOR)
     notes = rule["annotations"]
     assert set(notes) == {"summary", "description", "runbook_url"}
-    # The summary is what mails are grouped and searched by: always the same.
+    # Mails are grouped and searched by their summary, so it must always be the same.
     assert "{{" not in notes["summary"]
     assert not notes["summary"].endswith(".")
     assert notes["description"].endswith(".")
@@ -150,14 +150,14 @@ def test_alert_names_are_unique():
 
 
 def values_of(name: str, label: str) -> set[str] | None:
-    """The values that a label of this series can have: empty for any, None if there is no such label."""
+    """The possible values of a label of this series. Empty: any value. None: the series lacks this label."""
     if name in CATALOGUE:
         values = CATALOGUE[name].get(label)
         return None if values is None else set(values)
     found = [rule["labels"][label] for rule in RULES if rule.get("record") == name and label in rule.get("labels", {})]
     if found:
         return set(found)
-    # Of a recorded figure: those of what it was made from.
+    # A recorded series gets the values of the series in its expression.
     made_from = {
         selector.name for rule in RULES if rule.get("record") == name for selector in selectors(rule["expr"])
     } - {name}
@@ -191,7 +191,7 @@ def test_recorded_names_say_their_level():
             continue
         level, metric, operation = rule["record"].split(":")
         assert metric.startswith("authfleet_") and operation
-        # The last `by` of the expression is the outermost; rules of rules have none.
+        # The last `by` in the expression is the outermost. Rules that only read other rules have none.
         by = re.findall(r"\bby \(([^)]*)\)", rule["expr"])
         if by and "slo" not in level.split("_"):
             assert level == "_".join(label for label in by[0].split(", ") if label != "namespace"), rule["record"]
@@ -206,7 +206,7 @@ def test_every_recorded_figure_is_read_by_somebody():
 
 
 def test_the_healthy_fleet_of_the_unit_tests_has_every_metric():
-    # Without its metric an alert would be silent for lack of data.
+    # Without its metric, an alert would stay silent for lack of data.
     healthy = (TESTS / "healthy.yml").read_text()
     asked = {selector.name for rule in RULES for selector in selectors(rule["expr"])} - RECORDED
     assert {name for name in asked if f"'{name}{{" not in healthy} == set()
@@ -228,7 +228,7 @@ def test_the_runbook_has_a_heading_per_alert_and_no_other():
 def test_the_runbook_says_what_to_do(alert):
     text = sections()[alert]
     places = [text.find(f"**{part}:**") for part in ("Means", "Confirm", "Do", "Don't")]
-    assert -1 not in places and places == sorted(places), f"{alert}: Means, Confirm, Do, Don't"
+    assert -1 not in places and places == sorted(places), f"{alert} must have Means, Confirm, Do, Don't in this order"
     assert text.strip().startswith(f"*{ALERTS[alert]['labels']['severity']}.*")
 
 
@@ -243,7 +243,7 @@ def test_every_link_into_the_runbook_arrives():
     assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
 
 
-# --- What is written down twice ---------------------------------------------------------------------------------------
+# --- Figures that stand in two places---------------------------------------------------------------------------------
 
 
 def test_the_objectives_of_the_rules_are_those_of_the_document():

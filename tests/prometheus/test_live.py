@@ -1,5 +1,5 @@
-"""A real fleet that a real Prometheus scrapes: healthy, and with one thing after the other broken. In the order of the
-file; each test leaves the fleet as it found it.
+"""Checks the alerts on a real fleet that a real Prometheus scrapes, first healthy, then with one fault after another.
+The tests run in the order of this file, and each leaves the fleet as it found it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ sys.path.insert(0, str(ROOT / "tools" / "local"))
 import fleet as fleets
 
 REPLICAS = ["replica-1", "replica-2", "replica-3"]
-# For what Prometheus sees at its next scrape and evaluation, two seconds each.
+# Prometheus scrapes and evaluates every two seconds here; this leaves room for a busy machine.
 SOON = 60.0
-# A group of rules with an interval of a minute is evaluated at some second of each.
+# For groups of rules that are evaluated once a minute.
 A_MINUTE_AND_MORE = 100.0
 
 
 class Prometheus:
-    """Its HTTP API."""
+    """A client of Prometheus's HTTP API."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -56,7 +56,7 @@ class Prometheus:
         return float(found[0]["value"][1]) if found else None
 
     def alerts(self, state: str) -> dict[str, dict]:
-        """Name and labels of each alert in this state."""
+        """Maps the name of each alert in this state to the alert."""
         return {
             alert["labels"]["alertname"]: alert for alert in self.api("alerts")["alerts"] if alert["state"] == state
         }
@@ -65,7 +65,7 @@ class Prometheus:
 def wait(what: str, truth: Callable[[], object], timeout: float = SOON) -> object:
     deadline = time.monotonic() + timeout
     while not (found := truth()):
-        assert time.monotonic() < deadline, f"after {timeout:.0f} s still not: {what}"
+        assert time.monotonic() < deadline, f"not after {timeout:.0f} s: {what}"
         time.sleep(0.5)
     return found
 
@@ -90,7 +90,7 @@ def prometheus(fleet) -> Prometheus:
 
 
 class Client:
-    """One browser, so to speak. A connection for each call: nginx ends one that an alert is waited for on."""
+    """Acts like a browser. Opens a connection per call, because nginx closes idle ones during the waits."""
 
     def __init__(self, fleet: fleets.Fleet) -> None:
         self.port = fleet.http_port
@@ -130,9 +130,9 @@ def test_live_every_replica_is_scraped_under_its_own_name(fleet, prometheus):
         return {target["labels"]["replica"]: target["health"] for target in found}
 
     wait("all targets are up", lambda: targets() == dict.fromkeys(REPLICAS, "up"))
-    # What the server calls itself is what the target is called.
+    # The server's own name (label replica) must be the name of the target.
     ports = {f"{fleets.HOST}:{port}": name for name, port in zip(REPLICAS, fleet.ops_ports)}
-    wait("each says who it is", lambda: len(prometheus.query("authfleet_build_info")) == 3)
+    wait("each replica has a series", lambda: len(prometheus.query("authfleet_build_info")) == 3)
     for expr in ("up", "authfleet_build_info", "process_start_time_seconds"):
         for series in prometheus.query(f'{expr}{{job="authfleet"}}'):
             assert series["metric"]["replica"] == ports[series["metric"]["instance"]], series
@@ -157,7 +157,7 @@ def test_live_a_healthy_fleet_raises_no_alert(fleet, prometheus):
 
     wait("every rule was evaluated without an error", lambda: not unhealthy(), A_MINUTE_AND_MORE)
     assert prometheus.api("alerts")["alerts"] == []
-    # Nor was one at any time since the start, for long enough to be announced.
+    # No alert has fired at any time since the start, either.
     assert prometheus.query('max_over_time(ALERTS{alertstate="firing"}[10m])') == []
 
 
@@ -168,7 +168,7 @@ def test_live_every_recorded_figure_has_a_value(prometheus):
         absent.difference_update([name for name in absent if prometheus.query(name)])
         return not absent
 
-    # Some look at whole minutes.
+    # Some are recorded once a minute.
     wait(f"values of {absent}", all_there, A_MINUTE_AND_MORE)
     assert prometheus.value("job:authfleet_replicas_ready:sum") == 3
     assert prometheus.value("job:authfleet_replicas_expected:count") == 3
@@ -185,17 +185,17 @@ def test_live_the_runbook_is_served_and_its_expressions_work(prometheus):
     for link in links:
         path, anchor = link.split("#")
         assert path == "/consoles/runbook.html" and f'<h2 id="{anchor}">' in page
-    # Braces of other templates survived Prometheus's.
+    # The page is a template of Prometheus. Braces of other templates must appear unchanged.
     assert "'{{.State.ExitCode}}" in page
     fences = [RUNBOOK.read_text(), (ROOT / "docs" / "slo.md").read_text()]
     expressions = [expr for text in fences for expr in re.findall(r"```promql\n(.*?)```", text, re.DOTALL)]
     for expr in expressions:
         prometheus.query(expr)
-    print(f"\n{len(links)} links into the runbook arrive, {len(expressions)} expressions are understood", end="")
+    print(f"\n{len(links)} links lead into the runbook, {len(expressions)} expressions are valid", end="")
 
 
 def shortened(fleet: fleets.Fleet) -> None:
-    """The same rules, but alerts don't wait: `for` is a second."""
+    """Loads the same rules with `for` shortened to a second."""
     rules = fleet.path / "prometheus" / "rules"
     rules.unlink()
     rules.mkdir()
@@ -221,7 +221,7 @@ def test_live_a_killed_replica_is_noticed(fleet, prometheus):
     pending = wait("AuthfleetReplicaDown is pending", lambda: prometheus.alerts("pending").get("AuthfleetReplicaDown"))
     assert pending["labels"]["replica"] == "replica-3"
     wait("two of three are ready", lambda: prometheus.value("job:authfleet_replicas_ready:sum") == 2)
-    # As shipped it waits for five minutes; from here on nothing waits.
+    # The shipped rule waits for five minutes. From here on alerts wait for a second.
     shortened(fleet)
     firing = fires(prometheus, "AuthfleetReplicaDown")
     assert set(firing) == {"AuthfleetReplicaDown"}
@@ -237,9 +237,9 @@ def test_live_a_restart_of_each_replica_in_turn_is_no_alert(fleet, prometheus):
     for name in REPLICAS:
         fleets.stop(fleet, name)
         fleets.start(fleet, name)
-        # As deploy/compose/rollout does: nginx has forgotten that it failed.
+        # Wait as deploy/compose/rollout does, until nginx uses the replica again.
         time.sleep(6)
-    # With `for` of a second AuthfleetReplicaDown may fire between two scrapes; what is about the whole fleet may not.
+    # With a `for` of one second these two may fire between two scrapes. Alerts about the whole fleet must not.
     seconds = int(time.time() - begin) + 5
     fired = prometheus.query(f'max_over_time(ALERTS{{alertstate="firing"}}[{seconds}s])')
     assert {series["metric"]["alertname"] for series in fired} <= {"AuthfleetReplicaDown", "AuthfleetReplicaNotReady"}
@@ -251,7 +251,7 @@ def test_live_redis_that_is_gone_is_noticed_and_named(fleet, prometheus):
     wait("readiness fails", lambda: prometheus.value("job:authfleet_replicas_ready:sum") == 0)
     firing = fires(prometheus, "AuthfleetRedisDown", "AuthfleetNoReplicaReady", "AuthfleetReplicaNotReady")
     assert firing["AuthfleetRedisDown"]["labels"]["severity"] == "critical"
-    # No figure of a Redis that is away is taken for a fault of its own.
+    # Missing figures of a Redis that is down must not cause further alerts.
     allowed = {"AuthfleetRedisDown", "AuthfleetNoReplicaReady", "AuthfleetReplicaNotReady", "AuthfleetRedisErrors"}
     assert set(firing) <= allowed
     fleets.start(fleet, "redis")
@@ -265,7 +265,7 @@ def test_live_failing_requests_burn_the_budget(fleet, prometheus):
     assert client.call("POST", "/auth/register", account) == 201
     assert client.call("POST", "/auth/login", account) == 200
     fleets.stop(fleet, "redis", fleets.signal.SIGKILL)
-    # So few that no other budget is touched; each is counted by every replica that nginx asks.
+    # Few requests, so that no other budget burns. Every replica that nginx asks counts each of them.
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         assert client.call("GET", "/profile") == 503
@@ -273,7 +273,7 @@ def test_live_failing_requests_burn_the_budget(fleet, prometheus):
     firing = fires(prometheus, "AuthfleetAvailabilityBurn")
     assert firing["AuthfleetAvailabilityBurn"]["labels"]["slo"] == "availability"
     fleets.start(fleet, "redis")
-    assert wait("checks go on", lambda: client.call("GET", "/profile") == 200)
+    assert wait("checks succeed again", lambda: client.call("GET", "/profile") == 200)
 
 
 def test_live_a_replica_with_another_secret_is_noticed(fleet, prometheus):
@@ -282,7 +282,7 @@ def test_live_a_replica_with_another_secret_is_noticed(fleet, prometheus):
     fleets.stop(fleet, "replica-2")
     fleets.start(dataclasses.replace(fleet, env={**fleet.env, "SESSION_SECRET_FILE": str(own)}), "replica-2")
     fires(prometheus, "AuthfleetConfigDrift")
-    # What the runbook says to look at.
+    # The query that the runbook gives for this alert.
     shown = prometheus.query("count by (fingerprint, replica) (authfleet_config_info)")
     prints = {series["metric"]["replica"]: series["metric"]["fingerprint"] for series in shown}
     assert prints["replica-1"] == prints["replica-3"] != prints["replica-2"]
@@ -302,7 +302,7 @@ def test_live_without_targets_the_absence_is_noticed(fleet, prometheus):
 
 
 def test_live_in_kubernetes_the_ops_ports_of_running_replicas_are_scraped_and_nothing_else(fleet, tmp_path):
-    """kubernetes.yml as it is, but for the cluster: the labels that discovery would give come from a file."""
+    """Uses kubernetes.yml with one change: the labels that the cluster's discovery would give come from a file."""
 
     def pod(name: str, port: str, address: str, component: str = "server", phase: str = "Running") -> dict:
         return {
@@ -336,9 +336,9 @@ def test_live_in_kubernetes_the_ops_ports_of_running_replicas_are_scraped_and_no
     with open(log, "ab") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        wait("it is ready", lambda: fleets.answers(port, "/-/ready", lambda status: status == 200))
+        wait("Prometheus is ready", lambda: fleets.answers(port, "/-/ready", lambda status: status == 200))
         prometheus = Prometheus(f"http://{fleets.HOST}:{port}")
-        wait("three are up", lambda: prometheus.value('sum(up{job="authfleet"})') == 3)
+        wait("three targets are up", lambda: prometheus.value('sum(up{job="authfleet"})') == 3)
         labels = [target["labels"] for target in prometheus.api("targets", state="active")["activeTargets"]]
         wanted = [
             {"job": "authfleet", "namespace": "authfleet", "instance": address, "replica": name}

@@ -1,5 +1,5 @@
-"""Would the unit tests notice? Each alert is changed, one thing at a time, and its tests must fail: every threshold
-half and twice as high, `for` half as long and half as long again.
+"""Checks that the unit tests notice wrong alerts. Each alert is changed in one way at a time, and its tests must fail:
+every threshold is halved and doubled, and `for` is made half shorter and half longer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 import yaml
 from rules import ALERTS, RECORDED, RULES, UNIT_TESTS, selectors
 
-# A number that something is compared with, as a product perhaps: `> 180 * 86400`.
+# A number after a comparison operator. It may be a product: `> 180 * 86400`.
 THRESHOLD = re.compile(r"(?<=[<>=] )\d+(?:\.\d+)?(?: \* \d+)*")
 SECONDS = {"m": 60, "h": 3600}
 
@@ -29,13 +29,13 @@ def mutants(rule: dict) -> Iterator[tuple[str, dict]]:
             yield f"threshold {number} times {factor}", {**rule, "expr": changed}
     if "for" in rule:
         seconds = int(rule["for"][:-1]) * SECONDS[rule["for"][-1]]
-        # At least by one evaluation.
+        # A change of less than one evaluation would have no effect.
         for change in (-max(60, seconds // 2), max(60, seconds // 2)):
             yield f"for {rule['for']} {change:+} s", {**rule, "for": f"{seconds + change}s"}
 
 
 def needed(expr: str) -> set[str]:
-    """The recorded figures that an expression reads, and those that these read."""
+    """The recorded series that an expression reads, directly or through other recorded series."""
     names = {selector.name for selector in selectors(expr)} & RECORDED
     for name in list(names):
         for rule in RULES:
@@ -45,20 +45,20 @@ def needed(expr: str) -> set[str]:
 
 
 def is_about(figure: dict, rule: dict) -> bool:
-    """Figures of another objective only take time."""
+    """Whether a recorded series can affect the rule. Those of other objectives can't, and only cost time."""
     objective = figure.get("labels", {}).get("slo")
     return objective is None or f'slo="{objective}"' in rule["expr"]
 
 
 def notices(alert: str, rule: dict, directory: Path) -> bool:
-    """Whether a unit test of the alert fails with this rule in its place."""
+    """Whether a unit test of the alert fails if this rule replaces the alert."""
     directory.mkdir(exist_ok=True)
     wanted = needed(rule["expr"])
     figures = [figure for figure in RULES if figure.get("record") in wanted and is_about(figure, rule)]
     rules = [{"name": "figures", "rules": figures}, {"name": "alert", "rules": [rule]}]
     (directory / "rules.yml").write_text(yaml.safe_dump({"groups": rules}))
     for file in {case.file for case in UNIT_TESTS if case.alert == alert}:
-        # Everything as the text that it is: for YAML 1.1, 0x20 is a number.
+        # BaseLoader reads every value as text. In YAML 1.1, 0x20 would be a number.
         test = yaml.load(file.read_text(), yaml.BaseLoader)
         test["rule_files"] = ["rules.yml"]
         test["group_eval_order"] = ["figures", "alert"]
@@ -88,7 +88,7 @@ def tally():
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_the_unit_tests_notice_a_changed_alert(alert, tally, tmp_path):
-    assert not notices(alert, ALERTS[alert], tmp_path), "its tests fail as it is"
+    assert not notices(alert, ALERTS[alert], tmp_path), "its tests fail without a change"
     changes = dict(mutants(ALERTS[alert]))
     directories = [tmp_path / str(number) for number in range(len(changes))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,4 +1,4 @@
-"""Signs in for schemathesis, and now and then gives the right password where one is asked for."""
+"""Signs in for schemathesis, and fills in the right password in half of the requests that need one."""
 
 import itertools
 import random
@@ -13,7 +13,7 @@ NAMES = (f"user-{n}" for n in itertools.count())
 
 @schemathesis.auth(refresh_interval=None)
 class Session:
-    """A session of its own for each case: the one before may have ended itself, or its account."""
+    """Opens a session for each case, because the case before may have ended its session or deleted its account."""
 
     email = None
 
@@ -27,7 +27,7 @@ class Session:
             login = requests.post(f"{base}/auth/login", json=self.credentials(), timeout=10)
             if login.status_code == 200:
                 return login.headers["set-cookie"].split(";")[0].split("=", 1)[1]
-            # Its password was changed, or the account deleted.
+            # A case has changed the password or deleted the account.
             self.email = None
         raise AssertionError(f"nobody can sign in: {login.status_code} {login.text}")
 

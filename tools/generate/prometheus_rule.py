@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Prints the rules of deploy/prometheus/rules as a PrometheusRule, which kustomize can't make of plain rules files:
+"""Prints the rules of deploy/prometheus/rules as a PrometheusRule. kustomize can't convert plain rules files.
 
     tools/generate/prometheus_rule.py >k8s/components/monitoring/rules.yaml
 
-To be run after a change there; tests/k8s fails until then.
+`make docs` runs it. tests/k8s fails if its result is not current.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ spec:
 def main() -> None:
     print(HEAD, end="")
     for file in sorted(RULES.glob("*.yml")):
-        # What follows `groups:`, one level deeper.
+        # Everything after `groups:`, indented one level deeper.
         _, found, groups = file.read_text().partition("\ngroups:\n")
         if not found:
             sys.exit(f"{file}: no line `groups:`")

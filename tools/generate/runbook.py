@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes deploy/prometheus/consoles/runbook.html out of deploy/runbook.md, so that Prometheus itself serves what its
-alerts link to.
+"""Writes deploy/prometheus/consoles/runbook.html from deploy/runbook.md. Prometheus serves this page, and alerts link
+to it.
 
     tools/venv prometheus python tools/generate/runbook.py
 
-Run it after a change of the runbook (`make docs` does); tests/prometheus/run fails until then.
+`make docs` runs it. tests/prometheus/run fails if the page is not current.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ nav a {{ display: block; }}
 
 
 def rendered() -> str:
-    """The page. Prometheus executes it as a Go template, where two braces begin an action; as a string they stay."""
+    """Returns the page. Prometheus runs it as a Go template, in which `{{` begins an action, so `{{` is escaped."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     markdown.use(anchors_plugin, max_level=2, slug_func=lambda title: title.lower().replace(" ", "-"))
     tokens = markdown.parse(SOURCE.read_text())
@@ -62,7 +62,7 @@ def rendered() -> str:
     )
     html = markdown.renderer.render(tokens, markdown.options, {})
     html = html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
-    # Behind the first heading and what the page is.
+    # The links go after the first heading and the introduction.
     before, found, after = html.partition("<h2")
     body = f"{before}<nav>\n{links}</nav>\n{found}{after}"
     return PAGE.format(body=body).replace("{{", '{{"{{"}}')

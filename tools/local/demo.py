@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Shows that any replica answers any request: starts the fleet and walks one user through it.
+"""Shows that any replica can answer any request: starts a fleet and walks one user through it.
 
-    demo.py             walks through, then stays up until Ctrl-C and says when a part ends
-    demo.py --check     walks through and ends; exit code 0 only if every step went as expected
+    demo.py             does the walk-through, then runs until Ctrl-C and reports parts that end
+    demo.py --check     does the walk-through and exits; exit code 0 only if every step went as expected
 
-The fleet is that of fleet.py; its directory, ports and options are described there. With Prometheus installed it is
-scraped too, its rules and alerts included.
+fleet.py starts the fleet and describes its directory, ports and options. If Prometheus is installed, the demo starts it
+too, with the rules and alerts.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def curl(*args: str) -> Answer:
 
 
 def walk(fleet: Fleet, jar: Path) -> None:
-    """The steps, each printed with the replica that answered. Raises at the first that goes otherwise."""
+    """Performs the steps and prints each with the replica that answered. Raises at the first unexpected answer."""
     ways = {name: fleet.replica_url(name).replace(fleets.HOST, "localhost") for name in fleet.replicas}
     ways["nginx"] = fleet.url
     first, second, last = fleet.replicas[0], fleet.replicas[min(1, len(fleet.replicas) - 1)], fleet.replicas[-1]
@@ -83,7 +83,7 @@ def walk(fleet: Fleet, jar: Path) -> None:
 
     send_cookie = ("-b", str(jar))
     step("register", first, "/auth/register", 201, *account, email=email)
-    # The jar is written here only: after the logout the old cookie is still sent, and it must be refused.
+    # Only this step writes the jar, so that the old cookie is still sent after the logout and must be refused.
     step("login", first, "/auth/login", 200, "-c", str(jar), *account, message="Login successful")
     for way in dict.fromkeys([second, last]):
         step("profile", way, "/profile", 200, *send_cookie, created_by=first)
@@ -95,12 +95,12 @@ def walk(fleet: Fleet, jar: Path) -> None:
 
 
 def prometheus_or_why_not(auto_ports: bool) -> tuple[bool, str]:
-    """The demo goes without, rather than fail, if Prometheus isn't installed or another one (a service of the system's,
-    say) has its port."""
+    """Whether to start Prometheus, and if not, the reason. The demo works without it, so it is no error if Prometheus
+    is missing or another one (the system's, for example) has its port."""
     try:
         fleets.tool("prometheus")
     except FleetError as error:
-        return False, f"not started: {error}, and the next demo is scraped too"
+        return False, f"not started: {error}"
     variable, default, _ = fleets.PORTS["prometheus"]
     if not auto_ports and variable not in os.environ and not fleets.is_free(default):
         return False, f"not started: port {default} is taken; set {variable} to another one"
@@ -140,11 +140,11 @@ Try, in another terminal:
   redis-cli -p {fleet.redis_port} keys 'session:*'
   {shown} kill replica-2 --dir {fleet.dir}      (and: start, stop, restart, pause, resume, status)
   tail -f {fleet.path}/log/access.log
-Ctrl-C ends everything that was started."""
+Ctrl-C stops everything that was started."""
 
 
 def watch(fleet: Fleet) -> None:
-    """Stays until Ctrl-C; says when a part ends and when it runs again."""
+    """Runs until Ctrl-C, and reports when a part ends or runs again."""
     down: set[str] = set()
     while True:
         time.sleep(0.5)
@@ -166,10 +166,10 @@ def interrupted(*_: object) -> None:
 def main() -> int:
     root = fleets.ROOT
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="walk through, end, say so by the exit code")
+    parser.add_argument("--check", action="store_true", help="do the walk-through and exit with its result")
     parser.add_argument("--dir", type=Path, help="default: .run/demo, with --check .run/demo-check (emptied first)")
     parser.add_argument("--binary", type=Path, help="default: target/release/authfleet")
-    parser.add_argument("--auto-ports", action="store_true", help="free ports instead of the AUTHFLEET_*_PORT ones")
+    parser.add_argument("--auto-ports", action="store_true", help="use random free ports instead of AUTHFLEET_*_PORT")
     args = parser.parse_args()
     directory = (args.dir or root / ".run" / ("demo-check" if args.check else "demo")).absolute()
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -196,7 +196,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch:
             walk(fleet, Path(scratch) / "cookies")
         print(
-            "\nA session made by one replica was accepted by all; ended by another, it was refused by all.", flush=True
+            "\nAll replicas accepted a session from one of them. After another one ended it, all refused it.",
+            flush=True,
         )
         if args.check:
             return 0
@@ -210,11 +211,11 @@ def main() -> int:
             print(f"the end of {fleet.log(name)}:\n{fleets.tail(fleet.log(name))}", file=sys.stderr)
         raise
     finally:
-        # A second Ctrl-C must not leave half of them running, nor a terminal that is gone.
+        # A second Ctrl-C, or the end of the terminal, must not interrupt this and leave parts running.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(OSError):
-            print("\nEnding all parts", flush=True)
+            print("\nStopping all parts", flush=True)
         fleets.down(fleet)
     return 0
 

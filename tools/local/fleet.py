@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""A whole fleet on one machine without Docker: Redis, replicas that share one SQLite file, nginx; Prometheus if wanted.
+"""Runs a fleet on one machine without Docker: Redis, replicas that share one SQLite file, nginx, optionally Prometheus.
 
-    fleet.py up                       start everything, return when all parts answer
-    fleet.py up --prometheus          the same, and a Prometheus that scrapes it
-    fleet.py status                   what runs where; exit code 1 if a part is missing
+    fleet.py up                       start everything; returns when all parts answer
+    fleet.py up --prometheus          the same, with a Prometheus that scrapes the replicas
+    fleet.py status                   what runs; exit code 1 unless every part is ready
     fleet.py restart replica-2        SIGTERM, wait for the drain, start again, wait until ready
     fleet.py kill replica-1           SIGKILL; also: start, stop (SIGTERM), pause (SIGSTOP), resume (SIGCONT)
-    fleet.py down                     end all parts
+    fleet.py down                     stop all parts
 
-Everything lives in one directory (--dir, by default .run/fleet): data, secret, process ids, a log per part, and
-fleet.json, which names the addresses and never changes while the fleet is up. Parts run detached, so `up` returns and
-tests can drive a fleet of their own: `fleet.py up --dir D --auto-ports --json`.
+Everything is in one directory (--dir, by default .run/fleet): data, secret, process ids, a log per part, and fleet.json
+with the addresses, which doesn't change while the fleet is up. The parts keep running after `up` returns. Tests start
+their own fleet with `fleet.py up --dir D --auto-ports --json`.
 
 Needs Python 3.9, redis-server, nginx and a built authfleet; Prometheus only if asked for it. Exit codes: 0 done,
 1 failed, 2 wrong use.
@@ -39,12 +39,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DEPLOY = ROOT / "deploy"
 HOST = "127.0.0.1"
-# Generous: a cold, busy two-core machine. Nothing waits this long when things work.
+# Enough for a busy machine with two cores. When all is well, nothing waits nearly as long.
 START_TIMEOUT = 60.0
-# DRAIN_TIMEOUT's default of 30 s, with the delay before it.
+# More than DRAIN_DELAY and DRAIN_TIMEOUT (30 s by default) together.
 STOP_TIMEOUT = 45.0
 
-# Variable, default, meaning. Replicas take consecutive ports from the first one on.
+# Variable, default, meaning. The other replicas take the ports that follow the first one's.
 PORTS = {
     "http": ("AUTHFLEET_HTTP_PORT", 8080, "nginx"),
     "redis": ("AUTHFLEET_REDIS_PORT", 6390, "Redis"),
@@ -55,12 +55,12 @@ PORTS = {
 
 
 class FleetError(Exception):
-    """Something the person at the terminal can act on; shown without a traceback."""
+    """An error that the user can act on. It is printed without a traceback."""
 
 
 @dataclass
 class Ports:
-    """Where the parts listen."""
+    """The ports of the parts."""
 
     http: int
     redis: int
@@ -73,7 +73,7 @@ class Ports:
 
 @dataclass
 class Fleet:
-    """What `up` decided; kept in fleet.json."""
+    """The addresses and settings of a fleet that `up` started; stored in fleet.json."""
 
     dir: str
     binary: str
@@ -97,7 +97,7 @@ class Fleet:
 
     @property
     def parts(self) -> list[str]:
-        """In the order of starting."""
+        """The names of all parts, in the order of starting."""
         return ["redis", *self.replicas, "nginx", *(["prometheus"] if self.prometheus_port else [])]
 
     @property
@@ -118,7 +118,7 @@ class Fleet:
         return self.path / "log" / f"{name}.log"
 
     def addresses(self) -> dict[str, object]:
-        """For programs that drive the fleet."""
+        """The addresses as JSON, for programs that use the fleet."""
         return {
             "dir": self.dir,
             "nginx": f"http://{HOST}:{self.http_port}",
@@ -133,7 +133,8 @@ class Fleet:
 
 
 def process_start(pid: int) -> str | None:
-    """When a live process began, in the system's own words; None if there is none (a zombie is none)."""
+    """The start time of a running process, in the system's own format. None if there is no such process or it is a
+    zombie."""
     try:
         # The name in parentheses may contain anything; the fields after it are state, ppid, …, starttime (22nd).
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -147,7 +148,7 @@ def process_start(pid: int) -> str | None:
 
 
 def running(fleet: Fleet, name: str) -> int | None:
-    """The part's process id if it runs. The start time is compared, so a recycled id is never taken for it."""
+    """The part's process id, or None if it doesn't run. Also compares the start time, because ids are reused."""
     try:
         pid, _, began = (fleet.path / "pid" / name).read_text().strip().partition(" ")
     except FileNotFoundError:
@@ -176,7 +177,7 @@ def wait_gone(fleet: Fleet, names: Iterable[str], timeout: float) -> list[str]:
 
 
 def reap() -> None:
-    """Collects ended children, if this process started them."""
+    """Reaps children of this process that have ended."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -185,7 +186,7 @@ def reap() -> None:
 
 
 def launch(fleet: Fleet, name: str) -> None:
-    """Starts one part, detached, its output in its log, its id in its pid file."""
+    """Starts one part detached, with its output in its log and its process id in its pid file."""
     if running(fleet, name):
         raise FleetError(f"{name} is already running")
     command, env = command_of(fleet, name)
@@ -199,12 +200,13 @@ def launch(fleet: Fleet, name: str) -> None:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            # Ctrl-C belongs to whoever watches, who ends the parts in order. A group of processes, not a session: Linux
-            # shares the CPU out by session first (sched_autogroup), which would undo the low priority of hashing.
+            # In a process group of its own Ctrl-C doesn't reach it, so that the caller can stop the parts in order. Not
+            # in a session of its own: Linux divides the CPU by session first (sched_autogroup), and hashing would lose
+            # its low priority.
             preexec_fn=os.setpgrp,
         )
     (fleet.path / "pid" / name).write_text(f"{child.pid} {process_start(child.pid)}\n")
-    # Ended children are collected by wait_gone; Popen must not wait for them too.
+    # wait_gone reaps the child. With a return code set, Popen doesn't wait for it as well.
     child.returncode = 0
 
 
@@ -234,10 +236,10 @@ def replica_env(fleet: Fleet, name: str) -> dict[str, str]:
         "TRUSTED_PROXIES": f"{HOST}/32",
         **fleet.env,
     }
-    # The caller's RUST_LOG or OTEL_* reach the replicas, but not what is set here under either of its names.
+    # Replicas inherit variables such as RUST_LOG and OTEL_*, except those that are set here, as NAME or NAME_FILE.
     stems = {key.removesuffix("_FILE") for key in own}
     inherited = {key: value for key, value in os.environ.items() if key.removesuffix("_FILE") not in stems}
-    # The replicas share one machine: together they shouldn't hash on more threads than it has cores.
+    # All replicas together shouldn't hash on more threads than this machine has cores.
     hashing = str(max(1, (os.cpu_count() or 1) // len(fleet.replicas)))
     return {"DRAIN_DELAY": "1s", "HASH_CONCURRENCY": hashing, **inherited, **own}
 
@@ -245,7 +247,7 @@ def replica_env(fleet: Fleet, name: str) -> dict[str, str]:
 def nginx_command(fleet: Fleet, *more: str) -> list[str]:
     prefix = fleet.path / "nginx"
     command = [tool("nginx"), "-p", str(prefix), "-c", str(prefix / "conf" / "nginx.conf")]
-    # Ubuntu 22.04 has nginx 1.18, which doesn't know -e. Without it, newer ones first try a log file of the system's.
+    # -e needs nginx 1.19.5 (Ubuntu 22.04 has 1.18). Without it, nginx first tries to open the system's error log.
     shown = subprocess.run([command[0], "-v"], capture_output=True, text=True, check=True).stderr
     version = tuple(int(part) for part in re.findall(r"\d+", shown)[:3])
     return command + (["-e", "stderr"] if version >= (1, 19, 5) else []) + list(more)
@@ -257,17 +259,17 @@ def prometheus_command(fleet: Fleet) -> list[str]:
         tool("prometheus"),
         f"--config.file={home / 'prometheus.yml'}",
         f"--storage.tsdb.path={home / 'data'}",
-        # docs/slo.md: objectives are over 30 days.
+        # The objectives in docs/slo.md cover 30 days.
         "--storage.tsdb.retention.time=40d",
         f"--web.listen-address={HOST}:{fleet.prometheus_port}",
-        # The runbook that alerts link to.
+        # Links in alerts to the runbook begin with this address.
         f"--web.external-url={fleet.prometheus_url}",
         f"--web.console.templates={DEPLOY / 'prometheus' / 'consoles'}",
     ]
 
 
 def tool(name: str) -> str:
-    """A program's path; Debian keeps nginx where only root's PATH looks."""
+    """The path of a program. Also looks in /usr/sbin, where Debian puts nginx, because only root's PATH includes it."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/opt/homebrew/bin:/usr/local/bin")
     if not found:
         option = " --bundle" if name == "prometheus" else ""
@@ -334,7 +336,7 @@ def tail(path: Path, lines: int = 20) -> str:
 
 
 def is_free(port: int) -> bool:
-    # A listener on all addresses doesn't always forbid a bind to one of them, so knock first.
+    # Binding to one address can succeed although something listens on all addresses, so try to connect first.
     with socket.socket() as knock:
         knock.settimeout(1)
         if knock.connect_ex((HOST, port)) == 0:
@@ -349,7 +351,7 @@ def is_free(port: int) -> bool:
 
 
 def chosen_ports(replicas: int, prometheus: bool) -> Ports:
-    """Ports from the variables; a taken or impossible one is an error that names it before anything starts."""
+    """The ports from the variables. Raises FleetError, naming every port that is taken or invalid."""
     count = {"http": 1, "redis": 1, "replica": replicas, "ops": replicas, "prometheus": int(prometheus)}
     ports: dict[str, list[int]] = {}
     problems: list[str] = []
@@ -378,7 +380,7 @@ def chosen_ports(replicas: int, prometheus: bool) -> Ports:
 
 
 def private_ports(replicas: int, prometheus: bool) -> Ports:
-    """A free block at a random place below the range that systems take outgoing ports from."""
+    """A random free block of ports, below the range that systems use for outgoing connections."""
     count = 2 + 2 * replicas + int(prometheus)
     for _ in range(200):
         base = random.randrange(15000, 32000 - count)
@@ -393,7 +395,7 @@ def private_ports(replicas: int, prometheus: bool) -> Ports:
 
 
 def reach_without_proxy() -> None:
-    """From now on no client of this process or of its children asks a proxy for what runs on this machine."""
+    """Makes clients in this process and its children reach this machine without a proxy."""
     for name in ("no_proxy", "NO_PROXY"):
         others = [os.environ[name]] if os.environ.get(name) else []
         os.environ[name] = ",".join([*others, "localhost", "127.0.0.1", "::1"])
@@ -410,14 +412,14 @@ def up(
     prometheus: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Fleet:
-    """Starts a fleet in `directory` and returns when every part answers; on failure ends what it started."""
+    """Starts a fleet in `directory` and returns when every part answers. On failure, stops what it started."""
     reach_without_proxy()
     directory = directory.absolute()
     if (directory / "fleet.json").exists():
         live = [name for name in load(directory).parts if running(load(directory), name)]
         if live:
             end = f"{Path(__file__).resolve()} down --dir {directory}"
-            raise FleetError(f"a fleet runs in {directory} already ({', '.join(live)}); end it with: {end}")
+            raise FleetError(f"a fleet already runs in {directory} ({', '.join(live)}); end it with: {end}")
     for name in ("redis-server", "nginx", *(["prometheus"] if prometheus else [])):
         tool(name)
     binary = binary or ROOT / "target" / "release" / "authfleet"
@@ -469,14 +471,14 @@ def up(
 
 
 def write_secret(path: Path) -> None:
-    """Kept from one start to the next in the same directory, as the sessions are."""
+    """Writes a new secret, unless the directory has one from an earlier start (sessions are kept too)."""
     if not path.exists():
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32) + "\n")
 
 
 def write_nginx_conf(fleet: Fleet, limits: Path | None) -> None:
-    """The shipped files by symbolic link; only the addresses are this fleet's own."""
+    """Links to the shipped files, except for the addresses of this fleet."""
     conf = fleet.path / "nginx" / "conf"
     for old in conf.iterdir():
         old.unlink()
@@ -491,16 +493,16 @@ def write_nginx_conf(fleet: Fleet, limits: Path | None) -> None:
 
 
 def upstream_conf(ports: list[int]) -> str:
-    """The local counterpart of deploy/nginx/upstream/*.conf: first each replica, left out for 5 s after a failure; then
-    each again as a last resort that is never left out. When all have failed lately, the request is still passed on, and
-    the client gets a replica's own answer."""
+    """The local counterpart of deploy/nginx/upstream/*.conf. Each replica is listed twice. After a failure nginx skips
+    the first entry for 5 s. It never skips the second entry, but uses it only if all first entries are skipped, so even
+    then a replica answers the client."""
     servers = [f"server {HOST}:{port} max_fails=1 fail_timeout=5s;" for port in ports]
     servers += [f"server {HOST}:{port} max_fails=0 backup;" for port in ports]
     return "\n".join(servers) + "\n"
 
 
 def write_prometheus_conf(fleet: Fleet) -> None:
-    """The shipped files by symbolic link; only the targets are this fleet's own."""
+    """Links to the shipped files, and writes the targets of this fleet."""
     home = fleet.path / "prometheus"
     home.mkdir(exist_ok=True)
     for name, shipped in (("prometheus.yml", HERE / "prometheus.yml"), ("rules", DEPLOY / "prometheus" / "rules")):
@@ -525,10 +527,10 @@ def migrate(fleet: Fleet) -> None:
 
 
 def down(fleet: Fleet) -> None:
-    """Ends all parts by their ids: who asks before who answers, the replicas together. Data and logs stay."""
+    """Stops all parts: Prometheus, nginx, all replicas at once, Redis. Keeps data and logs."""
     for names in (["prometheus"], ["nginx"], fleet.replicas, ["redis"]):
         live = [name for name in names if running(fleet, name)]
-        # A paused part sees its signal only once it goes on. The second one ends a drain at once.
+        # The second SIGTERM ends a drain at once. SIGCONT, because a paused part can't handle SIGTERM.
         for number, patience in ((signal.SIGTERM, 3.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             for name in live:
                 for each in (number, signal.SIGCONT):
@@ -538,7 +540,7 @@ def down(fleet: Fleet) -> None:
                         break
             live = wait_gone(fleet, live, patience) if live else []
         if live:
-            raise FleetError(f"could not be ended: {', '.join(live)}")
+            raise FleetError(f"could not stop {', '.join(live)}")
         for name in names:
             (fleet.path / "pid" / name).unlink(missing_ok=True)
 
@@ -571,20 +573,20 @@ def load(directory: Path) -> Fleet:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--dir", type=Path, default=ROOT / ".run" / "fleet", help="where the fleet keeps everything")
+    common.add_argument("--dir", type=Path, default=ROOT / ".run" / "fleet", help="the fleet's directory (.run/fleet)")
     commands = parser.add_subparsers(dest="command", required=True)
 
     up_ = commands.add_parser("up", parents=[common], help="start everything")
     up_.add_argument("--replicas", type=int, default=3, metavar="N")
     up_.add_argument("--binary", type=Path, help="default: target/release/authfleet")
-    up_.add_argument("--auto-ports", action="store_true", help="free ports instead of the AUTHFLEET_*_PORT ones")
-    up_.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable of the replicas")
-    up_.add_argument("--limits", type=Path, metavar="FILE", help="instead of deploy/nginx/limits.conf")
+    up_.add_argument("--auto-ports", action="store_true", help="use random free ports instead of AUTHFLEET_*_PORT")
+    up_.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable of the replicas")
+    up_.add_argument("--limits", type=Path, metavar="FILE", help="use FILE instead of deploy/nginx/limits.conf")
     up_.add_argument("--prometheus", action="store_true", help="start a Prometheus that scrapes the replicas")
     up_.add_argument("--json", action="store_true", help="print the addresses as JSON")
-    status_ = commands.add_parser("status", parents=[common], help="what runs")
+    status_ = commands.add_parser("status", parents=[common], help="show what runs")
     status_.add_argument("--json", action="store_true")
-    commands.add_parser("down", parents=[common], help="end everything")
+    commands.add_parser("down", parents=[common], help="stop everything")
     for name, text in (
         ("start", "start a part that was stopped or killed"),
         ("stop", "SIGTERM, wait until it has ended"),
@@ -603,7 +605,7 @@ def parse_args() -> argparse.Namespace:
             parser.error("--replicas must be at least 1")
         bad = [pair for pair in args.env if "=" not in pair]
         if bad:
-            parser.error(f"--env wants NAME=VALUE, not {bad[0]}")
+            parser.error(f"--env takes NAME=VALUE, not {bad[0]}")
     return args
 
 
@@ -643,7 +645,7 @@ def main() -> int:
         return 0 if all(row["ready"] for row in rows) else 1
 
     if args.part not in fleet.parts:
-        raise FleetError(f"no part {args.part}; there are {', '.join(fleet.parts)}")
+        raise FleetError(f"no part {args.part}; the parts are {', '.join(fleet.parts)}")
     if args.command == "start":
         start(fleet, args.part)
     elif args.command == "stop":

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Installs what is missing: what the local fleet needs; with --dev what `make test` needs besides, with --bundle what
-# `make test-bundle` needs on top of that. Says what it does.
+# Installs what the local fleet needs; with --dev also what `make test` needs; with --bundle also what
+# `make test-bundle` needs. Prints what it does.
 # Debian/Ubuntu (apt, with sudo when not root) and macOS (Homebrew). Runs with macOS's own bash 3.2.
 set -euo pipefail
 
 say() { printf '  %s\n' "$*"; }
 fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
-# Debian keeps nginx where only root's PATH looks.
+# Debian puts nginx into /usr/sbin, which only root's PATH includes.
 have() { PATH="$PATH:/usr/sbin:/sbin:/opt/homebrew/bin:/usr/local/bin" command -v "$1" >/dev/null 2>&1; }
 python_fits() { have python3 && python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'; }
 
@@ -16,10 +16,10 @@ case "${1:-}" in
     --dev) dev=true ;;
     --bundle) dev=true bundle=true ;;
     '') ;;
-    *) fail "unknown argument $1 (--dev and --bundle are known)" ;;
+    *) fail "unknown argument $1 (known: --dev, --bundle)" ;;
 esac
 
-# Debian keeps each version of PostgreSQL's server in a directory of its own.
+# Debian puts each version of PostgreSQL's server into its own directory, outside PATH.
 have_postgres() { have postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
 
 apt_packages=()
@@ -29,10 +29,10 @@ need() { apt_packages+=("$1"); [ -z "$2" ] || brew_packages+=("$2"); }
 
 if ! have redis-server; then need redis-server redis; services+=(redis-server); fi
 if ! have nginx; then need nginx nginx; services+=(nginx); fi
-# The tests start a server of their own.
+# The tests start their own servers, so the system services are switched off below.
 if $dev && ! have_postgres; then need postgresql postgresql; services+=(postgresql); fi
 if $dev && ! have pgbouncer; then need pgbouncer pgbouncer; services+=(pgbouncer); fi
-# The demo shows it if it is there; the tests of rules and dashboards need it.
+# The demo uses it if it is installed; the tests of rules and dashboards need it.
 if $bundle && ! have prometheus; then need prometheus prometheus; services+=(prometheus); fi
 have curl || need curl curl
 have cc || need build-essential ''
@@ -41,7 +41,7 @@ if $dev && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then need pyth
 have cargo || fail "no Rust toolchain: install one from https://rustup.rs and try again"
 
 if [ ${#apt_packages[@]} -eq 0 ]; then
-    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer')$($bundle && echo ', prometheus') are there"
+    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer')$($bundle && echo ', prometheus') are installed"
     exit 0
 fi
 
@@ -51,18 +51,18 @@ if have apt-get; then
         have sudo || fail "not root and no sudo: as root, run: apt-get install ${apt_packages[*]}"
         sudo=(sudo)
     fi
-    say "installing with apt-get${sudo[*]:+ (by sudo)}: ${apt_packages[*]}"
-    # ${a[@]+…}: an empty array counts as unset for bash before 4.4.
+    say "installing with apt-get${sudo[*]:+ (with sudo)}: ${apt_packages[*]}"
+    # ${a[@]+…}: before bash 4.4, an empty array counts as unset.
     ${sudo[@]+"${sudo[@]}"} apt-get update -qq
     ${sudo[@]+"${sudo[@]}"} env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends "${apt_packages[@]}"
-    # The packages also start services of their own, which the fleet doesn't use and nobody asked for.
+    # The packages also start system services, which the fleet doesn't use.
     if [ ${#services[@]} -gt 0 ]; then
-        say "switching off the system services that came along: ${services[*]}"
+        say "switching off the system services of these packages: ${services[*]}"
         if [ -d /run/systemd/system ]; then
             ${sudo[@]+"${sudo[@]}"} systemctl disable --now "${services[@]}"
         else
-            # In a container: started by their init scripts, unless a policy forbade it.
+            # In a container without systemd, init scripts have started them, unless a policy forbids that.
             for service in "${services[@]}"; do
                 ${sudo[@]+"${sudo[@]}"} service "$service" stop >/dev/null 2>&1 || true
             done

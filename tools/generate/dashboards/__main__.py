@@ -1,4 +1,4 @@
-"""Writes deploy/grafana/dashboards/*.json; with --check only says which of them are not what would be written."""
+"""Writes deploy/grafana/dashboards/*.json. With --check, only reports the files that are not current."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ MODULES = (overview, logins, stores, replica, slo)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/venv grafana python tools/generate/dashboards", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not current")
-    parser.add_argument("--runbook", metavar="URL", default=RUNBOOK, help="where the runbook is read (%(default)s)")
+    parser.add_argument("--runbook", metavar="URL", default=RUNBOOK, help="the runbook's address (%(default)s)")
     args = parser.parse_args()
 
     made = {

@@ -1,10 +1,10 @@
-"""Can people sign in, what do logins cost, and do they leave signed-in users alone?"""
+"""Whether people can sign in, what logins cost, and whether they slow down session checks."""
 
 from panels import LOGIN_COLOURS, ORANGE, RED, REGISTRATION_COLOURS, Query, heat, new, plot, stat
 
 CHECKS = 'route=~"/profile|/auth/verify"'
 LOGIN = 'method="POST", route=~"/login|/auth/login"'
-# Refused or failed through no fault of the person who signs in.
+# Failures of the fleet, not of the person who signs in.
 OURS = 'result=~"overloaded|unavailable|internal"'
 
 
@@ -12,12 +12,12 @@ def dashboard():
     return new(
         "logins",
         "authfleet: logins and hashing",
-        "Can people sign in, what do logins cost, and do they leave signed-in users alone?",
+        "Whether people can sign in, what logins cost, and whether they slow down session checks.",
         {
             "Now": now(),
             "Logins and registrations": logins(),
             "Password hashing": hashing(),
-            "Signed-in users meanwhile": meanwhile(),
+            "Effect on signed-in users": meanwhile(),
         },
     )
 
@@ -25,14 +25,14 @@ def dashboard():
 def now():
     yield stat(
         "Logins",
-        "Attempts to sign in a second, with any result.",
+        "Login attempts per second, with any result.",
         "sum(rate(authfleet_logins_total{@}[$__rate_interval])) or vector(0)",
         "ops",
     )
     yield stat(
         "Failed by us",
-        "Share of logins that were shed, met a part that was away, or a bug; throttled ones don't count. Normal: 0. "
-        "Objective: at most 0.5 % over 30 days.",
+        "Share of logins that failed because of a full hashing queue, a part that was down, or a bug. Throttled logins "
+        "are not counted. Normal: 0. Objective: at most 0.5 % over 30 days.",
         f"""(sum(rate(authfleet_logins_total{{@, {OURS}}}[$__rate_interval])) or vector(0))
             / sum(rate(authfleet_logins_total{{@, result!="throttled"}}[$__rate_interval]))""",
         "percentunit",
@@ -42,8 +42,8 @@ def now():
     )
     yield stat(
         "Wrong password or name",
-        "Share of decided logins that were refused for their credentials. Some are always there; a surge is guessing "
-        "or a broken client.",
+        "Share of logins refused for wrong credentials, among those that were checked. Some are normal; a surge means "
+        "that somebody guesses passwords or a client is broken.",
         """sum(rate(authfleet_logins_total{@, result="invalid_credentials"}[$__rate_interval]))
            / sum(rate(authfleet_logins_total{@, result=~"success|invalid_credentials"}[$__rate_interval]))""",
         "percentunit",
@@ -52,16 +52,16 @@ def now():
     )
     yield stat(
         "Throttled",
-        "Logins a second refused unseen, since their account or address had failed too often. Normal: next to none. "
-        "A surge is somebody guessing passwords.",
+        "Logins per second refused without checking the password, because the account or address had failed too "
+        "often. Normal: almost none. A surge means that somebody guesses passwords.",
         """sum(rate(authfleet_logins_total{@, result="throttled"}[$__rate_interval])) or vector(0)""",
         "ops",
         alerts="AuthfleetThrottleSurge",
     )
     yield stat(
         "Shed",
-        "Hashing jobs a second refused because the queue was full; each is a 503 with Retry-After. Normal: 0. Above "
-        "it, more logins come than the fleet has CPU for.",
+        "Hashing jobs per second refused because the queue was full; each is a 503 with Retry-After. Normal: 0. "
+        "Otherwise there are more logins than the fleet has CPU for.",
         "sum(rate(authfleet_hash_shed_total{@}[$__rate_interval])) or vector(0)",
         "ops",
         steps=[(0.01, ORANGE)],
@@ -69,7 +69,7 @@ def now():
     )
     yield stat(
         "Fullest hashing queue",
-        "How full the queue of hashing jobs is in the replica where it is fullest. At 100 % logins are shed.",
+        "How full the hashing queue is, in the replica where it is fullest. At 100 % logins are shed.",
         "max(authfleet_hash_queued{@} / authfleet_hash_queue_limit{@})",
         "percentunit",
         steps=[(0.5, ORANGE), (0.9, RED)],
@@ -81,8 +81,9 @@ def now():
 def logins():
     yield plot(
         "Logins by result",
-        "`success` and `invalid_credentials` are decided; `throttled` is meant; `overloaded` (queue full), "
-        "`unavailable` (Redis or the users' database away) and `internal` (a bug) are the fleet's own.",
+        "`success` and `invalid_credentials`: the password was checked. `throttled`: refused on purpose. `overloaded` "
+        "(queue full), `unavailable` (Redis or the users' database down) and `internal` (a bug) are failures of the "
+        "fleet.",
         Query("sum by (result) (rate(authfleet_logins_total{@}[$__rate_interval]))", "{{result}}"),
         "ops",
         stack=True,
@@ -91,8 +92,7 @@ def logins():
     )
     yield plot(
         "Registrations by result",
-        "`conflict` is a name or address that is taken, `invalid` a request that doesn't fit; the others as for "
-        "logins.",
+        "`conflict`: the name or address is taken. `invalid`: the request is not valid. The others are as for logins.",
         Query("sum by (result) (rate(authfleet_registrations_total{@}[$__rate_interval]))", "{{result}}"),
         "ops",
         stack=True,
@@ -100,8 +100,8 @@ def logins():
     )
     yield plot(
         "How long a login takes",
-        "From request to answer, shed ones included. Mostly one password hash and its wait in the queue. The dashed "
-        "line is the objective that 95 % must keep.",
+        "From request to answer, including shed logins. Most of it is one password hash and its wait in the queue. "
+        "The dashed line is the objective for 95 % of logins.",
         [
             Query(
                 f"""histogram_quantile({quantile}, sum by (le) (
@@ -119,13 +119,13 @@ def logins():
 def hashing():
     yield heat(
         "Time of a hash",
-        "Time that password hashes took on their thread. Normal: one narrow band. It widens when replicas share cores "
-        "with something else; a second band is another cost (old hashes that are upgraded at the next login).",
+        "Time that password hashes took on their thread. Normal: one narrow band. It widens if replicas share cores "
+        "with something else. A second band comes from hashes with other parameters, which the next login upgrades.",
         "authfleet_hash_duration_seconds",
     )
     yield plot(
         "Time of a hash by operation",
-        "`verify` is a login, `hash` a registration or new password.",
+        "`verify`: a login. `hash`: a registration or a new password.",
         [
             Query(
                 f"""histogram_quantile({quantile}, sum by (operation, le) (
@@ -138,8 +138,8 @@ def hashing():
     )
     yield plot(
         "Wait for a thread",
-        "Time that hashing jobs waited in the queue before they began, the slowest 5 %. Normal: next to nothing; it is "
-        "what logins feel first when more of them come than there is CPU for.",
+        "How long hashing jobs waited in the queue: 95 of 100 waited less. Normal: almost nothing. It is the first "
+        "sign of more logins than there is CPU for.",
         Query(
             """histogram_quantile(0.95, sum by (replica, le) (
                  rate(authfleet_hash_queue_duration_seconds_bucket{@}[$__rate_interval])))""",
@@ -151,7 +151,7 @@ def hashing():
     )
     yield plot(
         "Queue",
-        "Hashing jobs waiting, by replica, and how many may wait in one. At the dashed line logins are shed. Normal: "
+        "Waiting hashing jobs by replica, and the limit for one replica. At the dashed line logins are shed. Normal: "
         "0, with short spikes.",
         [
             Query("sum by (replica) (authfleet_hash_queued{@})", "{{replica}}"),
@@ -164,8 +164,8 @@ def hashing():
     )
     yield plot(
         "Threads in use",
-        "Share of a replica's hashing threads that are at work, at the moment of each scrape. All at 100 % for long: "
-        "more CPU or more replicas.",
+        "Share of each replica's hashing threads that are busy at each scrape. If all are at 100 % for long, add CPU "
+        "or replicas.",
         Query(
             "sum by (replica) (authfleet_hash_running{@}) / sum by (replica) (authfleet_hash_threads{@})", "{{replica}}"
         ),
@@ -176,7 +176,7 @@ def hashing():
     )
     yield plot(
         "Shed and abandoned",
-        "Jobs a second that were refused because the queue was full, and jobs dropped before they began because their "
+        "Jobs per second that were refused because the queue was full, or dropped before they began because the "
         "client had left. Normal: 0.",
         [
             Query("sum by (replica) (rate(authfleet_hash_shed_total{@}[$__rate_interval]))", "{{replica}} shed"),
@@ -193,25 +193,26 @@ def hashing():
 def meanwhile():
     yield plot(
         "Session checks, p99, and hashing",
-        "A login storm must not slow down those who are signed in. The checks' line should stay flat while hashing "
-        "threads are busy. Left: seconds; right: threads at work in the whole fleet.",
+        "A login storm must not slow down signed-in users. The line of the checks should stay flat while hashing "
+        "threads are busy. Left: seconds; right: busy threads in the whole fleet.",
         [
             Query(
                 f"""histogram_quantile(0.99, sum by (le) (
                       rate(authfleet_http_request_duration_seconds_bucket{{@, {CHECKS}}}[$__rate_interval])))""",
                 "session checks, p99",
             ),
-            Query("sum(authfleet_hash_running{@})", "hashing threads at work"),
+            Query("sum(authfleet_hash_running{@})", "busy hashing threads"),
         ],
         "s",
-        right="hashing threads at work",
+        right="busy hashing threads",
         alerts="AuthfleetSessionCheckLatencyBurn",
         width=12,
     )
     yield plot(
         "Sessions ended, by reason",
-        "`logout` and `replaced` follow the day. `revoked` and `password_changed` in numbers are people who fear for "
-        "their account, or an administrator at work; `evicted` a user above SESSIONS_PER_USER, often a script.",
+        "`logout` and `replaced` follow the time of day. Many `revoked` and `password_changed` mean that people fear "
+        "for their accounts, or that an administrator ended sessions. `evicted`: users above SESSIONS_PER_USER, often "
+        "scripts.",
         Query("sum by (reason) (rate(authfleet_sessions_ended_total{@}[$__rate_interval]))", "{{reason}}"),
         "ops",
         stack=True,

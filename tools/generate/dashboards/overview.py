@@ -1,4 +1,4 @@
-"""Is the fleet well, and if not, where to look next."""
+"""The state of the fleet, and where to look further."""
 
 from panels import (
     BLUE,
@@ -25,7 +25,7 @@ def dashboard():
     return new(
         "overview",
         "authfleet: overview",
-        "Is the fleet well, and if not, where to look next.",
+        "The state of the fleet, and where to look further.",
         {
             "Now": now(),
             "Traffic and errors": traffic(),
@@ -39,8 +39,8 @@ def dashboard():
 def now():
     yield stat(
         "Replicas ready",
-        "Replicas that want requests, of those that Prometheus knows and that aren't ending on purpose. Normal: both "
-        "numbers are the same. A click on a replica below says which part of it fails.",
+        "Ready replicas, and the replicas that Prometheus knows and that aren't shutting down. Normal: both numbers "
+        "are the same. Click a replica below to see which part of it fails.",
         [
             Query("sum(job:authfleet_replicas_ready:sum{fleet}) or vector(0)", "ready"),
             Query("sum(job:authfleet_replicas_expected:count{fleet}) or vector(0)", "expected"),
@@ -53,7 +53,7 @@ def now():
     )
     yield stat(
         "Requests",
-        "Requests a second, all routes. Compare with the same hour of another day.",
+        "Requests per second, all routes. Compare with the same hour of another day.",
         "sum(rate(authfleet_http_requests_total{@}[$__rate_interval])) or vector(0)",
         "reqps",
         links=[to_dashboard("By route: one replica in depth", "replica")],
@@ -61,8 +61,8 @@ def now():
     )
     yield stat(
         "Failing requests",
-        "Share of requests answered with a 5xx. Normal: 0. The objective leaves room for 0.1 % over 30 days, so even 1 "
-        "% for an hour is a lot. 503 while Redis or the users' database is away is meant; 500 never is.",
+        "Share of requests answered with a 5xx. Normal: 0. The objective allows 0.1 % over 30 days, so even 1 % for "
+        "an hour is a lot. 503 is expected while Redis or the users' database is down; 500 never is.",
         """(sum(rate(authfleet_http_requests_total{@, status=~"5.."}[$__rate_interval])) or vector(0))
            / sum(rate(authfleet_http_requests_total{@}[$__rate_interval]))""",
         "percentunit",
@@ -73,7 +73,7 @@ def now():
     )
     yield stat(
         "Session checks, p99",
-        "99 of 100 checks of a session (`/profile`, `/auth/verify`) are answered faster than this. Objective: 25 ms. "
+        "99 of 100 session checks (`/profile`, `/auth/verify`) are answered faster than this. Objective: 25 ms. "
         "Normal: a few milliseconds. A check is one Redis round trip, so look at Redis and at the replicas' CPU.",
         f"""histogram_quantile(0.99, sum by (le) (
               rate(authfleet_http_request_duration_seconds_bucket{{@, {CHECKS}}}[$__rate_interval])))""",
@@ -85,8 +85,8 @@ def now():
     )
     yield stat(
         "Sessions alive",
-        "Sessions in Redis now, of the whole fleet: each replica counts the same ones. A sudden fall is a mass logout; "
-        "what ended them is further below.",
+        "Sessions in Redis now, for the whole fleet (each replica reports the same number). A sudden drop is a mass "
+        "logout; a panel below shows the reasons.",
         "max(authfleet_sessions_alive{@})",
         "short",
         alerts="AuthfleetSessionsDropped",
@@ -94,8 +94,8 @@ def now():
     )
     yield stat(
         "Accepted from another replica",
-        "Share of valid session checks whose session was made by another replica. This is sharing at work: with plain "
-        "balancing about 1 - 1/replicas, so 67 % of three. 0 % means a sticky balancer, or one replica.",
+        "Share of valid session checks whose session another replica had created. With even balancing it is about 1 - "
+        "1/replicas, so 67 % for three replicas. 0 % means a sticky balancer or a single replica.",
         """sum(rate(authfleet_sessions_accepted_total{@, made_by="other"}[$__rate_interval]))
            / sum(rate(authfleet_sessions_accepted_total{@}[$__rate_interval]))""",
         "percentunit",
@@ -104,7 +104,7 @@ def now():
     )
     yield stat(
         "Alerts firing",
-        "Alerts of authfleet that fire now; the table below names them. Normal: 0.",
+        "Number of authfleet's alerts that fire now; the table below lists them. Normal: 0.",
         'count(ALERTS{alertname=~"Authfleet.*", alertstate="firing"}) or vector(0)',
         "none",
         steps=[(1, RED)],
@@ -113,8 +113,8 @@ def now():
     )
     yield table(
         "Alerts",
-        "Alerts of authfleet, pending (the condition holds, but not for long enough yet) and firing. A click on a name "
-        "opens the runbook. Normal: none.",
+        "Authfleet's alerts that are pending (the condition holds, but not yet for long enough) or firing. Click a "
+        "name to open the runbook. Normal: none.",
         [
             Query(
                 'sum by (alertname, severity, alertstate, replica) (ALERTS{alertname=~"Authfleet.*"})',
@@ -127,8 +127,8 @@ def now():
     )
     yield states(
         "State of replicas",
-        "Each replica over time: ready, ending on purpose, not ready, or not there for Prometheus. Normal: all green, "
-        "but for grey gaps of seconds in a rollout.",
+        "Each replica over time: ready, draining (shutting down), not ready, or not scraped by Prometheus. Normal: "
+        "all green, with gaps of some seconds during a rollout.",
         [
             Query(
                 """max by (replica) (
@@ -137,7 +137,7 @@ def now():
                 "{{replica}}",
             )
         ],
-        {"1": ("ready", GREEN), "2": ("draining", BLUE), "0": ("not ready", ORANGE), "-1": ("not there", RED)},
+        {"1": ("ready", GREEN), "2": ("draining", BLUE), "0": ("not ready", ORANGE), "-1": ("not scraped", RED)},
         alerts="AuthfleetReplicaNotReady AuthfleetReplicaDown",
         width=12,
     )
@@ -146,8 +146,8 @@ def now():
 def traffic():
     yield plot(
         "Requests by replica",
-        "Requests a second that each replica answered. Normal: about the same for all. One that gets nothing is not "
-        "ready, or nginx holds it for broken.",
+        "Requests per second that each replica answered. Normal: about the same for all. A replica without requests "
+        "is not ready, or nginx considers it failed.",
         Query("sum by (replica) (rate(authfleet_http_requests_total{@}[$__rate_interval]))", "{{replica}}"),
         "reqps",
         stack=True,
@@ -156,8 +156,8 @@ def traffic():
     )
     yield plot(
         "Requests by kind of answer",
-        "All requests by the first digit of their status; 499 is a client that left before its answer. 4xx are wrong "
-        "passwords, ended sessions and throttling: a surge of them is worth a look at logins.",
+        "All requests by class of status; 499 means that the client left before the answer. 4xx are wrong passwords, "
+        "ended sessions and throttling; if they surge, look at logins.",
         Query(
             """sum by (class) (label_replace(label_replace(
                  rate(authfleet_http_requests_total{@}[$__rate_interval]),
@@ -170,8 +170,8 @@ def traffic():
     )
     yield plot(
         "Failing requests by replica",
-        "Share of 5xx among each replica's requests. Normal: 0. All replicas alike: Redis or the users' "
-        "database. One alone: that replica, or its way to them.",
+        "Share of 5xx among each replica's requests. Normal: 0. If all replicas fail alike, check Redis or the users' "
+        "database. If one fails, check that replica and its connections to them.",
         Query(
             """(sum by (replica) (rate(authfleet_http_requests_total{@, status=~"5.."}[$__rate_interval]))
                 or 0 * sum by (replica) (rate(authfleet_http_requests_total{@}[$__rate_interval])))
@@ -185,8 +185,8 @@ def traffic():
     )
     yield plot(
         "Failing requests by route",
-        "5xx a second, by route and status. Normal: empty. 503 alone is a part that is away or a full hashing queue; "
-        "anything else is a bug.",
+        "5xx per second, by route and status. Normal: empty. 503 means that a part is down or the hashing queue is "
+        "full; anything else is a bug.",
         Query(
             'sum by (route, status) (rate(authfleet_http_requests_total{@, status=~"5.."}[$__rate_interval])) > 0',
             "{{status}} {{route}}",
@@ -198,8 +198,8 @@ def traffic():
     )
     yield plot(
         "In flight",
-        "Requests being answered at the moment of each scrape. Normal: a few. Growing without more traffic: something "
-        "behind the replicas is slow.",
+        "Requests in progress at each scrape. Normal: a few. If they grow without more traffic, something that the "
+        "replicas depend on is slow.",
         Query("sum by (replica) (authfleet_http_requests_in_flight{@})", "{{replica}}"),
         "short",
         by_replica=True,
@@ -210,8 +210,7 @@ def traffic():
 def latency():
     yield plot(
         "Session checks",
-        "How fast sessions are checked, in all replicas together. The dashed line is the objective that 99 % must "
-        "keep.",
+        "Duration of session checks, over all replicas. The dashed line is the objective for 99 % of them.",
         [
             Query(
                 f"""histogram_quantile({quantile}, sum by (le) (
@@ -226,7 +225,8 @@ def latency():
     )
     yield plot(
         "Session checks by replica, p99",
-        "The same by replica. Normal: close together. One alone is slow: its CPU, its neighbours, its way to Redis.",
+        "The same by replica. Normal: close together. If one replica is slow, check its CPU, other load on its "
+        "machine, and its connection to Redis.",
         Query(
             f"""histogram_quantile(0.99, sum by (replica, le) (
                   rate(authfleet_http_request_duration_seconds_bucket{{@, {CHECKS}}}[$__rate_interval])))""",
@@ -239,8 +239,8 @@ def latency():
     )
     yield heat(
         "All requests",
-        "How many requests took how long. Two bands are normal: checks in milliseconds, logins at the cost of a "
-        "password hash. A band that drifts up is a part that slows down.",
+        "Number of requests by duration. Two bands are normal: checks in milliseconds, and logins at the cost of a "
+        "password hash. If a band moves up, a part is getting slower.",
         "authfleet_http_request_duration_seconds",
     )
 
@@ -248,7 +248,8 @@ def latency():
 def sessions():
     yield plot(
         "Sessions alive, over time",
-        "Sessions in Redis. It follows the day; a cliff is a mass logout, a wall is a login storm.",
+        "Sessions in Redis. The number follows the time of day. A sudden drop is a mass logout, a sudden rise a login "
+        "storm.",
         Query("max(authfleet_sessions_alive{@})", "alive"),
         "short",
         alerts="AuthfleetSessionsDropped",
@@ -256,8 +257,8 @@ def sessions():
     )
     yield plot(
         "Sessions made and ended",
-        "Sessions made, and ended by somebody, a second. Those that run out are not counted: Redis drops them by "
-        "itself. `evicted` are the oldest of users above their limit, `replaced` came with another login.",
+        "Sessions created, and sessions ended by somebody, per second. Expired sessions are not counted, because "
+        "Redis deletes them itself. `evicted`: the user's oldest session above the limit; `replaced`: by a new login.",
         [
             Query("sum(rate(authfleet_sessions_created_total{@}[$__rate_interval]))", "made"),
             Query("sum by (reason) (rate(authfleet_sessions_ended_total{@}[$__rate_interval]))", "{{reason}}"),
@@ -268,8 +269,8 @@ def sessions():
     )
     yield plot(
         "Session checks by result",
-        "`valid`, and why the others were not: no cookie, a forged or foreign signature, past its absolute limit, "
-        "unknown to Redis (ended or run out), or Redis didn't answer. Only `error` is the fleet's own fault.",
+        "`valid`, and why other checks failed: no cookie, a forged or foreign signature, past the absolute limit, "
+        "unknown to Redis (ended or expired), or no answer from Redis. Only `error` is a failure of the fleet.",
         Query("sum by (result) (rate(authfleet_session_checks_total{@}[$__rate_interval]))", "{{result}}"),
         "ops",
         stack=True,
@@ -279,8 +280,9 @@ def sessions():
     )
     yield plot(
         "Accepted from another replica, by replica",
-        "For each replica, the share of its valid checks whose session another one made. Normal: all near the dashed "
-        "line, 1 - 1/replicas. At 0 for all: the balancer is sticky. At 0 for one: nobody else's sessions reach it.",
+        "For each replica, the share of its valid checks whose session another replica had created. Normal: near the "
+        "dashed line, 1 - 1/replicas. If all are at 0, the balancer is sticky. If one is at 0, no other replica's "
+        "sessions reach it.",
         [
             Query(
                 """sum by (replica) (rate(authfleet_sessions_accepted_total{@, made_by="other"}[$__rate_interval]))
@@ -300,7 +302,7 @@ def sessions():
 def replicas():
     yield plot(
         "CPU",
-        "Cores that each replica uses. One of them answers requests, the others hash passwords.",
+        "Cores that each replica uses. One core answers requests, the others hash passwords.",
         Query("sum by (replica) (rate(process_cpu_seconds_total{@}[$__rate_interval]))", "{{replica}}"),
         "short",
         by_replica=True,
@@ -308,7 +310,7 @@ def replicas():
     )
     yield plot(
         "Memory",
-        "Resident memory of each replica. Each running password hash takes ARGON2_MEMORY (19 MiB) on top.",
+        "Resident memory of each replica. Each password hash in progress takes another ARGON2_MEMORY (19 MiB).",
         Query("sum by (replica) (process_resident_memory_bytes{@})", "{{replica}}"),
         "bytes",
         by_replica=True,
@@ -317,7 +319,7 @@ def replicas():
     yield table(
         "What runs",
         "Version, settings and age of each replica. Normal: one version and one fingerprint, except during a rollout. "
-        "Two fingerprints mean that replicas differ in a setting that must be the same everywhere.",
+        "Two fingerprints mean that the replicas differ in a setting that must be the same everywhere.",
         [
             Query("max by (replica, version) (authfleet_build_info{@})"),
             Query("max by (replica, fingerprint) (authfleet_config_info{@})"),

@@ -1,4 +1,4 @@
-"""The building blocks of the dashboards: queries, kinds of panels, variables, annotations, links."""
+"""The building blocks of the dashboards: queries, types of panels, variables, annotations, links."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-# The SDK prefers Grafana's dashboard format v2, which files for provisioning and sidecars don't have to be in.
+# The SDK warns that Grafana's dashboard format v2 is newer. Provisioning and sidecars still take the older format.
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="grafana_foundation_sdk")
 
 from grafana_foundation_sdk.builders import common as common_builders  # noqa: E402
@@ -25,16 +25,16 @@ from grafana_foundation_sdk.models import common, dashboard, heatmap  # noqa: E4
 from grafana_foundation_sdk.models import prometheus as prometheus_models  # noqa: E402
 
 TAG = "authfleet"
-# Where the runbook is read. A hidden variable, so that a URL can say otherwise: ?var-runbook=https://…
+# The runbook's default address. It is a hidden variable, so a URL can change it: ?var-runbook=https://…
 RUNBOOK = "http://localhost:9090/consoles/runbook.html"
-# `{@}` in a query, and `{@, …}`: only what the variables select.
+# Replaces `{@}` and `{@, …}` in a query: the labels that the variables select.
 SELECTED = 'job=~"$job", namespace=~"$namespace", replica=~"$replica"'
-# `{fleet}`: the same for series of the whole fleet, which have no replica.
+# Replaces `{fleet}`: the same for series of the whole fleet, which have no label `replica`.
 FLEET = 'job=~"$job", namespace=~"$namespace"'
 
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#808080"
-# One colour for one meaning, wherever it is drawn: green went well, yellow and orange are the client's, purple is load,
-# red is ours.
+# Each colour means the same everywhere: green is success, yellow and orange are errors of clients, purple is overload,
+# red is a failure of the fleet.
 STATUS_COLOURS = {"2xx": GREEN, "3xx": BLUE, "4xx": YELLOW, "499": GREY, "5xx": RED}
 CHECK_COLOURS = {
     "valid": GREEN,
@@ -58,7 +58,7 @@ SPAN_COLOURS = {"exported": GREEN, "failed": RED, "dropped": ORANGE}
 
 @dataclass(frozen=True)
 class Query:
-    """PromQL with `{@}` and `{fleet}` still in it, and the name of its series."""
+    """PromQL, in which `{@}` and `{fleet}` are placeholders, and the legend of its series."""
 
     expr: str
     legend: str = ""
@@ -74,8 +74,8 @@ def datasource() -> common.DataSourceRef:
 
 
 def targets(panel, asked: list[Query], *, instant: bool = False, format_: str | None = None) -> None:
-    """Range queries draw lines. Instant ones show what is true now: the last point of a range may be old, and three
-    replicas that were ready ten minutes ago are no comfort."""
+    """Adds the queries to a panel. Range queries draw lines. Instant queries show the current value; the last point of
+    a range may be minutes old."""
     panel.datasource(datasource())
     for ref, query in zip(string.ascii_uppercase, asked, strict=False):
         target = queries.Dataquery().ref_id(ref).expr(query.full).legend_format(query.legend or "__auto")
@@ -94,17 +94,17 @@ def link(title: str, url: str, *, new_tab: bool = True) -> builders.DashboardLin
 
 
 def runbook(alert: str) -> builders.DashboardLink:
-    """To the alert's heading, whose anchor is the alert's name in small letters."""
+    """A link to the alert's heading. The anchor is the alert's name in lower case."""
     return link(f"Runbook: {alert}", "${runbook:raw}#" + alert.lower())
 
 
 def to_dashboard(title: str, name: str, variables: str = "") -> builders.DashboardLink:
-    """Keeps the time range, the data source and what is selected; `variables` says what is to be another."""
+    """A link that keeps the time range, the data source and the selection, except for what `variables` sets."""
     query = "${datasource:queryparam}&${job:queryparam}&${namespace:queryparam}"
     return link(title, f"/d/authfleet-{name}?${{__url_time_range}}&{query}{variables}", new_tab=False)
 
 
-# A click on a line of one replica.
+# The link of a line that belongs to one replica.
 REPLICA = to_dashboard("${__field.labels.replica} in depth", "replica", "&var-replica=${__field.labels.replica}")
 
 
@@ -112,7 +112,7 @@ REPLICA = to_dashboard("${__field.labels.replica} in depth", "replica", "&var-re
 
 
 def thresholds(steps: list[tuple[float, str]], base: str = GREEN) -> builders.ThresholdsConfig:
-    """`base` up to the first step, then each step's colour from its value on."""
+    """The colour is `base` below the first step, and each step's colour from the step's value on."""
     every = [dashboard.Threshold(None, base), *(dashboard.Threshold(value, colour) for value, colour in steps)]
     return builders.ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps(every)
 
@@ -144,14 +144,14 @@ def stat(
     height: int = 4,
     mappings: dict[str, tuple[str, str]] | None = None,
 ):
-    """One number, as it is now. Without steps there is no good or bad about it, and it is blue."""
+    """One number, the current value. Without steps it is neither good nor bad, and is blue."""
     panel = common_parts(stats.Panel(), title, text, unit, alert_links(alerts) + (links or []), width, height)
     targets(panel, [Query(expr)] if isinstance(expr, str) else expr, instant=True)
     panel.graph_mode(common.BigValueGraphMode.NONE).color_mode(common.BigValueColorMode.VALUE)
     panel.reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
     panel.thresholds(thresholds(steps or [], base if steps else colour or BLUE))
     panel.color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
-    # 0 divided by 0: nothing happened, so there is no ratio and no quantile.
+    # Without events a ratio or quantile is 0/0, which is shown as `none`.
     nothing = dashboard.DashboardSpecialValueMapOptions(
         dashboard.SpecialValueMatch.NA_N, dashboard.ValueMappingResult(text="none", color=GREY)
     )
@@ -193,14 +193,14 @@ def plot(
     width: int = 8,
     height: int = 8,
 ):
-    """Lines over time. `steps` draws an objective as a dashed line; `dashed` names a series that is a limit or an
-    expectation rather than a measurement, `right` one that has an axis of its own; `table` gives the legend the last
-    and the highest value of each line."""
+    """Lines over time. `steps` draws an objective as a dashed line. `dashed` names a series that is a limit or an
+    expected value, not a measurement. `right` names a series with its own axis on the right. With `table`, the legend
+    shows the last and the highest value of each line."""
     asked = [asked] if isinstance(asked, Query) else asked
     panel = common_parts(plots.Panel(), title, text, unit, alert_links(alerts), width, height)
     targets(panel, asked)
     panel.line_width(1).fill_opacity(25 if stack else 8).show_points(common.VisibilityMode.NEVER)
-    # A gap in the data is to be seen as one.
+    # Show gaps in the data.
     panel.span_nulls(False)
     if minimum is not None:
         panel.min(minimum)
@@ -252,7 +252,7 @@ def fixed(colour: str) -> dict[str, str]:
 def heat(
     title: str, text: str, histogram: str, *, matchers: str = "", alerts: str = "", width: int = 8, height: int = 8
 ):
-    """How many observations fell into each bucket of a histogram, over time."""
+    """A heat map: the number of observations in each bucket of a histogram, over time."""
     panel = common_parts(heatmaps.Panel(), title, text, "short", alert_links(alerts), width, height)
     expr = f"sum by (le) (increase({histogram}_bucket{{@}}[$__rate_interval]))"
     targets(panel, [Query(expr, "{{le}}")], format_="heatmap")
@@ -299,8 +299,8 @@ def table(
     width: int = 12,
     height: int = 6,
 ):
-    """What is true now, a row per series. `columns` maps labels (and `Value #A`, …) to headings, in order; the others
-    are left out. With `join`, rows of several queries that have the same value of that label become one."""
+    """Current values, one row per series. `columns` maps the labels to show (and `Value #A`, …) to headings, in order.
+    With `join`, rows of several queries with the same value of that label are merged."""
     panel = common_parts(tables.Panel(), title, text, "none", alert_links(alerts), width, height)
     targets(panel, asked, instant=True, format_="table")
     if len(asked) > 1:
@@ -328,7 +328,7 @@ def table(
 
 
 def fleet_variables(replicas: str) -> list:
-    """The data source, and what part of what it knows."""
+    """The variables at the top of a dashboard: data source, job, namespace, replica, and the hidden `runbook`."""
     everything = dashboard.VariableOption(selected=True, text="All", value="$__all")
 
     def labels(name: str, label: str, query: str, text: str):
@@ -342,27 +342,27 @@ def fleet_variables(replicas: str) -> list:
         return variable.sort(dashboard.VariableSort.NATURAL_ASC)
 
     source = builders.DatasourceVariable("datasource").label("Data source").type("prometheus")
-    job = labels("job", "Job", "label_values(authfleet_build_info, job)", "Prometheus' name for what it scrapes.")
+    job = labels("job", "Job", "label_values(authfleet_build_info, job)", "The name of the scrape job in Prometheus.")
     namespace = labels(
         "namespace",
         "Namespace",
         'label_values(authfleet_build_info{job=~"$job"}, namespace)',
-        "Of Kubernetes. Elsewhere there is none, and All selects everything.",
+        "The Kubernetes namespace. Elsewhere there is none, and All selects everything.",
     )
     replica = labels(
         "replica",
         "Replica",
         'label_values(authfleet_build_info{job=~"$job", namespace=~"$namespace"}, replica)',
-        "As X-Served-By, logs and sessions name it.",
+        "The replica's name, as in X-Served-By, logs and sessions.",
     )
-    # All jobs are those of the list and no others: Prometheus and whoever else it scrapes have an `up` and a `process_`
-    # too. For the rest `.*` also matches where a label is absent, as `namespace` is outside of Kubernetes.
+    # All selects only the jobs in the list, because other jobs of Prometheus have `up` and `process_…` too. For the
+    # other variables All is `.*`, which also matches series without the label (`namespace` outside Kubernetes).
     job.include_all(True).current(everything)
     namespace.include_all(True).all_value(".*").current(everything)
     if replicas != "one":
         replica.include_all(True).all_value(".*").current(everything).multi(True)
     if replicas == "fleet":
-        # Only for the marks of starts.
+        # Only the annotation Starts needs it.
         replica.hide(dashboard.VariableHide.HIDE_VARIABLE)
     where = builders.TextBoxVariable("runbook").label("Runbook").default_value(RUNBOOK)
     where.hide(dashboard.VariableHide.HIDE_VARIABLE).description("The address of the runbook, without an anchor.")
@@ -386,12 +386,12 @@ def annotations() -> list:
                unless count by (version) (authfleet_build_info{fleet} offset $__interval)""",
             BLUE,
             "Version {{version}} appears",
-            "The first replica of this version answers Prometheus.",
+            "Prometheus scraped the first replica with this version.",
             "version",
         ),
         annotation(
             "Starts",
-            # The value is the time in milliseconds, so that the mark stands where the process began.
+            # The value is the start time in milliseconds, and Grafana draws the mark at that time.
             "max by (replica) (process_start_time_seconds{@}) * 1000 > $__from",
             GREY,
             "{{replica}} starts",
@@ -404,7 +404,7 @@ def annotations() -> list:
             'max by (alertname, severity) (ALERTS{alertname=~"Authfleet.*", alertstate="firing"})',
             RED,
             "{{alertname}} fires",
-            "Severity {{severity}}. Its heading in the runbook says what to do.",
+            "Severity {{severity}}. The runbook says what to do.",
             "alertname,severity",
         ),
     ]
@@ -420,7 +420,7 @@ def new(
     refresh: str = "30s",
     replicas: str = "several",
 ) -> builders.Dashboard:
-    """`replicas` says what may be chosen: `several`, `one`, or only the whole `fleet`."""
+    """A dashboard. `replicas` says what can be selected: `several` replicas, `one`, or only the whole `fleet`."""
     made = builders.Dashboard(title).uid(f"authfleet-{name}").description(text).tags([TAG]).editable()
     made.time(time, "now").refresh(refresh).timezone("browser").tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
     made.variables(fleet_variables(replicas)).annotations(annotations())
@@ -435,12 +435,12 @@ def new(
 
 
 def finished(made: builders.Dashboard) -> str:
-    """The file's text: ids in order, everything sorted, so that a change of one panel is a change of a few lines."""
+    """The text of the file. Ids are in order and keys sorted, so that a change to one panel changes few lines."""
     built = made.build()
     for number, panel in enumerate(built.panels, 1):
         panel.id_val = number
     for part in links_and_annotations(built):
-        # The SDK would have them in a menu, where nobody looks.
+        # The SDK's default puts links into a menu, where they are hard to find.
         part.placement = None
     return json.dumps(json.loads(JSONEncoder().encode(built)), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 

@@ -1,4 +1,4 @@
-"""Everything that one replica says of itself."""
+"""All metrics of one replica."""
 
 from panels import (
     BLUE,
@@ -24,7 +24,7 @@ def dashboard():
     return new(
         "replica",
         "authfleet: one replica in depth",
-        "Everything that one replica says of itself.",
+        "All metrics of one replica.",
         {
             "Now": now(),
             "Requests": requests(),
@@ -40,8 +40,8 @@ def dashboard():
 def now():
     yield stat(
         "State",
-        "Whether this replica wants requests. It does while Redis and the users' database answer it and it isn't "
-        "ending.",
+        "Whether this replica accepts requests. It does while Redis and the users' database answer it and it isn't "
+        "shutting down.",
         """max(2 * (authfleet_draining{@} == 1) or authfleet_ready{@} and on (instance) up{@} == 1 or up{@} - 1)""",
         "none",
         steps=[(1, GREEN), (2, BLUE)],
@@ -50,14 +50,14 @@ def now():
             "1": ("ready", GREEN),
             "2": ("draining", BLUE),
             "0": ("not ready", ORANGE),
-            "-1": ("not there", RED),
+            "-1": ("not scraped", RED),
         },
         alerts="AuthfleetReplicaNotReady AuthfleetReplicaDown AuthfleetMetricsMissing",
         width=3,
     )
     yield stat(
         "Up for",
-        "Time since the process began.",
+        "Time since the process started.",
         "max(time() - process_start_time_seconds{@})",
         "s",
         alerts="AuthfleetReplicaRestarting",
@@ -66,14 +66,14 @@ def now():
     )
     yield stat(
         "Requests",
-        "Requests a second.",
+        "Requests per second.",
         "sum(rate(authfleet_http_requests_total{@}[$__rate_interval])) or vector(0)",
         "reqps",
         width=3,
     )
     yield stat(
         "Failing requests",
-        "Share answered with a 5xx. Normal: 0.",
+        "Share of requests answered with a 5xx. Normal: 0.",
         """(sum(rate(authfleet_http_requests_total{@, status=~"5.."}[$__rate_interval])) or vector(0))
            / sum(rate(authfleet_http_requests_total{@}[$__rate_interval]))""",
         "percentunit",
@@ -103,7 +103,7 @@ def now():
     yield stat("Memory", "Resident memory.", "sum(process_resident_memory_bytes{@})", "bytes", width=3)
     yield stat(
         "Hashing queue",
-        "How full the queue of hashing jobs is. At 100 % logins are shed.",
+        "How full the hashing queue is. At 100 % logins are shed.",
         "max(authfleet_hash_queued{@} / authfleet_hash_queue_limit{@})",
         "percentunit",
         steps=[(0.5, ORANGE), (0.9, RED)],
@@ -116,7 +116,7 @@ def now():
 def requests():
     yield plot(
         "Requests by route",
-        "Requests a second. `unmatched` are paths that don't exist.",
+        "Requests per second. `unmatched`: paths that don't exist.",
         Query(
             "sum by (method, route) (rate(authfleet_http_requests_total{@}[$__rate_interval]))", "{{method}} {{route}}"
         ),
@@ -143,7 +143,7 @@ def requests():
     )
     yield plot(
         "Answers by status",
-        "Requests a second by status. 499: the client left before its answer.",
+        "Requests per second by status. 499: the client left before the answer.",
         Query("sum by (status) (rate(authfleet_http_requests_total{@}[$__rate_interval]))", "{{status}}"),
         "reqps",
         stack=True,
@@ -152,8 +152,7 @@ def requests():
     yield heat("Time of requests", "How many requests took how long.", "authfleet_http_request_duration_seconds")
     yield plot(
         "In flight, and connections",
-        "Requests being answered, and connections that are open (nginx keeps some for later requests), at the moment "
-        "of each scrape.",
+        "Requests in progress and open connections (nginx keeps some for later requests) at each scrape.",
         [
             Query("sum(authfleet_http_requests_in_flight{@})", "in flight"),
             Query("sum(authfleet_http_connections{@})", "connections"),
@@ -167,7 +166,7 @@ def requests():
 def work():
     yield plot(
         "Session checks by result",
-        "Only `error` is the fleet's own fault; only `valid`, `unknown` and `error` asked Redis.",
+        "Only `error` is a failure of the fleet. Only `valid`, `unknown` and `error` checks asked Redis.",
         Query("sum by (result) (rate(authfleet_session_checks_total{@}[$__rate_interval]))", "{{result}}"),
         "ops",
         stack=True,
@@ -176,14 +175,15 @@ def work():
     )
     yield plot(
         "Valid checks by the session's maker",
-        "Whether this replica or another one made the session. Of three replicas, two thirds come from others.",
+        "Whether this replica or another one had created the session. With three replicas, two thirds come from "
+        "others.",
         Query("sum by (made_by) (rate(authfleet_sessions_accepted_total{@}[$__rate_interval]))", "made by {{made_by}}"),
         "ops",
         stack=True,
     )
     yield plot(
         "Logins by result",
-        "Attempts to sign in a second.",
+        "Login attempts per second.",
         Query("sum by (result) (rate(authfleet_logins_total{@}[$__rate_interval]))", "{{result}}"),
         "ops",
         stack=True,
@@ -192,7 +192,7 @@ def work():
     )
     yield plot(
         "Hashing jobs waiting",
-        "Jobs in the queue, and how many may wait. At the dashed line they are shed.",
+        "Waiting jobs, and the limit. At the dashed line further jobs are shed.",
         [
             Query("sum(authfleet_hash_queued{@})", "waiting"),
             Query("sum(authfleet_hash_queue_limit{@})", "limit"),
@@ -203,7 +203,7 @@ def work():
     )
     yield plot(
         "Hashing threads",
-        "Jobs on a thread, and the threads there are.",
+        "Busy hashing threads, and how many there are.",
         [
             Query("sum(authfleet_hash_running{@})", "at work"),
             Query("sum(authfleet_hash_threads{@})", "limit"),
@@ -213,7 +213,7 @@ def work():
     )
     yield plot(
         "Time of a hash, and its wait",
-        "On its thread, and before that in the queue.",
+        "The time of a hash on its thread, and of its wait in the queue.",
         [
             Query(
                 """histogram_quantile(0.95, sum by (operation, le) (
@@ -234,7 +234,7 @@ def work():
 def stores():
     yield plot(
         "Redis: round trips",
-        "Round trips a second, by operation.",
+        "Round trips per second, by operation.",
         Query(
             "sum by (operation) (rate(authfleet_redis_duration_seconds_count{@}[$__rate_interval]))", "{{operation}}"
         ),
@@ -243,8 +243,8 @@ def stores():
     )
     yield plot(
         "Redis: slowest 1 %",
-        "99 of 100 round trips are faster. Compare with another replica: slow here alone is this machine or its "
-        "network.",
+        "99 of 100 round trips are faster than this. Compare with another replica: if only this one is slow, check "
+        "its machine and network.",
         Query(
             """histogram_quantile(0.99, sum by (operation, le) (
                  rate(authfleet_redis_duration_seconds_bucket{@}[$__rate_interval])))""",
@@ -255,7 +255,7 @@ def stores():
     )
     yield plot(
         "SQL: slowest 1 %",
-        "99 of 100 operations are faster, waiting for a connection included.",
+        "99 of 100 operations are faster than this, including the wait for a connection.",
         Query(
             """histogram_quantile(0.99, sum by (operation, le) (
                  rate(authfleet_sql_duration_seconds_bucket{@}[$__rate_interval])))""",
@@ -266,7 +266,7 @@ def stores():
     )
     yield plot(
         "Redis and SQL: errors",
-        "Operations a second that failed. Normal: 0.",
+        "Failed operations per second. Normal: 0.",
         [
             Query(
                 "sum by (operation) (rate(authfleet_redis_errors_total{@}[$__rate_interval]))", "Redis {{operation}}"
@@ -278,7 +278,7 @@ def stores():
     )
     yield plot(
         "SQL: connections",
-        "By pool and state.",
+        "Connections by pool and state.",
         Query("sum by (pool, state) (authfleet_sql_connections{@})", "{{pool}} {{state}}"),
         "short",
         stack=True,
@@ -296,21 +296,21 @@ def stores():
 def process():
     yield plot(
         "CPU in use",
-        "Cores. One thread answers requests, others hash passwords at a lower priority.",
+        "Cores in use. One thread answers requests; the others hash passwords at a lower priority.",
         Query("sum(rate(process_cpu_seconds_total{@}[$__rate_interval]))", "cores"),
         "short",
         width=6,
     )
     yield plot(
         "Memory in use",
-        "Resident memory. Each running password hash takes ARGON2_MEMORY on top; it is given back afterwards.",
+        "Resident memory. Each password hash in progress takes another ARGON2_MEMORY, and returns it afterwards.",
         Query("sum(process_resident_memory_bytes{@})", "resident"),
         "bytes",
         width=6,
     )
     yield plot(
         "Open files",
-        "Files and sockets that are open, and how many may be. They follow connections; growth without more of those "
+        "Open files and sockets, and the limit. The number follows the connections; growth without more connections "
         "is a leak.",
         [
             Query("sum(process_open_fds{@})", "open"),
@@ -335,7 +335,7 @@ def process():
 def state():
     yield states(
         "Parts",
-        "Whether Redis (`sessions`) and the database (`users`) answer this replica, asked every 5 s.",
+        "Whether Redis (`sessions`) and the database (`users`) answer this replica, checked every 5 s.",
         [Query("max by (part) (authfleet_part_ready{@})", "{{part}}")],
         {"1": ("answers", GREEN), "0": ("doesn't answer", RED)},
         alerts="AuthfleetReplicaNotReady AuthfleetReplicaDown",
@@ -344,8 +344,8 @@ def state():
     )
     yield plot(
         "Spans",
-        "Spans of traces a second, by whether the collector took them; `dropped`: the queue to it was full. Empty "
-        "while tracing is off. Lost ones cost nothing but the traces.",
+        "Trace spans per second by result: taken by the collector, failed, or `dropped` because the queue was full. "
+        "Empty while tracing is off. Lost spans affect nothing but traces.",
         Query("sum by (result) (rate(authfleet_trace_spans_total{@}[$__rate_interval]))", "{{result}}"),
         "ops",
         stack=True,
@@ -356,8 +356,8 @@ def state():
     )
     yield plot(
         "Log lines lost",
-        "Lines a second that nobody read in time, by kind. Normal: none. Requests don't wait for the log; `audit` "
-        "lines are the last to go.",
+        "Log lines per second, by kind, that were lost because nobody read them in time. Normal: none. Requests don't "
+        "wait for the log. `audit` lines are lost last.",
         Query("sum by (kind) (rate(authfleet_log_lines_lost_total{@}[$__rate_interval]))", "{{kind}}"),
         "ops",
         stack=True,
@@ -380,7 +380,7 @@ def state():
     )
     yield table(
         "Age of secrets",
-        "Time since the file of each secret was last changed. None for secrets that came by the environment.",
+        "Time since the file of each secret was last changed. Secrets from environment variables are not listed.",
         [Query("max by (variable) (time() - authfleet_secret_file_timestamp_seconds{@})")],
         {"variable": "Secret", "Value": "Unchanged for"},
         units={"Unchanged for": "s"},

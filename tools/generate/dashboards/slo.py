@@ -1,11 +1,15 @@
-"""Are the objectives kept, and how fast is the error budget used? From recorded series that docs/slo.md explains."""
+"""Whether the objectives are met, and how fast the error budget is used. docs/slo.md explains the recorded series."""
 
 from panels import GREEN, ORANGE, RED, YELLOW, Query, new, plot, stat, table
 
-# The label `slo`, its heading, what is counted as bad, the alert.
+# The label `slo` → heading, bad events, alert.
 OBJECTIVES = {
-    "availability": ("Availability", "requests answered with 5xx, logins left out", "AuthfleetAvailabilityBurn"),
-    "logins": ("Logins", "logins that were shed, met a part that was away, or a bug", "AuthfleetLoginsBurn"),
+    "availability": ("Availability", "requests answered with 5xx, except logins", "AuthfleetAvailabilityBurn"),
+    "logins": (
+        "Logins",
+        "logins that failed because of a full queue, a part that was down, or a bug",
+        "AuthfleetLoginsBurn",
+    ),
     "session_check_latency": (
         "Speed of session checks",
         "session checks slower than 25 ms",
@@ -19,7 +23,7 @@ def dashboard():
     return new(
         "slo",
         "authfleet: objectives",
-        "Are the service level objectives kept, and how fast is the error budget used?",
+        "Whether the service level objectives are met, and how fast the error budget is used.",
         {
             "Error budget of 30 days": budgets(),
             "Burn rates": burn_rates(),
@@ -35,9 +39,9 @@ def budgets():
     for slo, (heading, bad, alert) in OBJECTIVES.items():
         yield stat(
             f"{heading}: budget left",
-            f"What is left of the error budget of the last 30 days. Bad events: {bad}. 100 %: none of them; 0 %: as "
-            "many as the objective allows; below: it was missed. With less than 30 days recorded, of the time that "
-            "is.",
+            f"What is left of the error budget of the last 30 days. Bad events: {bad}. 100 %: there were none. 0 %: "
+            "there were as many as the objective allows. Below 0 %: the objective was missed. With less than 30 days "
+            "of data, it covers the time for which there is data.",
             f'min(job_slo:authfleet_error_budget_left:ratio_rate30d{{fleet, slo="{slo}"}})',
             "percentunit",
             steps=[(0, ORANGE), (0.25, GREEN)],
@@ -48,8 +52,8 @@ def budgets():
         )
     yield table(
         "Objectives",
-        "Each objective, what was reached over 30 days, and how fast its budget is used over two pairs of windows. 1 "
-        "uses it up in exactly 30 days. Pages go out above 14.4 in the first pair or 6 in the second.",
+        "Each objective, what was reached over 30 days, and how fast its budget is used over several windows. At 1 "
+        "the budget lasts exactly 30 days. An alert pages above 14.4 over 5 m and 1 h, or above 6 over 30 m and 6 h.",
         [
             Query("max by (slo) (slo:authfleet_objective:ratio)"),
             Query(
@@ -83,9 +87,9 @@ def burn_rates():
     for slo, (heading, bad, alert) in OBJECTIVES.items():
         yield plot(
             f"{heading}: burn rate",
-            f"How fast the budget is used, over several windows. Bad events: {bad}. 1 uses it up in exactly 30 days. "
-            "A page goes out when 1 h and 5 m are above 14.4 (2 % of the budget in an hour), or 6 h and 30 m above "
-            "6; a ticket when 3 d and 6 h are above 1. A gap is a time without events.",
+            f"How fast the budget is used, over several windows. Bad events: {bad}. At 1 the budget lasts exactly 30 "
+            "days. An alert pages when 1 h and 5 m are above 14.4 (2 % of the budget in an hour), or 6 h and 30 m "
+            "above 6. When 3 d and 6 h are above 1, a ticket is enough. A gap is a time without events.",
             [
                 Query(f'max(job_slo:authfleet_burn_rate:ratio_rate{window}{{fleet, slo="{slo}"}})', window)
                 for window in ("5m", "30m", "1h", "6h", "3d")
@@ -112,7 +116,7 @@ def events():
     )
     yield plot(
         "Budget left, over time",
-        "The error budget of 30 days, by objective. A step down is an incident and says how dear it was.",
+        "The error budget of 30 days, by objective. A step down is an incident; its height is the cost.",
         Query("min by (slo) (job_slo:authfleet_error_budget_left:ratio_rate30d{fleet})", "{{slo}}"),
         "percentunit",
         minimum=None,
@@ -121,7 +125,7 @@ def events():
     )
     yield plot(
         "Bad events",
-        "Bad events a second, by objective. Normal: next to none.",
+        "Bad events per second, by objective. Normal: almost none.",
         Query("sum by (slo) (job_slo:authfleet_bad_events:rate5m{fleet})", "{{slo}}"),
         "ops",
     )

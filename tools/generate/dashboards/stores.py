@@ -1,4 +1,4 @@
-"""Redis, which holds the sessions, and SQL, which holds the users: do they answer, how fast, and for how long still?"""
+"""Redis (the sessions) and SQL (the users): whether they answer, how fast, and how much room is left."""
 
 from panels import GREEN, ORANGE, RED, Query, heat, new, plot, stat, states
 
@@ -7,7 +7,7 @@ def dashboard():
     return new(
         "stores",
         "authfleet: Redis and SQL",
-        "Redis holds the sessions, SQL the users: do they answer, how fast, and is there room?",
+        "Redis (the sessions) and SQL (the users): whether they answer, how fast, and how much room is left.",
         {
             "Now": now(),
             "Redis": redis(),
@@ -19,8 +19,8 @@ def dashboard():
 def now():
     yield stat(
         "Replicas with Redis",
-        "Replicas that have a connection to Redis. Normal: all. Without it a replica answers 503 to every session "
-        "check.",
+        "Replicas that are connected to Redis. Normal: all. A replica without a connection answers every session "
+        "check with 503.",
         [
             Query("sum(authfleet_redis_connected{@}) or vector(0)", "connected"),
             Query("count(authfleet_redis_connected{@}) or vector(0)", "replicas"),
@@ -32,7 +32,7 @@ def now():
     )
     yield stat(
         "Redis errors",
-        "Round trips to Redis a second that failed. Normal: 0.",
+        "Failed round trips to Redis per second. Normal: 0.",
         "sum(rate(authfleet_redis_errors_total{@}[$__rate_interval])) or vector(0)",
         "ops",
         steps=[(0.01, RED)],
@@ -40,8 +40,8 @@ def now():
     )
     yield stat(
         "Redis memory in use",
-        "Of `maxmemory`, or of the container's limit where Redis has none. Redis refuses writes when it is full, so "
-        "nobody can sign in; about 0.6 KiB per session.",
+        "Share of `maxmemory`, or of the container's limit if `maxmemory` is not set. A session takes about 0.8 KiB. "
+        "A full Redis refuses writes, so nobody can sign in.",
         "max(authfleet_redis_memory_bytes{@}) / max(job:authfleet_redis_memory_limit:bytes{fleet})",
         "percentunit",
         steps=[(0.6, ORANGE), (0.85, RED)],
@@ -50,7 +50,7 @@ def now():
     )
     yield stat(
         "Redis writes to disk",
-        "Whether Redis's last write of its AOF and snapshot went well. If not, a restart of Redis loses sessions.",
+        "Whether Redis's last write of its AOF and snapshot succeeded. If not, a restart of Redis loses sessions.",
         "min(authfleet_redis_persistence_ok{@})",
         "none",
         steps=[(1, GREEN)],
@@ -60,7 +60,7 @@ def now():
     )
     yield stat(
         "SQL errors",
-        "Operations on the users' database a second that failed. Normal: 0.",
+        "Failed operations on the users' database per second. Normal: 0.",
         "sum(rate(authfleet_sql_errors_total{@}[$__rate_interval])) or vector(0)",
         "ops",
         steps=[(0.01, RED)],
@@ -68,8 +68,8 @@ def now():
     )
     yield stat(
         "Free on the users' volume",
-        "Of the file system that holds the SQLite file. When it is full, registrations and password changes answer "
-        "503; logins and checks go on. SQLite only.",
+        "Free share of the filesystem with the SQLite file. When it is full, registrations and password changes get "
+        "503; logins and checks still work. SQLite only.",
         "min(authfleet_users_volume_free_bytes{@} / authfleet_users_volume_bytes{@})",
         "percentunit",
         steps=[(0.05, ORANGE), (0.15, GREEN)],
@@ -82,8 +82,8 @@ def now():
 def redis():
     yield plot(
         "Round trips by operation",
-        "Round trips to Redis a second. `check` is a session check and should lead by far; `ping`, `info`, `time` and "
-        "`count` are for readiness and these metrics.",
+        "Round trips to Redis per second. `check` is a session check and should be by far the most frequent. `ping`, "
+        "`info`, `time` and `count` serve readiness and these metrics.",
         Query(
             "sum by (operation) (rate(authfleet_redis_duration_seconds_count{@}[$__rate_interval]))", "{{operation}}"
         ),
@@ -94,8 +94,8 @@ def redis():
     )
     yield plot(
         "Slowest 1 % of round trips",
-        "99 of 100 round trips are faster than this. Normal: a millisecond or a few. All operations at once: Redis is "
-        "busy, swaps or writes to a slow disk. One alone: a costly command, for example a scan.",
+        "99 of 100 round trips are faster than this. Normal: a few milliseconds. If all operations are slow, Redis is "
+        "busy, swaps or has a slow disk. If one is slow, it is a costly command, for example a scan.",
         Query(
             """histogram_quantile(0.99, sum by (operation, le) (
                  rate(authfleet_redis_duration_seconds_bucket{@}[$__rate_interval])))""",
@@ -111,15 +111,16 @@ def redis():
     )
     yield plot(
         "Failed round trips",
-        "Round trips a second that failed or timed out. Normal: 0. Each `check` here is a request answered with 503.",
+        "Round trips per second that failed or timed out. Normal: 0. Each failed `check` is a request answered with "
+        "503.",
         Query("sum by (operation) (rate(authfleet_redis_errors_total{@}[$__rate_interval]))", "{{operation}}"),
         "ops",
         alerts="AuthfleetRedisErrors",
     )
     yield plot(
         "Connections to Redis opened",
-        "Connections to Redis that each replica opened in the time of one point. Normal: none after the start. More: "
-        "Redis restarts, or something cuts connections.",
+        "Connections to Redis that each replica opened during each interval. Normal: none after the start. Otherwise "
+        "Redis restarts, or something closes connections.",
         Query("sum by (replica) (increase(authfleet_redis_connects_total{@}[$__rate_interval]))", "{{replica}}"),
         "short",
         alerts="AuthfleetRedisErrors",
@@ -127,7 +128,7 @@ def redis():
     )
     yield plot(
         "Shards that don't serve",
-        "Shards of a Redis Cluster that are away or refuse writes, as each replica sees it. Their users get 503. "
+        "Shards of a Redis Cluster that are down or refuse writes, as each replica sees it. Their users get 503. "
         "Always 0 without a cluster.",
         Query("max by (replica) (authfleet_redis_shards_missing{@})", "{{replica}}"),
         "short",
@@ -138,8 +139,8 @@ def redis():
     )
     yield plot(
         "Revocations not confirmed",
-        "Sign-outs, revocations and changes of passwords a second that were answered 503, because Redis's replicas "
-        "didn't confirm them. Normal: 0, a few during a failover.",
+        "Sign-outs, revocations and password changes per second that were answered with 503 because Redis's replicas "
+        "didn't confirm them. Normal: 0, or a few during a failover.",
         Query("sum by (replica) (rate(authfleet_revocations_unconfirmed_total{@}[$__rate_interval]))", "{{replica}}"),
         "ops",
         alerts="AuthfleetRevocationsUnconfirmed",
@@ -148,8 +149,8 @@ def redis():
     )
     yield plot(
         "Replicas and failovers",
-        "Replicas of Redis's primary, in a cluster of the one with the fewest; and how often another server became the "
-        "primary in the time of one point.",
+        "Replicas of Redis's primary (in a cluster, of the primary with the fewest), and how often another server "
+        "became the primary during each interval.",
         [
             Query("min(authfleet_redis_replicas{@})", "replicas"),
             Query("max(increase(authfleet_redis_failovers_total{@}[$__rate_interval]))", "failovers"),
@@ -160,7 +161,7 @@ def redis():
     )
     yield plot(
         "Memory of Redis",
-        "What Redis uses, and what it may use.",
+        "Memory that Redis uses, and its limit.",
         [
             Query("max(authfleet_redis_memory_bytes{@})", "used"),
             Query("max(job:authfleet_redis_memory_limit:bytes{fleet})", "limit"),
@@ -172,7 +173,7 @@ def redis():
     )
     yield plot(
         "Sessions alive",
-        "Keys of sessions in Redis; its memory follows them.",
+        "Session keys in Redis. Redis's memory follows their number.",
         Query("max(authfleet_sessions_alive{@})", "alive"),
         "short",
         alerts="AuthfleetSessionsDropped",
@@ -180,8 +181,8 @@ def redis():
     )
     yield plot(
         "Evicted keys",
-        "Keys that Redis dropped to make room since it started. Must stay 0: each may have been a session, that is "
-        "somebody signed out. Set maxmemory-policy to noeviction.",
+        "Keys that Redis has evicted to free memory since it started. Must be 0, because each may have been a "
+        "session, whose user is then signed out. Set maxmemory-policy to noeviction.",
         Query("max(authfleet_redis_evicted_keys{@})", "evicted"),
         "short",
         steps=[(1, RED)],
@@ -190,8 +191,8 @@ def redis():
     )
     yield plot(
         "Clock against Redis's",
-        "Each replica's clock minus Redis's. Normal: milliseconds. Sessions carry times, so seconds matter: an "
-        "absolute limit comes that much early or late.",
+        "Each replica's clock minus Redis's. Normal: milliseconds. Sessions contain times, so with a skew of seconds "
+        "the absolute limit is early or late by as much.",
         Query("max by (replica) (authfleet_clock_skew_seconds{@})", "{{replica}}"),
         "s",
         minimum=None,
@@ -204,7 +205,7 @@ def redis():
 def sql():
     yield plot(
         "SQL operations",
-        "Operations on the users' database a second. Session checks don't come here.",
+        "Operations on the users' database per second. Session checks need none.",
         Query("sum by (operation) (rate(authfleet_sql_duration_seconds_count{@}[$__rate_interval]))", "{{operation}}"),
         "ops",
         stack=True,
@@ -213,8 +214,8 @@ def sql():
     )
     yield plot(
         "Slowest 1 % of SQL operations",
-        "99 of 100 operations are faster than this, waiting for a connection included. Writes wait for the disk and "
-        "for each other: SQLite has one writer at a time. They give up after 2 s, with 503.",
+        "99 of 100 operations are faster than this, including the wait for a connection. Writes wait for the disk and "
+        "for each other, because SQLite has one writer at a time. After 2 s they fail with 503.",
         Query(
             """histogram_quantile(0.99, sum by (operation, le) (
                  rate(authfleet_sql_duration_seconds_bucket{@}[$__rate_interval])))""",
@@ -228,23 +229,23 @@ def sql():
     yield heat("Time of SQL operations", "How many SQL operations took how long.", "authfleet_sql_duration_seconds")
     yield plot(
         "Failed SQL operations",
-        "Operations a second that failed. Normal: 0. Locked for too long, a full disk, or a file that is gone.",
+        "Failed operations per second. Normal: 0. Causes: a long lock, a full disk, or a missing file.",
         Query("sum by (operation) (rate(authfleet_sql_errors_total{@}[$__rate_interval]))", "{{operation}}"),
         "ops",
         alerts="AuthfleetUsersDatabaseErrors",
     )
     yield plot(
         "SQL connections",
-        "Connections to the users' database in all replicas, by pool and state. `readers` all busy for long: slow "
-        "reads. The one `writer` of a replica is busy while it writes.",
+        "Connections to the users' database in all replicas, by pool and state. If all `readers` are busy for long, "
+        "reads are slow. A replica's one `writer` is busy while it writes.",
         Query("sum by (pool, state) (authfleet_sql_connections{@})", "{{pool}} {{state}}"),
         "short",
         stack=True,
     )
     yield plot(
         "Database file and journal",
-        "Size of the SQLite file and its write-ahead log. The log goes back to small after checkpoints; one that only "
-        "grows has a reader that never ends. SQLite only.",
+        "Size of the SQLite file and of its write-ahead log. The log shrinks after checkpoints; if it only grows, a "
+        "read transaction never ends. SQLite only.",
         [
             Query("max(authfleet_users_database_bytes{@})", "database"),
             Query("max(authfleet_users_journal_bytes{@})", "journal"),
@@ -254,7 +255,7 @@ def sql():
     )
     yield plot(
         "Room on the users' volume",
-        "What the server may still use of the file system that holds the users. SQLite only.",
+        "Free space that the server may use on the filesystem with the users. SQLite only.",
         [
             Query("min(authfleet_users_volume_free_bytes{@})", "free"),
             Query("max(authfleet_users_volume_bytes{@})", "size"),
@@ -264,9 +265,9 @@ def sql():
         alerts="AuthfleetUsersVolumeFilling AuthfleetUsersVolumeFull",
     )
     yield states(
-        "Parts, as replicas see them",
-        "Whether the sessions' store and the users' database answered each replica, asked every 5 s. One replica "
-        "alone: its own way to the part. All: the part itself.",
+        "Parts as seen by replicas",
+        "Whether the sessions' store and the users' database answered each replica, checked every 5 s. If one replica "
+        "gets no answer, check its connection; if none does, check the part itself.",
         [Query("max by (replica, part) (authfleet_part_ready{@})", "{{part}} from {{replica}}")],
         {"1": ("answers", GREEN), "0": ("doesn't answer", RED)},
         alerts="AuthfleetRedisDown AuthfleetUsersDatabaseDown AuthfleetReplicaNotReady",
