@@ -1,7 +1,7 @@
-//! The floor that a session check is measured against: a plain axum handler that does one pipelined HGETALL + EXPIRE
-//! over one multiplexed connection, with nothing else: no signature, no limits, no log, no metrics, no error envelope.
+//! The least that a session check can cost, for comparison: a plain axum handler that does one pipelined HGETALL +
+//! EXPIRE over one multiplexed connection. It has no signature, limits, log, metrics or error envelope.
 //!
-//! `bare LISTEN_ADDR REDIS_URL`; the cookie `session=KEY` names the hash to read.
+//! Usage: `bare LISTEN_ADDR REDIS_URL`. The cookie `session=KEY` names the hash to read.
 use std::collections::HashMap;
 
 use axum::extract::State;

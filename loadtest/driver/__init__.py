@@ -1,1 +1,1 @@
-"""Drives k6 and oha against a fleet, does what the scenarios need done to it, and writes the report."""
+"""Runs k6 and oha against a fleet, breaks the fleet as the scenarios need, and writes the report."""

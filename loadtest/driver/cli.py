@@ -25,19 +25,19 @@ def parse(doc: str, arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--hook", metavar="COMMAND", help="with URLs: COMMAND restart|kill|start N, COMMAND kill|start redis"
     )
-    parser.add_argument("--fleet", type=Path, metavar="DIR", help="with local: a fleet of fleet.py that runs already")
+    parser.add_argument("--fleet", type=Path, metavar="DIR", help="with local: a running fleet of fleet.py")
     parser.add_argument("--binary", type=Path, help="with local: the server (default: target/release/authfleet)")
-    parser.add_argument("--short", action="store_true", help="each scenario in its short form, as test suites run it")
+    parser.add_argument("--short", action="store_true", help="run the scenarios in their short form, for test suites")
     parser.add_argument("--rate", type=int, help="session checks per second")
     parser.add_argument("--login-rate", type=int, help="visits (login, check, logout) per second")
-    parser.add_argument("--duration", help="of each scenario: 30s, 5m, 1h")
+    parser.add_argument("--duration", help="duration of each scenario: 30s, 5m, 1h")
     parser.add_argument("--repeats", type=int, help="sharing: sessions per triple of replicas")
     parser.add_argument("--out", type=Path, help="directory of the report (default: target/loadtest/TIME)")
     args = parser.parse_args(arguments)
     known = {"list", "all", *SCENARIOS}
     for name in args.scenarios:
         if name not in known:
-            parser.error(f"no scenario {name}; there are {', '.join(SCENARIOS)}")
+            parser.error(f"unknown scenario {name}; known: {', '.join(SCENARIOS)}")
     if args.duration and not re.fullmatch(r"\d+[smh]", args.duration):
         parser.error(f"--duration must look like 30s, 5m or 1h, not {args.duration}")
     for flag in ("rate", "login_rate", "repeats"):
@@ -54,7 +54,7 @@ def main(doc: str, arguments: list[str] | None = None) -> int:
             print(f"{scenario.name:<16} {scenario.shows}")
         return 0
     everything = "all" in args.scenarios
-    # Half an hour is only meant when it is said.
+    # soak takes half an hour, so it must be named.
     names = [name for name in SCENARIOS if name != "soak"] if everything else args.scenarios
     out = (args.out or ROOT / "target" / "loadtest" / time.strftime("%Y-%m-%d-%H%M%S")).absolute()
     try:
@@ -65,7 +65,7 @@ def main(doc: str, arguments: list[str] | None = None) -> int:
             outcomes, skipped = series(names, target, args, everything)
             facts = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                # Of the scripts; the fleet's too, where it was built here.
+                # The commit of these scripts, and of the fleet if it was built from this tree.
                 **source.commit(),
                 "target": args.target,
                 "replicas": target.replicas,
@@ -113,7 +113,7 @@ def series(
         try:
             outcome = run(scenario, target, env, args.short, Progress())
         except RuntimeError as error:
-            outcome = Outcome(name, 0, [Threshold("it ran to its end", str(error), False)])
+            outcome = Outcome(name, 0, [Threshold("the scenario ran to its end", str(error), False)])
         outcomes.append(outcome)
         for threshold in outcome.thresholds:
             if not threshold.ok:
@@ -127,7 +127,7 @@ def series(
 
 
 class Progress:
-    """A line now and then: every second on a terminal, else every ten."""
+    """Prints a line of progress: every second on a terminal, otherwise every ten seconds."""
 
     def __init__(self) -> None:
         self.began = self.said = time.monotonic()
@@ -185,7 +185,7 @@ def write(out: Path, facts: dict[str, object], outcomes: list[Outcome], skipped:
 
 
 def machine() -> str:
-    """Processor, cores, memory, system: what the figures depend on."""
+    """The processor, cores, memory and system, on which the figures depend."""
     model = platform.machine()
     try:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())

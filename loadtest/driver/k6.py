@@ -1,4 +1,4 @@
-"""One k6 run: started, watched, its requests collected by second and replica."""
+"""Starts and watches one k6 run, and collects its requests by second and replica."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ INTERRUPTED = 105
 
 
 def percentile(ordered: list[float], p: float) -> float:
-    """Nearest rank; of a sorted, non-empty list."""
+    """The percentile (nearest rank) of a sorted, non-empty list."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))]
 
 
 @dataclass
 class Recording:
-    """Every request of a run, by the second in which it ended."""
+    """The requests of a run, by the second in which they ended."""
 
     latencies: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     outcomes: dict[int, Counter] = field(default_factory=lambda: defaultdict(Counter))
     replicas: dict[int, Counter] = field(default_factory=lambda: defaultdict(Counter))
-    # (seconds since the epoch, outcome, operation), of all that was not ok. Bounded.
+    # (seconds since the epoch, outcome, operation) of requests that were not ok, up to a limit.
     troubles: list[tuple[float, str, str]] = field(default_factory=list)
     total: Counter = field(default_factory=Counter)
     began: threading.Event = field(default_factory=threading.Event)
 
     def add(self, line: str) -> None:
-        """A line of k6's CSV: name, milliseconds since the epoch, value, …, `k=v&k=v`, metadata."""
+        """Adds a line of k6's CSV: name, milliseconds since the epoch, value, …, `k=v&k=v`, metadata."""
         _name, stamp, value, rest = line.split(",", 3)
         tags = dict(pair.split("=", 1) for pair in rest.rsplit(",", 2)[1].split("&") if "=" in pair)
         outcome, op, at = tags.get("outcome", ""), tags.get("op", ""), int(stamp) / 1000
@@ -74,7 +74,7 @@ class Recording:
 
 @dataclass
 class Run:
-    """What is known after a run."""
+    """The result of a run."""
 
     code: int
     summary: dict[str, object]
@@ -90,7 +90,7 @@ class Run:
 def run(
     script: str, env: dict[str, str], timeout: float, tick: Callable[[Recording], None], recording: Recording
 ) -> Run:
-    """Runs k6/SCRIPT.js. On Ctrl-C k6 ends its scenario, cleans up, and the run is returned as interrupted."""
+    """Runs k6/SCRIPT.js. On Ctrl-C, k6 ends its scenario and cleans up, and the returned run is interrupted."""
     binary = os.environ.get("K6") or str(BINARY)
     if not os.access(binary, os.X_OK):
         raise FileNotFoundError(f"{binary} does not exist; loadtest/install installs it (or set K6)")
@@ -100,10 +100,11 @@ def run(
         command = [binary, "run", "--quiet", "--no-usage-report", "--no-color", "--log-format", "json"]
         command += ["--out", f"csv={pipe}", str(HERE / "k6" / f"{script}.js")]
         own = {**env, "SUMMARY": str(summary), "K6_CSV_TIME_FORMAT": "unix_milli", "K6_CSV_SAVE_INTERVAL": "500ms"}
-        # k6 passes K6_* and scripts read the rest; the caller's TARGETS must not leak into another fleet's run.
+        # k6 reads K6_*, the scripts read the others. The caller's own TARGETS and so on must not reach this run.
         inherited = {k: v for k, v in os.environ.items() if k not in ("TARGETS", "EDGE", "SUMMARY", "PROFILE")}
         began = time.monotonic()
-        # A group of its own: Ctrl-C reaches it through here, once. In the fleet's session: see tools/local/fleet.py.
+        # In its own process group, so that Ctrl-C reaches k6 only through this process. Not in its own session:
+        # tools/local/fleet.py says why.
         child = subprocess.Popen(
             command,
             env={**inherited, **own},
@@ -127,22 +128,20 @@ def run(
                 tick(recording)
                 late = time.monotonic() - began > timeout
                 if late and not asked_to_end:
-                    log.append(f"ended after {timeout:.0f} s: it took longer than its bound")
+                    log.append(f"ended after {timeout:.0f} s, the limit for this scenario")
                     child.send_signal(signal.SIGINT)
                     asked_to_end = time.monotonic()
                 if asked_to_end and time.monotonic() - asked_to_end > 90:
                     child.kill()
             except KeyboardInterrupt:
                 if not asked_to_end:
-                    print(
-                        "\n  ending; users are being removed (Ctrl-C again leaves at once)", file=sys.stderr, flush=True
-                    )
+                    print("\n  ending and removing users (Ctrl-C again ends at once)", file=sys.stderr, flush=True)
                     child.send_signal(signal.SIGINT)
                     asked_to_end = time.monotonic()
                 else:
                     child.kill()
         if not pipe_opened(recording):
-            # k6 ended before it opened the pipe: let the reader go.
+            # k6 ended before it opened the pipe, which the reader still waits for.
             os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
         for reader in readers:
             reader.join(10)

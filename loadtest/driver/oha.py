@@ -1,4 +1,4 @@
-"""Raw throughput: oha in a closed loop: one replica, the fleet through its balancer, the framework's floor."""
+"""Measures throughput with oha in a closed loop: /livez as the floor, one replica, the fleet through its balancer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONNECTIONS = 50
 
 
 def run(target: Target, seconds: int) -> tuple[list[dict[str, object]], list[str], bool]:
-    """A row per way to the fleet, lines for the log, and whether it was interrupted."""
+    """Measures each address of the fleet. Returns a row for each, lines for the log, and whether it was interrupted."""
     binary = os.environ.get("OHA") or str(ROOT / ".tools" / "bin" / "oha")
     binary = binary if Path(binary).exists() else shutil.which("oha")
     if not binary:
@@ -59,7 +59,7 @@ def measure(binary: str, url: str, cookie: str, seconds: int) -> dict[str, objec
         raise RuntimeError(f"oha {url}: exit code {child.returncode}: {err.strip()[-300:]}")
     found = json.loads(out)
     codes = found.get("statusCodeDistribution", {})
-    # Requests that were under way when the time was up are no failures.
+    # Requests in flight when the time is up don't count as failures.
     errors = {k: n for k, n in found.get("errorDistribution", {}).items() if "deadline" not in k}
     latency = found["latencyPercentiles"]
     return {
@@ -91,7 +91,7 @@ class Account:
             return answer.status, answer.headers
 
     def remove(self) -> bool:
-        """Whether the account and its sessions are gone."""
+        """Deletes the account and its sessions. Returns whether it succeeded."""
         try:
             return self._send("DELETE", "/auth/account", {"password": self.password})[0] == 204
         except (OSError, urllib.error.URLError):

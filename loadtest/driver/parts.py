@@ -1,4 +1,4 @@
-"""What `loadtest/bench` starts: servers of this and other builds, Redis in each form, PostgreSQL."""
+"""The programs that `loadtest/bench` starts: authfleet servers, Redis in each form, PostgreSQL, a trace collector."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pathlib import Path
 from .targets import ROOT, connects, end, fleets, free_port
 
 TICK = os.sysconf("SC_CLK_TCK")
-# Of a Redis Cluster.
+# The number of slots in a Redis Cluster.
 SLOTS = 16_384
-# As browsers send it; the longest value of a session and what decides its encoding in Redis.
+# A browser's user agent. It is the longest value of a session, and decides how Redis encodes the hash.
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Safari/537.36"
 
 
@@ -42,13 +42,13 @@ class Missing(BenchError):
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU that the process has used, in user and system mode, all threads."""
+    """Seconds of CPU that the process has used, in user and system mode, in all threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
 def resident(pid: int, field: str = "VmRSS") -> float:
-    """MiB."""
+    """A memory figure of the process in MiB; by default its resident memory."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found.group(1)) / 1024 if found else 0.0
 
@@ -76,7 +76,7 @@ def process(
 
 
 class Redis:
-    """A Redis of the shipped configuration; `options` change it."""
+    """A Redis with the shipped configuration; `options` change it."""
 
     def __init__(self, port: int, pid: int) -> None:
         self.port, self.pid = port, pid
@@ -103,7 +103,7 @@ class Redis:
     @staticmethod
     @contextlib.contextmanager
     def started_with_tls(directory: Path, *options: str) -> Iterator[Redis]:
-        """With a second port for TLS, to which `url` leads, and a private CA in `directory`/ca.pem."""
+        """Also listens with TLS, at the address in `url`. The private CA is in `directory`/ca.pem."""
         key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
         issuer = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]
         leaf = [*issuer, "-addext", "basicConstraints=critical,CA:FALSE"]
@@ -130,7 +130,7 @@ class Redis:
         return {k.removeprefix("cmdstat_"): int(re.search(r"calls=(\d+)", v).group(1)) for k, v in stats.items()}
 
     def pipe(self, chunks: Iterator[bytes]) -> None:
-        """Sends commands as fast as Redis takes them; replies are read and must hold no error."""
+        """Sends commands as fast as Redis accepts them. Raises BenchError if a reply is an error."""
         with socket.create_connection(("127.0.0.1", self.port)) as connection:
             failed: list[bytes] = []
             reader = threading.Thread(target=self._drain, args=(connection, failed))
@@ -165,7 +165,7 @@ class RedisCluster:
         return sum(node.cpu() for node in self.nodes)
 
     def of(self, tag: str) -> Redis:
-        """Who has the keys with this between their braces. The CRC is that of the Redis Cluster specification."""
+        """The node with the keys that have this hash tag. The CRC is the one in the Redis Cluster specification."""
         return self.nodes[binascii.crc_hqx(tag.encode(), 0) % SLOTS * len(self.nodes) // SLOTS]
 
     @staticmethod
@@ -175,7 +175,7 @@ class RedisCluster:
         with contextlib.ExitStack() as stack:
             nodes = []
             for number in range(3):
-                # The bus is 10,000 above the port.
+                # The cluster bus listens on this port plus 10,000.
                 port = free_port()
                 while port > 55_535 or not is_free(port + 10_000):
                     port = free_port()
@@ -195,14 +195,14 @@ class RedisCluster:
 
 
 class Postgres:
-    """A PostgreSQL server on a socket in its directory, as an unprivileged user."""
+    """A PostgreSQL server that runs as an unprivileged user and listens on a socket in its directory."""
 
     def __init__(self, socket_directory: Path, pid: int) -> None:
         self.url = f"postgres://bench@localhost/postgres?host={socket_directory}"
         self.pid = pid
 
     def cpu(self) -> float:
-        """The server's processes, those that have ended included."""
+        """CPU seconds of all processes of the server, including those that have ended."""
         own = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return sum(map(int, own[11:15])) / TICK + sum(cpu(int(child)) for child in children)
@@ -214,7 +214,7 @@ class Postgres:
         if not binaries and not shutil.which("postgres"):
             raise Missing("PostgreSQL is not installed; tools/local/install.sh --dev installs it")
         programs = binaries[-1].parent if binaries else Path(shutil.which("postgres")).parent
-        # The server refuses root.
+        # PostgreSQL refuses to run as root.
         user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.getuid() == 0 else []
         home = directory / "postgres"
         home.mkdir()
@@ -237,7 +237,7 @@ class Postgres:
                 time.sleep(0.02)
             yield Postgres(home, child.pid)
         finally:
-            # Not SIGTERM, which waits for connections to end.
+            # SIGTERM would wait until all connections end.
             child.send_signal(signal.SIGINT)
             child.wait(30)
 
@@ -254,7 +254,7 @@ def encode(*args: str) -> bytes:
 
 
 class Collector(BaseHTTPRequestHandler):
-    """Takes traces and drops them: only what they cost the server is measured."""
+    """Receives traces and drops them, because only their cost for the server is measured."""
 
     protocol_version = "HTTP/1.1"
 
@@ -281,7 +281,7 @@ class Collector(BaseHTTPRequestHandler):
 
 @dataclass
 class Server:
-    """An authfleet of the release build, with its own users."""
+    """A running authfleet server."""
 
     pid: int
     base: str
@@ -304,7 +304,7 @@ class Server:
             "DRAIN_DELAY": "0s",
             "LOG_FORMAT": "json",
             "RUST_LOG": "info",
-            # One user signs in from one address again and again.
+            # One user signs in repeatedly from one address.
             "LOGIN_ATTEMPTS_PER_ACCOUNT": "1000000",
             "LOGIN_ATTEMPTS_PER_ADDRESS": "1000000",
             **more,
@@ -326,7 +326,7 @@ class Server:
             )
 
     def post(self, path: str, body: dict[str, str], cookie: str = "") -> tuple[int, dict, str]:
-        """Status, body, cookie."""
+        """Sends a request. Returns status, body and cookie."""
         headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT, "Cookie": cookie}
         request = urllib.request.Request(self.base + path, json.dumps(body).encode(), headers)
         try:
@@ -336,7 +336,7 @@ class Server:
             return error.code, json.loads(error.read() or b"{}"), ""
 
     def spans(self) -> float:
-        """How many it has sent to the collector."""
+        """The number of spans that the server has sent to the collector."""
         with urllib.request.urlopen(f"{self.ops}/metrics", timeout=10) as answer:
             found = re.findall(
                 r'^authfleet_trace_spans_total\{.*result="exported".*\} (\d+)', answer.read().decode(), re.M

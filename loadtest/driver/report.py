@@ -1,4 +1,4 @@
-"""The report: one HTML file without anything from elsewhere, plots as inline SVG."""
+"""Writes the report: one self-contained HTML file with inline SVG plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pre { overflow-x: auto; font-size: 12px; }
 figcaption, .quiet { opacity: .75; font-size: 13px; } figure { margin: 1rem 0; }
 """
 WIDTH, HEIGHT, LEFT = 860, 190, 56
-# Where the horizontal axis is, and how far above it plots reach.
+# The position of the horizontal axis, and the height of plots above it.
 FLOOR, HIGH = HEIGHT - 22, HEIGHT - 42
 
 
@@ -30,7 +30,7 @@ def text(value: object) -> str:
 
 
 def page(whole: dict) -> str:
-    """`whole` is report.json."""
+    """The HTML page. `whole` is the content of report.json."""
     scenarios = whole["scenarios"]
     rows = "".join(
         f"<tr><td><a href='#{text(s['scenario'])}'>{text(s['scenario'])}</a><td>{verdict(s)}<td>{s['seconds']:.0f} s"
@@ -84,9 +84,7 @@ def section(s: dict) -> str:
     parts.append(percentiles(s["summary"]))
     parts += [throughput(row) for row in s["extra"].get("oha", [])]
     if s["log"]:
-        parts.append(
-            f"<details><summary>what k6 said</summary><pre>{text(chr(10).join(s['log'][:60]))}</pre></details>"
-        )
+        parts.append(f"<details><summary>k6's log</summary><pre>{text(chr(10).join(s['log'][:60]))}</pre></details>")
     return "".join(parts)
 
 
@@ -112,7 +110,7 @@ def figure(title: str, body: str, *, width: int = WIDTH, height: int = HEIGHT) -
 
 
 def axes(top: float, seconds: float, unit: str) -> str:
-    """Four lines across, seconds below."""
+    """Horizontal lines with their values, and seconds below."""
     out = []
     for step in range(5):
         y = FLOOR - step / 4 * HIGH
@@ -129,7 +127,7 @@ def short(value: float) -> str:
 
 
 def ceiling(value: float) -> float:
-    """The next of 1, 2, 4, 8, 10 times a power of ten."""
+    """Rounds up to 1, 2, 4, 8 or 10 times a power of ten."""
     power = 10 ** math.floor(math.log10(max(value, 0.01)))
     return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value * 0.999)
 
@@ -187,7 +185,7 @@ def by_replica(s: dict) -> str:
 
 
 def bars(title: str, rows: list[tuple[str, float, str]], left: int) -> str:
-    """A line per row: its name, a bar as long as its value, its value in words."""
+    """A bar per row, with its name on the left and its value as text on the right."""
     most = max((value for _, value, _ in rows), default=0) or 1
     body = ""
     for at, (name, value, words) in enumerate(rows):
@@ -223,7 +221,7 @@ def proof(extra: dict) -> str:
     )
     shown = extra["triples"]
     return (
-        f"<p>{extra['sessions']} sessions went the whole way, {extra['violations']} violations, "
+        f"<p>{extra['sessions']} sessions passed every step, {extra['violations']} violations, "
         f"{extra['obstacles']} obstacles; {shown['shown']} of {shown['of']} triples; "
         f"{extra['edge_sessions']} sessions through the balancer.</p>"
         f"<ul>{meanings}</ul><div style='display:flex;gap:2rem;flex-wrap:wrap'>"

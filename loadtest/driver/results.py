@@ -1,8 +1,8 @@
-"""The committed results, loadtest/results, and every figure that the documents take from them.
+"""The committed results in loadtest/results, and every figure that the documents take from them.
 
-`report.json` is the run's without its seconds and logs, `report.html` the whole, `bench.json` the benchmark's. All
-three are of one commit, and what documents have between `<!-- results -->` and `<!-- end of results -->` follows from
-them.
+`report.json` is the run's report without time series and logs, `report.html` the whole report, `bench.json` the
+benchmark's figures. All three must be of one commit. The text between `<!-- results -->` and `<!-- end of results -->`
+in the documents is made from them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 
 
 def keep(whole: dict) -> dict:
-    """What is committed of report.json."""
+    """The part of report.json that is committed."""
     scenarios = []
     for s in whole["scenarios"]:
         extra = {k: v for k, v in s["extra"].items() if not isinstance(v, (list, dict)) or k in ("oha", "kinds")}
@@ -35,7 +35,7 @@ def keep(whole: dict) -> dict:
 
 
 def load(directory: Path = RESULTS) -> tuple[dict, dict, str] | None:
-    """The run, the benchmark, the page; None if nothing is recorded, and an error if a part is missing."""
+    """The run, the benchmark and the HTML page. None if nothing is recorded. Raises if one of the files is missing."""
     if not directory.exists():
         return None
     run, bench = (json.loads((directory / f"{name}.json").read_text()) for name in ("report", "bench"))
@@ -43,7 +43,7 @@ def load(directory: Path = RESULTS) -> tuple[dict, dict, str] | None:
 
 
 def disagreements(run: dict, bench: dict, page: str) -> Iterator[str]:
-    """What keeps three files from being the results of one commit."""
+    """The reasons why the three files are not results of one commit."""
     for name, facts in (("report.json", run), ("bench.json", bench)):
         if not re.fullmatch("[0-9a-f]{40}", str(facts.get("commit"))) or not facts.get("clean"):
             yield f"{name} is of {source.words(facts)}"
@@ -56,11 +56,11 @@ def disagreements(run: dict, bench: dict, page: str) -> Iterator[str]:
     if verdicts != expected:
         yield f"report.html says {verdicts}, report.json {expected}"
     if run["short"] or bench["quick"]:
-        yield "short forms are no results"
+        yield "a short run can't be recorded"
 
 
 def documents(loaded: tuple[dict, dict, str] | None) -> dict[str, str]:
-    """The block of each document."""
+    """Maps each document to the text of its block."""
     if loaded is None:
         return dict.fromkeys(("loadtest/README.md", "docs/capacity.md"), "None are recorded: `loadtest/record`.\n")
     run, bench, _ = loaded
@@ -68,15 +68,15 @@ def documents(loaded: tuple[dict, dict, str] | None) -> dict[str, str]:
 
 
 def stale(loaded: tuple[dict, dict, str] | None) -> Iterator[str]:
-    """Documents that say something else than the results."""
+    """Yields a message for each document that disagrees with the results."""
     for name, block in documents(loaded).items():
         text = (ROOT / name).read_text()
         if replaced(text, block) != text:
-            yield f"{name} does not say what loadtest/results says: loadtest/record --documents"
+            yield f"{name} disagrees with loadtest/results: run loadtest/record --documents"
 
 
 def replaced(text: str, block: str) -> str:
-    """A document with another block."""
+    """The document's text with its block replaced."""
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert end, f"no block between {BEGIN.strip()} and {END.strip()}"
@@ -88,13 +88,13 @@ def measured(facts: dict) -> str:
 
 
 def table(head: list[str], rows: list[list[str]], numbers: int = 0) -> str:
-    """Markdown; the last `numbers` columns are aligned to the right."""
+    """A Markdown table. The last `numbers` columns are aligned to the right."""
     line = ["---"] * (len(head) - numbers) + ["---:"] * numbers
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, line, *rows])
 
 
 def found(s: dict) -> str:
-    """What one scenario came to, in words."""
+    """The result of one scenario in words."""
     number = lambda name: int(s["summary"].get(name, {}).get("count", 0))  # noqa: E731
     requests, failed = number("http_reqs"), number("authfleet_failed")
     checks, extra = s["summary"].get("authfleet_check_ms", {}), s["extra"]
@@ -107,7 +107,7 @@ def found(s: dict) -> str:
     for name, words in (("authfleet_unavailable", "503"), ("authfleet_shed", "shed")):
         said += [f"{number(name)} {words}"] if number(name) else []
     dropped = number("dropped_iterations")
-    said += [f"{dropped} more that k6 had no room to start"] if dropped else []
+    said += [f"{dropped} more that k6 had no free virtual user for"] if dropped else []
     said += [f"p50 {checks['med']:.1f} ms, p99 {checks['p(99)']:.1f} ms"] if checks.get("med") is not None else []
     return ", ".join(said)
 
@@ -121,7 +121,7 @@ def of_the_load_tests(run: dict, bench: dict) -> str:
         for row in s["extra"].get("oha", []):
             times = ", ".join(f"{p} {ms} ms" for p, ms in row["ms"].items() if p in ("p50", "p99"))
             rows.append(
-                [f"`{s['scenario']}`: {row['what']}", verdict, f"{row['per_second']} requests a second, {times}"]
+                [f"`{s['scenario']}`: {row['what']}", verdict, f"{row['per_second']} requests per second, {times}"]
             )
         if "oha" not in s["extra"]:
             rows.append([f"`{s['scenario']}`", verdict, found(s)])
@@ -130,7 +130,7 @@ def of_the_load_tests(run: dict, bench: dict) -> str:
     whole = lambda arm: arm["server"] + arm["redis"]  # noqa: E731
     costs = []
     for name, arm in [*arms.items(), ("authfleet, shipped persistence", bench["persistent"])]:
-        # Only what shares a Redis with the floor is compared with it.
+        # Only arms on the same Redis as the bare handler are compared with it.
         ratio = f"{whole(arm) / whole(floor):.2f}" if name in arms else ""
         each = [f"{arm['server']:.1f}", f"{arm['redis']:.1f}", f"{whole(arm):.1f}"]
         costs.append([name, *each, ratio, f"{arm['per_second']:.0f}"])
@@ -157,20 +157,20 @@ def of_the_capacity(bench: dict) -> str:
     thousand = lambda n: f"{n:,.0f}".replace(",", " ")  # noqa: E731
     figures = [
         ["CPU of the server per session check", f"{each['server']:.1f} µs", "authfleet, shipped persistence: server"],
-        ["CPU of Redis per session check", f"{each['redis']:.1f} µs", "the same row: Redis"],
+        ["CPU of Redis per session check", f"{each['redis']:.1f} µs", "authfleet, shipped persistence: Redis"],
         ["CPU of the server per login (Argon2id, 19 MiB, two passes)", f"{login['server_ms']:.1f} ms", "login"],
-        ["memory of Redis per session, one per user", f"{largest['bytes_per_session']} bytes", "the last of the sizes"],
-        ["a login in session checks", thousand(login["server_ms"] * 1e3 / each["server"]), "follows"],
-        ["a check: the server's CPU in Redis's", f"{each['server'] / each['redis']:.1f}", "follows"],
-        ["checks a second at 60 % of one Redis", thousand(by_redis // 1000 * 1000), "follows"],
+        ["memory of Redis per session, one per user", f"{largest['bytes_per_session']} bytes", "the largest size"],
+        ["session checks for the CPU of one login", thousand(login["server_ms"] * 1e3 / each["server"]), "calculated"],
+        ["server's CPU per check, divided by Redis's", f"{each['server'] / each['redis']:.1f}", "calculated"],
+        ["checks per second at 60 % of one Redis", thousand(by_redis // 1000 * 1000), "calculated"],
         [
-            "sessions in 24 GiB, half as much again kept free",
+            "sessions in 24 GiB, with half as much memory again kept free",
             f"{24 * 2**30 / 1.5 / largest['bytes_per_session'] / 1e6:.0f} million",
-            "follows",
+            "calculated",
         ],
-        ["a replica at the start", f"{bench['idle_mib']:.1f} MiB", "resident memory"],
-        ["a replica with 32 clients logging in, at most", f"{storm['peak_mib']:.1f} MiB", "the same"],
-        ["a replica afterwards", f"{storm['after_mib']:.1f} MiB", "the same"],
+        ["memory of a replica at the start", f"{bench['idle_mib']:.1f} MiB", "resident memory"],
+        ["memory of a replica with 32 clients logging in, at most", f"{storm['peak_mib']:.1f} MiB", "resident memory"],
+        ["memory of a replica afterwards", f"{storm['after_mib']:.1f} MiB", "resident memory"],
         *(
             [
                 f"a session with `hash-max-listpack-value {limit}`",
@@ -187,7 +187,7 @@ def of_the_capacity(bench: dict) -> str:
     return (
         f"{measured(bench)}; Redis {bench['redis_version']}.\n\n"
         + table(["figure", "here", "in `loadtest/bench`"], figures)
-        + f"\nWhat follows for a load, by `loadtest/capacity`:\n\n{loads}\n"
-        + "And how a check depends on the number of sessions, without persistence:\n\n"
+        + f"\nWhat a load needs, calculated by `loadtest/capacity`:\n\n{loads}\n"
+        + "How the cost of a check depends on the number of sessions, without persistence:\n\n"
         + table(["sessions in Redis", "bytes per session", "server, µs per check", "Redis, µs per check"], sizes, 4)
     )

@@ -1,4 +1,4 @@
-"""The scenarios: what is done to the fleet meanwhile, and the thresholds that k6 can't express."""
+"""The scenarios: faults during the load, and thresholds that k6 can't express."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from . import k6, oha
 from .targets import Target
 
-# Checks may have this much higher a p99 while logins flood the fleet.
+# While logins flood the fleet, the p99 of checks may be this many times as high.
 STORM_RATIO = 2.0
-# The fleet answers again this long after its Redis is back (the contract), with the slack of whole seconds.
+# Seconds after Redis's return within which the fleet must answer again: the contract's two, and one for rounding.
 RECOVERY = 3.0
 
 
 @dataclass
 class Threshold:
-    """A condition, what was found, and whether it holds."""
+    """A condition, the value found, and whether the condition is met."""
 
     name: str
     found: object
@@ -27,7 +27,7 @@ class Threshold:
 
 @dataclass
 class Outcome:
-    """Everything the report shows of one scenario."""
+    """Everything that the report shows about one scenario."""
 
     scenario: str
     seconds: float
@@ -45,7 +45,7 @@ class Outcome:
 
 
 class Chaos(threading.Thread):
-    """Does something to the fleet once the load has begun; remembers when, and whether it got through."""
+    """Runs a fault in the fleet once the load has begun. Records the times of events, and whether it finished."""
 
     def __init__(self, act: Callable[[Chaos], None], recording: k6.Recording) -> None:
         super().__init__(daemon=True)
@@ -77,7 +77,7 @@ class Chaos(threading.Thread):
 
 
 class Cancelled(Exception):
-    """The run ended first."""
+    """The run ended before the fault did."""
 
 
 def restart_all(target: Target, short: bool) -> Callable[[Chaos], None]:
@@ -100,10 +100,10 @@ def kill_some(target: Target, short: bool) -> Callable[[Chaos], None]:
             try:
                 chaos.pause(2)
             finally:
-                # A fleet is given back as it was found.
+                # Leave the fleet as it was found.
                 target.start(number)
             chaos.say(f"{number + 1} ready")
-            # A replica that answers again is asked again only after nginx's fail_timeout.
+            # nginx uses the replica again only after its fail_timeout.
             chaos.pause(2 if short else 6)
 
     return act
@@ -124,13 +124,13 @@ def redis_away(target: Target, short: bool) -> Callable[[Chaos], None]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A k6 script (or oha), what it shows, and what it needs."""
+    """A k6 script (or oha), what it shows, and what it needs of the target."""
 
     name: str
     shows: str
     needs: frozenset[str] = frozenset()
     chaos: Callable[[Target, bool], Callable[[Chaos], None]] | None = None
-    # The longest it may take, in seconds; soak's follows from --duration.
+    # Time limit in seconds, to which --duration is added.
     bound: float = 400
     # The script in loadtest/k6, if it has another name: steady.js takes the scenario's name as its profile.
     script: str = ""
@@ -141,15 +141,15 @@ SCENARIOS = {
     for s in (
         Scenario(
             "sharing",
-            "the proof, pair by pair: log in on i, check on j, log out on k, refused by all",
+            "proof of sharing: log in on i, check on j, log out on k, refused by all",
             frozenset({"replicas"}),
             bound=900,
         ),
-        Scenario("smoke", "each call of the contract once, good and bad"),
-        Scenario("average", "an ordinary day: checks at a constant rate, some visits", script="steady"),
-        Scenario("stress", "step by step to eight times the rate: where it bends, how it refuses"),
-        Scenario("spike", "to eight times the rate within two seconds, and back"),
-        Scenario("login-storm", "do session checks keep their latency while logins flood the fleet"),
+        Scenario("smoke", "each API call once, with valid and invalid input"),
+        Scenario("average", "an ordinary load: checks at a constant rate, some visits", script="steady"),
+        Scenario("stress", "up to eight times the rate in steps: its limit, and how it refuses requests"),
+        Scenario("spike", "up to eight times the rate within two seconds, and back"),
+        Scenario("login-storm", "latency of session checks while logins flood the fleet"),
         Scenario(
             "rolling-restart",
             "replicas restarted one by one under load: no failed request",
@@ -163,7 +163,7 @@ SCENARIOS = {
         ),
         Scenario(
             "redis-restart",
-            "Redis gone and back: 503 only meanwhile, sessions kept",
+            "Redis killed and restarted: 503 only during the outage, sessions kept",
             frozenset({"redis"}),
             redis_away,
             500,
@@ -175,7 +175,7 @@ SCENARIOS = {
 
 
 def missing(scenario: Scenario, target: Target) -> str | None:
-    """Why this target can't be put through this scenario, if it can't."""
+    """Why the scenario can't run on this target. None if it can."""
     if "replicas" in scenario.needs and len(target.replicas) < 2:
         return "needs the URLs of at least two replicas"
     if "edge" in scenario.needs and not target.edge:
@@ -188,7 +188,7 @@ def missing(scenario: Scenario, target: Target) -> str | None:
 def run(
     scenario: Scenario, target: Target, env: dict[str, str], short: bool, tick: Callable[[k6.Recording], None]
 ) -> Outcome:
-    """Puts the target through one scenario."""
+    """Runs one scenario on the target."""
     if scenario.name == "throughput":
         return throughput(target, short)
     env = {**env, "EDGE": target.edge or "", "TARGETS": ",".join(target.replicas)}
@@ -212,7 +212,7 @@ def run(
 
     thresholds = list(from_k6(done))
     if chaos:
-        thresholds.append(Threshold("all was done to the fleet under load", chaos.error or chaos.done, chaos.done))
+        thresholds.append(Threshold("all faults happened under load", chaos.error or chaos.done, chaos.done))
     extra = dict(done.summary.get("extra", {}))
     if scenario.name == "login-storm" and extra:
         ratio = extra.get("ratio")
@@ -244,7 +244,7 @@ def run(
 
 
 def from_k6(done: k6.Run) -> Iterator[Threshold]:
-    """Those that k6 judged. What only keeps a tag's values apart is no condition."""
+    """k6's thresholds, except those that only make k6 report the values of a tag separately."""
     if done.code not in (0, 99, k6.INTERRUPTED) or not done.summary:
         yield Threshold("k6 ran to its end", f"exit code {done.code}; {'; '.join(done.log[-3:])}", False)
         return
@@ -255,7 +255,7 @@ def from_k6(done: k6.Run) -> Iterator[Threshold]:
             if condition in ("count>=0", "p(99)>=0"):
                 continue
             if "{" in name and verdict["ok"]:
-                # 45 pairs and triples are one line as long as they hold.
+                # All pairs or triples that are met share one line.
                 grouped.setdefault(
                     f"{name.split('{')[0]} by {name.split('{')[1].split(':')[0]}: {condition}", []
                 ).append(True)
@@ -267,14 +267,14 @@ def from_k6(done: k6.Run) -> Iterator[Threshold]:
 
 
 def while_gone(chaos: Chaos, recording: k6.Recording) -> Iterator[Threshold]:
-    """503 `store_unavailable` while Redis was gone, and only then."""
+    """Answers are 503 while Redis is down, and only then."""
     when = dict((text, at) for at, text in chaos.events)
     begin, back = when.get("kill Redis"), when.get("Redis ready")
     if begin is None or back is None:
         return
     refused = [at for at, outcome, _ in recording.troubles if outcome == "unavailable"]
     outside = [at for at in refused if not begin - 0.1 <= at <= back + RECOVERY]
-    yield Threshold("503 while Redis was gone", len(refused), bool(refused))
+    yield Threshold("503 while Redis was down", len(refused), bool(refused))
     yield Threshold(f"503 before or {RECOVERY:g} s after", len(outside), not outside)
 
 

@@ -1,4 +1,4 @@
-"""Fleets that can be tested: where they answer, and how to restart, kill and start their parts."""
+"""Fleets that can be tested: their addresses, and how to restart, kill and start their parts."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ import fleet as fleets  # noqa: E402  (the local fleet's own script)
 
 
 class TargetError(Exception):
-    """Something the person at the terminal can act on."""
+    """An error that the user can act on. It is printed without a traceback."""
 
 
 class Target:
-    """A fleet under test: the base URLs of its replicas and of what stands in front of them."""
+    """A fleet under test: the base URLs of its replicas and of the balancer in front of them."""
 
     name = "urls"
-    # Whether the replicas' URLs outlive a restart of theirs.
+    # Whether a replica keeps its URL when it restarts.
     stable = True
 
     def __init__(self, replicas: list[str], edge: str | None, ops: list[str] | None = None) -> None:
         self.replicas, self.edge, self.ops = replicas, edge, ops or []
 
     def can(self) -> set[str]:
-        """Of `restart`, `kill`, `redis`."""
+        """The supported faults, a subset of `restart`, `kill`, `redis`."""
         return set()
 
     def restart(self, number: int) -> None:
-        """Ends replica `number` (from 0) as an orchestrator does, starts it again, returns when it is ready."""
+        """Stops replica `number` (from 0) as an orchestrator does and starts it again. Returns when it is ready."""
         raise NotImplementedError
 
     def kill(self, number: int) -> None:
-        """SIGKILL."""
+        """Kills a replica with SIGKILL."""
         raise NotImplementedError
 
     def start(self, number: int) -> None:
-        """Starts a killed replica; returns when it is ready."""
+        """Starts a killed replica. Returns when it is ready."""
         raise NotImplementedError
 
     def kill_redis(self) -> None:
@@ -59,7 +59,7 @@ class Target:
 
 
 class Hooked(Target):
-    """URLs, with a command of the operator's: COMMAND restart|kill|start NUMBER, COMMAND kill|start redis."""
+    """URLs, with the operator's command for faults: COMMAND restart|kill|start NUMBER, COMMAND kill|start redis."""
 
     def __init__(self, replicas: list[str], edge: str | None, hook: str | None) -> None:
         super().__init__(replicas, edge)
@@ -88,7 +88,7 @@ class Hooked(Target):
 
 
 class Local(Target):
-    """The fleet of tools/local/fleet.py."""
+    """A fleet of tools/local/fleet.py."""
 
     name = "local"
 
@@ -122,7 +122,7 @@ class Local(Target):
 
 
 class Compose(Target):
-    """docker compose in the project's directory. Replicas are asked at their containers' addresses (Linux)."""
+    """The fleet of docker compose. Requests to replicas go to the addresses of their containers (Linux only)."""
 
     name = "compose"
 
@@ -180,7 +180,7 @@ class Compose(Target):
 
 
 class Kubernetes(Target):
-    """Pods of the current context, each through a port-forward of its own."""
+    """The fleet of kubectl's current context, with a port-forward to each pod."""
 
     name = "k8s"
     stable = False
@@ -231,7 +231,7 @@ class Kubernetes(Target):
         self._kubectl("rollout", "status", "deployment/authfleet-server", "--timeout=300s")
 
     def restart(self, number: int) -> None:
-        # One rollout replaces them all.
+        # One rollout replaces all pods.
         if number == 0:
             self._kubectl("rollout", "restart", "deployment/authfleet-server")
             self._settled()
@@ -254,7 +254,7 @@ class Kubernetes(Target):
 def opened(
     name: str, *, edge: str | None, hook: str | None, fleet_dir: Path | None, binary: Path | None
 ) -> Iterator[Target]:
-    """The target that `--target` names. Whatever was started for it ends with the block."""
+    """Yields the target that `--target` names. Everything started for it ends with the block."""
     with contextlib.ExitStack() as stack:
         if name == "local":
             yield Local(fleets.load(fleet_dir.absolute()) if fleet_dir else private_fleet(stack, binary))
@@ -266,14 +266,14 @@ def opened(
             urls = [url.strip().rstrip("/") for url in name.split(",") if url.strip()]
             for url in [*urls, *([edge] if edge else [])]:
                 answers(url)
-            # One URL alone is a balancer: there's no telling replicas apart behind it.
+            # A single URL counts as a balancer, because the replicas behind it can't be addressed.
             yield Hooked(*(([], urls[0]) if len(urls) == 1 and not edge else (urls, edge)), hook)
         else:
             raise TargetError(f"--target {name}: local, compose, k8s, or URLs separated by commas")
 
 
 def private_fleet(stack: contextlib.ExitStack, binary: Path | None, env: dict[str, str] | None = None) -> fleets.Fleet:
-    """Three replicas, Redis and nginx on free ports, in a directory that goes with them."""
+    """Starts three replicas, Redis and nginx on free ports, in a directory that is deleted with them."""
     directory = Path(tempfile.mkdtemp(prefix="authfleet-loadtest-"))
     stack.callback(shutil.rmtree, directory, ignore_errors=True)
     fleet = fleets.up(directory, binary=binary, auto_ports=True, env={"RUST_LOG": "warn", **(env or {})})

@@ -1,6 +1,6 @@
-// Do session checks keep their latency while logins flood the fleet? Checks run at a constant rate; in every second
-// window CLIENTS users log in without a pause, straight at the replicas (the balancer's limit would hold them back).
-// Windows alternate, so that what else happens on the machine falls on both alike.
+// Measures the latency of session checks while logins flood the fleet. Checks run at a constant rate. In every second
+// window, CLIENTS users log in without a pause, directly at the replicas, because the balancer limits logins. Calm and
+// stormy windows alternate, so that other load on the machine affects both.
 import exec from 'k6/execution';
 
 import { check, login, sessionOf } from './lib/client.js';
@@ -13,10 +13,10 @@ import { removeUsers, seedSessions, seedUsers } from './lib/users.js';
 const { rate, duration } = size({ rate: 150, loginRate: 0, duration: 90 }, { rate: 80, loginRate: 0, duration: 25 });
 const clients = number('CLIENTS', 16);
 const window = Math.max(3, seconds('WINDOW', Math.round(duration / (duration < 60 ? 5 : 9))));
-// What was queued when a flood ended is still being hashed: neither calm nor storm.
+// Seconds after each change of window that don't count, because jobs queued in a flood are still being hashed.
 const settle = Math.min(2, window / 3);
 
-// Calm, storm, calm, …: the last window is calm, so that the end of the run falls into no storm.
+// Windows are calm, storm, calm, …. The last one is calm, so that the run doesn't end in a storm.
 const floods = Math.floor((duration / window - 1) / 2);
 if (floods < 1) throw new Error('DURATION must be at least three times WINDOW');
 const storms = Object.fromEntries(
@@ -41,7 +41,7 @@ export const options = {
 };
 
 export function setup() {
-  // As many users as clients: too many attempts at one account wait for each other by design.
+  // As many users as clients, because attempts at one account wait for each other by design.
   const users = seedUsers(clients);
   return { users, sessions: seedSessions(users, 2 * clients) };
 }
@@ -56,7 +56,7 @@ export function checks({ sessions }) {
   });
 }
 
-// Of this client: sent along with its next login, which ends it.
+// This client's session. The next login sends its cookie and ends it.
 let session = null;
 
 export function storm({ users }) {

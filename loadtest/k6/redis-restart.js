@@ -1,5 +1,5 @@
-// Session checks while Redis goes away and comes back: 503 as long as it is gone, never 401; every session is still
-// there afterwards. When the 503s came is compared with when Redis was gone by the driver.
+// Session checks while Redis is killed and restarted: 503 during the outage, never 401, and afterwards every session is
+// still valid. The driver compares the times of the 503s with the outage.
 import { common, constant, size } from './lib/profiles.js';
 import { report } from './lib/summary.js';
 import { failingClosed } from './lib/thresholds.js';

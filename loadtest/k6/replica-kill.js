@@ -1,12 +1,12 @@
-// Session checks through the balancer while replicas are killed (SIGKILL): not one may fail. Logins are left out: a POST
-// that died with its replica may have been carried out, so no balancer may send it again.
+// Session checks through the balancer while replicas are killed (SIGKILL). None may fail. There are no logins, because
+// a balancer must not retry a POST that a killed replica may have carried out.
 import { edge } from './lib/fleet.js';
 import { common, constant, size } from './lib/profiles.js';
 import { report } from './lib/summary.js';
 import { flawless } from './lib/thresholds.js';
 import * as traffic from './lib/traffic.js';
 
-if (!edge) throw new Error('replica-kill needs EDGE: without a balancer, a killed replica has to be missed');
+if (!edge) throw new Error('replica-kill needs EDGE: without a balancer, requests to a killed replica fail');
 
 const { rate, duration } = size({ rate: 150, loginRate: 0, duration: 45 }, { rate: 80, loginRate: 0, duration: 16 });
 

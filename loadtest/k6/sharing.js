@@ -1,10 +1,10 @@
-// The proof of sharing. For every triple of replicas (i, j, k), several times over:
-//   log in on i, the session is valid on j, log out on k, the session is refused by every replica.
-// And through the balancer: a session made anywhere is valid through it whichever replica it asks, sessions don't stick
-// to a replica, answers are not cached, users are not mixed up, a logout is seen at once.
+// The proof that replicas share sessions. For every triple of replicas (i, j, k), several times:
+//   log in on i, the session is valid on j, log out on k, every replica refuses the session.
+// Through the balancer: a session created anywhere is valid on every replica that it asks, sessions don't stick to a
+// replica, answers are not cached, users are not mixed up, and a logout takes effect at once.
 //
-// TARGETS are the replicas, EDGE the balancer; stock k6 runs it: k6 run -e TARGETS=… -e EDGE=… sharing.js
-// Any violation fails the run. REPEATS sessions per triple, EDGE_SESSIONS through the balancer.
+// Runs with stock k6: k6 run -e TARGETS=… -e EDGE=… sharing.js. TARGETS are the replicas, EDGE is the balancer. Any
+// violation fails the run. There are REPEATS sessions per triple, and EDGE_SESSIONS through the balancer.
 import exec from 'k6/execution';
 import { Counter } from 'k6/metrics';
 import { sleep } from 'k6';
@@ -22,21 +22,22 @@ const repeats = number('REPEATS', short ? 1 : 4);
 const edgeSessions = edge ? number('EDGE_SESSIONS', short ? 9 : 36) : 0;
 if (n < 2) throw new Error('sharing needs TARGETS, the base URLs of at least two replicas');
 
-// Sessions that went the whole way.
+// Sessions that passed every step.
 const sessions = new Counter('sharing_sessions');
-// Tagged pair: `i>j`, made on i and accepted by j. Tagged revoked: `k>m`, ended on k and refused by m. From 1.
+// Tag pair, numbered from 1. accepted: `i>j`, created on i and accepted by j. refused: `k>m`, ended on k and refused by
+// m.
 const accepted = new Counter('sharing_accepted');
 const refused = new Counter('sharing_refused');
 const triples = new Counter('sharing_triples');
-// Tagged kind, and pair where it has one.
+// Tag kind, and tag pair if the violation concerns a pair.
 const violations = new Counter('sharing_violations');
-// What kept the proof from being made: no answer, or an error that is nobody's session.
+// Requests that prove nothing, because there was no answer or an error that isn't about the session.
 const obstacles = new Counter('sharing_obstacles');
 
 const kinds = {
-  not_a_replica: 'a target is not one replica of its own: the name in X-Served-By changes, or two targets share it',
-  refused_session: 'a session was refused by a replica that did not make it (another Redis, or another SESSION_SECRET)',
-  wrong_session: "an answer was about another session or user than the one whose cookie was sent",
+  not_a_replica: 'a target is not a single replica: the name in X-Served-By changes, or two targets share it',
+  refused_session: 'a replica refused a session that another one had created (another Redis, or another SESSION_SECRET)',
+  wrong_session: "an answer was about another session or user than that of the cookie",
   refused_logout: 'a live session could not be ended on another replica',
   alive_after_logout: 'a session was still accepted after its logout',
   sticky: 'the balancer sent all requests of one session to one replica',
@@ -47,7 +48,7 @@ const kinds = {
 
 const numbers = targets.map((_, at) => at + 1);
 const pairs = numbers.flatMap((i) => numbers.map((j) => `${i}>${j}`));
-// Beyond five replicas the matrix of pairs says enough.
+// With more than five replicas there are too many triples to list; the pairs suffice.
 const allTriples = n <= 5 ? pairs.flatMap((pair) => numbers.map((k) => `${pair}>${k}`)) : [];
 
 export const options = {
@@ -86,7 +87,7 @@ function obstacle(text) {
   complain(`obstacle: ${text}`);
 }
 
-// Asked of the replicas one by one, before anything is proved: without names of their own there's nothing to prove.
+// Each target must be a replica with its own name, or the proof would mean nothing.
 export function setup() {
   const names = targets.map((base) => call('check', 'GET', base, '/profile', { want: 401 }).replica);
   names.forEach((name, at) => {
@@ -99,7 +100,7 @@ export function setup() {
 
 const pick = (list, at) => list[at % list.length];
 
-// Whether a session is refused as the contract says; `where` is for the reader.
+// The answer if the session is refused as the contract says, else null. `where` is for messages.
 function isRefused(base, session, pair, where) {
   const answer = call('check', 'GET', base, '/profile', { want: 401, cookie: session.cookie });
   if (answer.ok && answer.code === 'session_invalid') return answer;
@@ -108,7 +109,7 @@ function isRefused(base, session, pair, where) {
   return null;
 }
 
-// Whether a session is accepted and the answer about it.
+// The answer if the session is accepted and the answer is about it, else null.
 function isAccepted(base, session, pair, where) {
   const answer = check(base, session);
   if (answer.status === 401) violation('refused_session', pair, `${where}: ${says(answer)}`);
@@ -130,7 +131,7 @@ function served(answer, name, where) {
   if (answer.replica !== name) violation('not_a_replica', null, `${where} was answered by ${answer.replica}, earlier by ${name}`);
 }
 
-// Ends it at `at`, and shows that every replica refuses it. False if it wasn't so.
+// Ends the session on replica `at` and checks that every replica refuses it. Returns whether all did.
 function ends(session, madeOn, at) {
   const pair = `${madeOn}>${at}`;
   const out = logout(targets[at - 1], session);
@@ -158,7 +159,7 @@ export function direct({ names, users }) {
 
   const seen = isAccepted(targets[j - 1], session, `${i}>${j}`, `made on ${i}, asked on ${j}`);
   if (!seen) {
-    // Not left alive where it was made.
+    // End it on the replica that created it.
     logout(targets[i - 1], session);
     return;
   }
@@ -176,7 +177,7 @@ export function direct({ names, users }) {
   sessions.add(1);
 }
 
-// Of this one virtual user: request ids and replicas so far.
+// Request ids and replicas that this virtual user has seen.
 const requestIds = new Set();
 const reached = new Set();
 
@@ -188,7 +189,7 @@ function fresh(answer, where) {
 
 export function throughEdge({ names, users }) {
   const at = exec.scenario.iterationInTest;
-  // Every third is made on a replica, the others through the balancer; likewise every second logout.
+  // Every third session is created directly on a replica, and every second logout goes directly to one.
   const madeOn = at % 3 === 0 ? (at / 3) % n : null;
   const endedOn = at % 2 === 0 ? (at / 2) % n : null;
   const [user, other] = [pick(users, at), pick(users, at + 1)];
@@ -197,7 +198,7 @@ export function throughEdge({ names, users }) {
   if (!others) return;
   const [session, theirs] = [sessionOf(made), sessionOf(others)];
 
-  // Two sessions in turn: a cache that looks at the path alone would mix them up.
+  // Two sessions in turn, because a cache that ignores cookies would mix them up.
   const asked = new Set();
   let whole = true;
   for (let turn = 0; turn < 4 * n; turn++) {
@@ -229,7 +230,7 @@ export function throughEdge({ names, users }) {
       if (gone && base === edge) fresh(gone, 'through the edge');
       whole &&= gone !== null;
     }
-    // The other user's is untouched.
+    // The other user's session is still valid.
     whole &&= isAccepted(edge, theirs, null, 'after the logout of another user') !== null;
   }
   logout(edge, theirs);
@@ -241,7 +242,7 @@ export function throughEdge({ names, users }) {
     }
   }
   if (whole) sessions.add(1);
-  // At most eight logins a second from one address through nginx.
+  // Stays below nginx's limit on logins per address.
   sleep(0.15);
 }
 
@@ -276,9 +277,9 @@ export function handleSummary(data) {
     lines: [
       `${all} sessions proved, ${extra.violations} violations, ${extra.obstacles} obstacles; ` +
         `${extra.accepted.flat().filter(Boolean).length} of ${pairs.length} pairs, ${shown} of ${allTriples.length} triples`,
-      edge ? `through the balancer: ${edgeSessions} sessions` : 'EDGE is not set: nothing was proved about the balancer',
-      ...table('made on the row’s replica, accepted by the column’s:', extra.accepted),
-      ...table('ended on the row’s replica, refused by the column’s:', extra.refused),
+      edge ? `through the balancer: ${edgeSessions} sessions` : 'EDGE is not set, so the balancer was not tested',
+      ...table('created on the replica of the row, accepted by that of the column:', extra.accepted),
+      ...table('ended on the replica of the row, refused by that of the column:', extra.refused),
       ...found.map(([kind, times]) => `violation ${kind}, ${times} times: ${kinds[kind]}`),
     ],
   });

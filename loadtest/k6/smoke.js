@@ -1,4 +1,4 @@
-// Each call of the contract once, good and bad, through the balancer if there is one: is this fleet fit for a load test?
+// Each API call once, with valid and invalid input, through the balancer if there is one. Run it before a load test.
 import { check as k6check } from 'k6';
 
 import { call, check, login, logout, patiently, says, sessionOf } from './lib/client.js';
@@ -54,13 +54,13 @@ export function walk({ users: [user] }) {
     'login: __Host- only with Secure': (a) => a.cookie.startsWith('__Host-') === /;\s*secure/i.test(a.header('Set-Cookie')),
     'login: no-store': (a) => /no-store/.test(a.header('Cache-Control')),
     'login: request id and replica': (a) => a.requestId !== '' && a.replica !== '',
-    'login: the token is in Set-Cookie alone': (a) => !JSON.stringify(a.json).includes(a.cookie.split('=')[1]),
+    'login: the token is only in Set-Cookie': (a) => !JSON.stringify(a.json).includes(a.cookie.split('=')[1]),
   });
   if (!first.ok) return console.error(`login: ${says(first)}`);
   const session = sessionOf(first);
   for (let n = 0; n < 6; n++) check(base, session);
 
-  // A session sent along is ended, by the username and the short path too.
+  // A login ends the session whose cookie it sends. This one uses the username and the short path.
   const username = first.json.username;
   const second = patiently(() =>
     call('login', 'POST', base, '/login', { body: { username, password: user.password }, cookie: session.cookie }),

@@ -1,4 +1,4 @@
-// From a quiet minute to eight times RATE within two seconds, and back.
+// From RATE to eight times RATE within two seconds, and back.
 import { common, ramp, size } from './lib/profiles.js';
 import { report } from './lib/summary.js';
 import { honest } from './lib/thresholds.js';

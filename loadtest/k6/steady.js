@@ -1,18 +1,17 @@
-// Checks at a constant rate, and now and then somebody signs in, looks and signs out: not one request may fail.
-// PROFILE says how much of it, and for how long.
+// Checks at a constant rate, and visits: a user signs in, checks the session and signs out. No request may fail.
+// PROFILE selects the rates and the duration.
 import { common, constant, size } from './lib/profiles.js';
 import { report } from './lib/summary.js';
 import { flawless } from './lib/thresholds.js';
 import * as traffic from './lib/traffic.js';
 
-// In full, and with SHORT=1.
+// For each profile: the full size, and the size with SHORT=1.
 const PROFILES = {
-  // An ordinary day.
+  // An ordinary load.
   average: [{ rate: 200, loginRate: 1, duration: 60 }, { rate: 50, loginRate: 1, duration: 10 }],
-  // For long: leaks, growth and slow decay show in the plot of latency over time.
+  // A long run. Leaks and gradual slowdown show in the plot of latency over time.
   soak: [{ rate: 100, loginRate: 1, duration: 1800 }, { rate: 50, loginRate: 1, duration: 30 }],
-  // While somebody restarts the replicas one after the other (the driver does, or an operator with kubectl rollout
-  // restart).
+  // During a restart of the replicas, one after another, by the driver or by an operator (kubectl rollout restart).
   'rolling-restart': [{ rate: 150, loginRate: 2, duration: 60 }, { rate: 80, loginRate: 2, duration: 20 }],
 };
 const profile = __ENV.PROFILE || 'average';

@@ -1,4 +1,4 @@
-// Step by step to eight times RATE: where does it bend, and does every refusal say what it is?
+// Up to eight times RATE in steps. Shows where the limit is, and checks that refusals are 503 or 429 as documented.
 import { common, ramp, size } from './lib/profiles.js';
 import { report } from './lib/summary.js';
 import { honest } from './lib/thresholds.js';

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The driver's own tests: what it counts, how it judges, how it refuses wrong use, targets it can't start here."""
+"""Unit tests of the driver: counting, thresholds, results, wrong use, and targets that can't be started here."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Judging(unittest.TestCase):
 
 
 class Results(unittest.TestCase):
-    """The committed results, and a run and a benchmark as they are recorded."""
+    """Tests the committed results, and a made-up run and benchmark."""
 
     def recorded(self) -> tuple[dict, dict, str]:
         facts = {"commit": "c0ffee" + "0" * 34, "clean": True, "time": "2026-01-31T12:00:00Z", "machine": "a machine"}
@@ -147,7 +147,7 @@ class Results(unittest.TestCase):
             ("loadtest/README.md", "2.0 ms without, 3.0 ms with the flood: 1.5-fold"),
             ("loadtest/README.md", "| authfleet | 20.0 | 10.0 | 30.0 | 0.75 | 40000 |"),
             ("loadtest/README.md", "commit `c0ffee000000`"),
-            ("docs/capacity.md", "| a login in session checks | 1 000 |"),
+            ("docs/capacity.md", "| session checks for the CPU of one login | 1 000 |"),
             ("docs/capacity.md", "| 100 000 000 | 1 000 000 |"),
         ):
             self.assertIn(said, blocks[name])
@@ -222,7 +222,7 @@ class Use(unittest.TestCase):
 
 
 class Elsewhere(unittest.TestCase):
-    """docker and kubectl as scripts that record how they are called: neither runs on every machine."""
+    """Replaces docker and kubectl by scripts that record their arguments, because not every machine has them."""
 
     def setUp(self) -> None:
         scratch = tempfile.TemporaryDirectory()

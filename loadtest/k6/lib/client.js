@@ -1,13 +1,13 @@
-// One request at a time, as an API client sends it: no cookie jar, no redirects, every answer judged and recorded.
+// Sends requests like an API client, without cookie jar and redirects. Checks and records every answer.
 import http from 'k6/http';
 import { sleep } from 'k6';
 import { Counter, Trend } from 'k6/metrics';
 
-// Tags: op, outcome, replica. The driver draws its plots from it.
+// Every request, with the tags op, outcome and replica. The driver draws its plots from this.
 const requestMs = new Trend('authfleet_request_ms', true);
-// Session checks alone, tagged with the phase of the scenario.
+// Session checks only, tagged with the phase of the scenario.
 const checkMs = new Trend('authfleet_check_ms', true);
-// Neither the answer that was asked for, nor a refusal that the contract allows at this point.
+// Answers that are neither the expected one nor a refusal that the contract allows.
 const failed = new Counter('authfleet_failed');
 // 503 `overloaded` or 429 `throttled`, with Retry-After.
 const shed = new Counter('authfleet_shed');
@@ -17,7 +17,7 @@ const unavailable = new Counter('authfleet_unavailable');
 http.setResponseCallback(null);
 
 let complaints = 0;
-// Each message is printed only a few times.
+// Prints at most five messages.
 export function complain(text) {
   if (complaints++ < 5) console.error(text);
 }
@@ -32,11 +32,11 @@ function outcomeOf(answer, want) {
 }
 
 // call('check', 'GET', base, '/profile', {want: 200, cookie, body, phase, accept}) → an answer.
-// `accept(answer)` may look deeper; false makes the answer a failed one.
+// `accept(answer)` can check more of an answer; if it returns false, the answer counts as failed.
 export function call(op, method, base, path, { want = 200, cookie, body, phase, accept, cleanup } = {}) {
   const params = {
     headers: {},
-    // A new, empty jar each time: k6 would send back what an earlier login was given.
+    // A new, empty jar each time, or k6 would send the cookie of an earlier login.
     jar: new http.CookieJar(),
     redirects: 0,
     timeout: method === 'GET' ? '10s' : '40s',
@@ -72,7 +72,7 @@ export function call(op, method, base, path, { want = 200, cookie, body, phase, 
   answer.outcome = outcomeOf(answer, want);
   if (answer.outcome === 'ok' && accept && !accept(answer)) answer.outcome = 'failed';
   answer.ok = answer.outcome === 'ok';
-  // What can't be removed at the end is said by whoever removes it; it's no failed request of the scenario.
+  // removeUsers reports its own failures, which are not failures of the scenario.
   if (cleanup) return answer;
   requestMs.add(answer.ms, { op, outcome: answer.outcome, replica: answer.replica || 'none' });
   if (op === 'check' && answer.ok) checkMs.add(answer.ms, { phase: phase || 'all' });
@@ -88,7 +88,7 @@ export function call(op, method, base, path, { want = 200, cookie, body, phase, 
 export const says = (answer) =>
   answer.status ? `${answer.status} ${answer.code} from ${answer.replica || 'nobody'}` : `no answer: ${answer.error}`;
 
-// Asks again, as the answer says, when it was shed: for seeding and for proofs, not for measuring.
+// Repeats a shed request after its Retry-After. For seeding and proofs, not for measurements.
 export function patiently(ask, tries = 15) {
   for (let n = 1; ; n++) {
     const answer = ask();
@@ -104,7 +104,7 @@ export const login = (base, user, more = {}) =>
     ...more,
   });
 
-// A check is right only if it names the session that was sent.
+// The answer must name the session whose cookie was sent.
 export const check = (base, session, more = {}) =>
   call('check', 'GET', base, '/profile', {
     cookie: session.cookie,

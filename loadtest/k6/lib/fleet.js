@@ -1,7 +1,7 @@
 // The fleet under test, from the environment:
 //   TARGETS  base URLs of the replicas, separated by commas: http://10.0.0.1:3000,http://10.0.0.2:3000
-//   EDGE     base URL of what stands in front of them: http://nginx:8080
-// Nothing is ever sent anywhere else.
+//   EDGE     base URL of the balancer in front of them: http://nginx:8080
+// Requests go nowhere else.
 const trimmed = (url) => url.trim().replace(/\/+$/, '');
 
 export const targets = (__ENV.TARGETS || '').split(',').map(trimmed).filter(Boolean);
@@ -13,10 +13,10 @@ for (const url of [...targets, edge].filter(Boolean)) {
 if (!targets.length && !edge) throw new Error('set TARGETS (base URLs of replicas) or EDGE (base URL of the balancer), or both');
 if (new Set(targets).size !== targets.length) throw new Error('TARGETS names a replica twice');
 
-// Where users come in; without an edge, the replicas in turn.
+// The address for users: the balancer, or without one the replicas in turn.
 let turn = 0;
 export const front = () => edge || targets[turn++ % targets.length];
-// Past nginx's limit on logins per address where possible: a load test comes from one address.
+// A replica if possible, to avoid nginx's limit on logins per address: a load test has only one address.
 export const side = (n) => (targets.length ? targets[n % targets.length] : edge);
 
 export function number(name, fallback) {
@@ -27,7 +27,7 @@ export function number(name, fallback) {
   return value;
 }
 
-// Of DURATION: '30s', '5m', '1h'. In seconds.
+// A duration variable (30s, 5m, 1h) in seconds.
 export function seconds(name, fallback) {
   const text = __ENV[name];
   if (text === undefined || text === '') return fallback;

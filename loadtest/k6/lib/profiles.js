@@ -1,4 +1,5 @@
-// Shapes of load. Rates are of iterations started, whether or not the fleet keeps up: waiting clients don't hide a stall.
+// Load profiles. k6 starts iterations at the given rate even if the fleet is slow, so that waiting clients don't hide a
+// stall.
 import { number, seconds } from './fleet.js';
 
 const virtualUsers = (rate) => ({ preAllocatedVUs: Math.max(4, Math.ceil(rate / 10)), maxVUs: Math.max(50, rate) });
@@ -20,7 +21,7 @@ export function ramp(exec, start, steps) {
   };
 }
 
-// The two sizes every scenario comes in: SHORT=1 is for test suites.
+// Every scenario has two sizes; SHORT=1 is for test suites.
 const short = __ENV.SHORT === '1';
 export const size = (full, brief) => ({
   rate: number('RATE', short ? brief.rate : full.rate),
@@ -31,7 +32,7 @@ export const size = (full, brief) => ({
 export const common = {
   setupTimeout: '180s',
   teardownTimeout: '180s',
-  // Only what somebody reads: every tag costs memory and time.
+  // Only tags that are used, because each tag costs memory and time.
   systemTags: ['scenario', 'name', 'status', 'error_code'],
   summaryTrendStats: ['count', 'min', 'med', 'avg', 'p(90)', 'p(95)', 'p(99)', 'p(99.9)', 'max'],
   userAgent: 'authfleet-loadtest',

@@ -1,4 +1,4 @@
-// The end of a run: a few lines for a person, and everything as JSON in the file that SUMMARY names.
+// The summary of a run: a few lines of text, and everything as JSON in the file that SUMMARY names.
 const fixed = (value) => (value === undefined || value === null ? '-' : value.toFixed(value < 10 ? 2 : 0));
 
 export function report(name, data, { lines = [], extra = {} } = {}) {

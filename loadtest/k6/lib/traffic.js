@@ -1,4 +1,4 @@
-// What most scenarios send: checks of the sessions of signed-in users, and visits of users who come, look and leave.
+// The requests of most scenarios: checks of existing sessions, and visits (sign in, check, sign out).
 import { check, login, logout, sessionOf } from './client.js';
 import { front } from './fleet.js';
 import { removeUsers, seedSessions, seedUsers } from './users.js';
@@ -21,12 +21,12 @@ export function visits({ users }) {
   const session = sessionOf(answer);
   check(front(), session);
   logout(front(), session);
-  // Asked at once and answered by any replica.
+  // Every replica must refuse it at once.
   check(front(), session, { want: 401, accept: ({ code }) => code === 'session_invalid' });
 }
 
 export function teardown({ users, sessions }) {
-  // After whatever happened, every session that nobody ended is alive.
+  // All these sessions must have survived the scenario.
   for (const session of sessions) check(front(), session, { phase: 'after' });
   removeUsers(users);
 }

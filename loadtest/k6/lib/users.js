@@ -1,4 +1,4 @@
-// Users and sessions of a run: made through the API with the fleet's own parameters, removed at the end.
+// Creates the users and sessions of a run through the API, and removes them at the end.
 import { randomBytes } from 'k6/crypto';
 
 import { call, login, logout, patiently, says, sessionOf } from './client.js';
@@ -16,7 +16,7 @@ export function seedUsers(count) {
   });
 }
 
-// Few users, several sessions each: hashing is what seeding costs, and no limit counts successful logins.
+// Several sessions for each of a few users, which saves the hashes of registrations.
 export function seedSessions(users, count) {
   return Array.from({ length: count }, (_, n) => {
     const answer = patiently(() => login(side(n), users[n % users.length]));
@@ -25,7 +25,7 @@ export function seedSessions(users, count) {
   });
 }
 
-// Every session of the users ends with the account.
+// Deletes the accounts, which ends all their sessions.
 export function removeUsers(users) {
   users.forEach((user, n) => {
     const opened = patiently(() => login(side(n), user, { cleanup: true }));
