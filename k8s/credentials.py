@@ -7,10 +7,10 @@
     kubectl -n authfleet get secret authfleet-redis -o json | k8s/credentials.py acl |
         kubectl -n authfleet exec -i authfleet-redis-0 -- redis-cli
 
-`rotate` adds a new secret beside the old one, `finish` drops the old one: both are valid between, so that nobody is
-signed out. For `session` there is `switch` in the middle: one may sign with the new key only when all accept it.
-`session` wants the Secret authfleet-server, `redis` the two Secrets authfleet-server and authfleet-redis.
-`acl` prints the commands by which a running Redis takes the passwords of its Secret, without a restart.
+`rotate` adds a new secret beside the old one, and `finish` removes the old one. In between both are valid, so that
+nobody is signed out. `session` has a step `switch` in the middle, because a replica may sign with the new key only when
+all replicas accept it. `session` needs the Secret authfleet-server, `redis` the Secrets authfleet-server and
+authfleet-redis. `acl` prints the commands that give a running Redis the passwords of its Secret, without a restart.
 """
 
 import argparse
@@ -24,7 +24,8 @@ import sys
 from urllib.parse import urlsplit
 
 SERVER, REDIS = "authfleet-server", "authfleet-redis"
-# probe: for the pod's probes. authfleet: everything except administration. operator: for redis-cli by hand.
+# probe is for the pod's probes. authfleet, for the replicas, can do everything except administration. operator is for
+# using redis-cli by hand.
 ACL = """\
 user default reset off ~* &* +@all
 user probe on nopass resetkeys resetchannels -@all +ping
@@ -37,9 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     new = commands.add_parser("new", help="print the Secrets of a new fleet")
-    new.add_argument("--outside", action="store_true", help="stores by URL, from REDIS_URL and DATABASE_URL")
+    new.add_argument("--outside", action="store_true", help="take REDIS_URL and DATABASE_URL from the environment")
     for name, choices in (("rotate", ["session", "redis"]), ("switch", ["session"]), ("finish", ["session", "redis"])):
-        command = commands.add_parser(name, help=f"{name}: read Secrets from standard input, print them changed")
+        command = commands.add_parser(name, help="read Secrets from standard input, print the changed ones")
         command.add_argument("what", choices=choices)
     commands.add_parser("acl", help="print commands for redis-cli, from the Secret authfleet-redis")
     arguments = parser.parse_args()
@@ -76,7 +77,7 @@ def inside() -> dict[str, dict[str, str]]:
 
 
 def outside() -> dict[str, dict[str, str]]:
-    """Secrets for a fleet whose stores are elsewhere."""
+    """Secrets for a fleet whose stores are outside the cluster."""
     data = {name: os.environ.get(name, "") for name in ("DATABASE_URL", "REDIS_URL")}
     if missing := [name for name, value in data.items() if not value]:
         sys.exit(f"not set in the environment: {', '.join(missing)}")
@@ -120,12 +121,13 @@ def finish_redis(found: dict[str, dict[str, str]]) -> None:
     acl = entry(found, REDIS, "users.acl")
     now = digest(urlsplit(entry(found, SERVER, "REDIS_URL")).password or "")
     if now not in fleet_digests(acl):
-        sys.exit(f"{REDIS} does not know the password in {SERVER}")
+        sys.exit(f"{REDIS} does not have the password in {SERVER}")
     found[REDIS]["users.acl"] = acl.replace(" ".join(fleet_digests(acl)), now)
 
 
 def acl_commands(found: dict[str, dict[str, str]]) -> str:
-    """Not ACL LOAD: the file in the pod follows the Secret a minute later, and it would end the fleet's connections."""
+    """Commands that set the passwords. ACL LOAD would end the fleet's connections, and would read the pod's file, which
+    follows the Secret up to two minutes later."""
     passwords = " ".join(fleet_digests(entry(found, REDIS, "users.acl")))
     return f"AUTH operator {entry(found, REDIS, 'operator')}\nACL SETUSER authfleet resetpass {passwords}"
 

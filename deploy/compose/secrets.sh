@@ -93,7 +93,7 @@ create() {
         random | put "$grafana/admin-password" "$grafana_uid"
         say "made the password of Grafana's user admin"
     fi
-    say 'all there'
+    say 'all secrets exist'
 }
 
 keys() { cat "$server/session-secret"; }
