@@ -148,11 +148,19 @@ catalogue! {
     SESSIONS_CREATED = Counter "authfleet_sessions_created_total";
     /// Sessions ended by somebody. Those whose time ran out are not counted: Redis drops them by itself.
     SESSIONS_ENDED = Counter "authfleet_sessions_ended_total" {
-        reason: ["logout", "replaced", "evicted", "revoked", "password_changed", "account_deleted"]
+        reason: ["logout", "replaced", "evicted", "revoked", "password_changed", "groups_changed", "account_deleted"]
     };
     /// Sessions in the store, of the whole fleet and the same in each replica: counted if there are few keys, else
     /// estimated from a sample of them. Every 30 s.
     SESSIONS_ALIVE = Gauge "authfleet_sessions_alive";
+
+    /// Decisions about requests for applications (forward auth), by the rule that decided; `none` if no rule matched or the
+    /// path was refused.
+    ACCESS_DECISIONS = Counter "authfleet_access_decisions_total" { rule: [], decision: [] };
+    /// 1 for the access rules in force, with a digest of their file as a label; `none` without a file.
+    ACCESS_RULES_INFO = Gauge "authfleet_access_rules_info" { digest: [] };
+    /// Times that SIGHUP asked to read the access rules again. After a failure the old rules stay in force.
+    ACCESS_RULES_RELOADS = Counter "authfleet_access_rules_reloads_total" { result: ["success", "failure"] };
 
     /// Logins.
     LOGINS = Counter "authfleet_logins_total" {

@@ -6,11 +6,14 @@
 mod accounts;
 pub mod admin;
 mod flows;
+pub(crate) mod handover;
 mod identity;
 pub mod password;
 mod revocation;
+pub(crate) mod rules;
 mod sessions;
 mod sign_in;
+pub(crate) mod target;
 pub mod throttle;
 pub mod token;
 

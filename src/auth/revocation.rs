@@ -1,6 +1,6 @@
 //! How a change ends all of a user's sessions, so that none comes back. Written here and nowhere else.
 //!
-//! A new password, disabling and deletion end every session of the user. They all take the same three steps:
+//! A new password, other groups, disabling and deletion end every session of the user. They all take the same three steps:
 //!
 //! 1. **End the sessions and raise the fence**, in one step in Redis. The fence is a number per user. From now on Redis
 //!    creates no session whose epoch is below it.
@@ -26,6 +26,11 @@ use crate::store::users::{User, UserStore, UserStoreError};
 pub(super) enum Change<'a> {
     /// Stores this hash of a new password.
     Password(&'a SecretString),
+    /// Puts the user into a group, or takes the user out.
+    Group {
+        name: &'a str,
+        is_member: bool,
+    },
     Disabling,
     Deletion,
 }
@@ -35,6 +40,7 @@ impl Change<'_> {
     pub(super) fn event(self) -> &'static str {
         match self {
             Self::Password(_) => "password_changed",
+            Self::Group { .. } => "groups_changed",
             Self::Disabling => "account_disabled",
             Self::Deletion => "account_deleted",
         }
@@ -45,6 +51,12 @@ impl Change<'_> {
     async fn apply(self, users: &UserStore, user: &User) -> Result<Option<i64>, UserStoreError> {
         match self {
             Self::Password(hash) => users.replace_password(user.id, user.epoch, hash).await,
+            Self::Group { name, is_member } => {
+                // Made out of the account as it is, so that changes of other groups at the same time are kept.
+                let groups = if is_member { user.groups.with(name) } else { Ok(user.groups.without(name)) };
+                let groups = groups.map_err(UserStoreError::unavailable)?;
+                users.replace_groups(user.id, user.epoch, &groups).await
+            }
             // Nothing to change, but an earlier attempt may have been cut off before it ended the sessions.
             Self::Disabling if user.disabled_at.is_some() => Ok(Some(user.epoch)),
             Self::Disabling => users.disable(user.id, user.epoch).await,

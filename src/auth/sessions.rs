@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use metrics::{Counter, counter};
 use uuid::Uuid;
 
-use super::token::Claims;
+use super::token::{Claims, NotOurs};
 use super::{Auth, AuthError, Client, SignedIn, key_of};
 use crate::clock::millis;
 use crate::metrics::{REVOCATIONS_UNCONFIRMED, SESSION_CHECKS, SESSIONS_ACCEPTED, SESSIONS_ENDED};
@@ -82,7 +82,12 @@ impl Auth {
     /// Checks the session that a cookie names and renews its idle limit. Of several genuine cookies the first one whose
     /// session is alive counts.
     pub async fn check<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<SignedIn, AuthError> {
-        let signed = match self.read(cookies) {
+        self.check_signed(self.read(cookies)).await
+    }
+
+    /// Checks the sessions that cookies name, or counts why there is none.
+    pub(super) async fn check_signed(&self, signed: Result<Signed, &'static str>) -> Result<SignedIn, AuthError> {
+        let signed = match signed {
             Ok(signed) => signed,
             Err(result) => {
                 CHECKS.count(result);
@@ -192,10 +197,18 @@ impl Auth {
 
     /// The genuine cookies, or why there is none.
     pub(super) fn read<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<Signed, &'static str> {
+        Self::read_with(cookies, |cookie| self.keys.read(cookie))
+    }
+
+    /// As [`Self::read`], for tokens that `read` reads.
+    pub(super) fn read_with<'a>(
+        cookies: impl Iterator<Item = &'a [u8]>,
+        read: impl Fn(&[u8]) -> Result<Claims, NotOurs>,
+    ) -> Result<Signed, &'static str> {
         let mut signed = Signed([None; COOKIES_TRIED]);
         let mut reason = "no_cookie";
         for cookie in cookies {
-            match self.keys.read(cookie) {
+            match read(cookie) {
                 Ok(claims) => signed.add(claims),
                 Err(_) => reason = "bad_signature",
             }

@@ -99,6 +99,7 @@ impl Auth {
             key,
             username: user.username.clone(),
             email: user.email.clone(),
+            groups: user.groups.clone(),
             created_at,
             expires_at,
             created_by: self.replica.clone(),

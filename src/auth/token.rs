@@ -16,6 +16,19 @@
 //! - The MAC is HMAC-SHA256 (RFC 2104) over the first 55 bytes: just what fits into one SHA-256 block with its
 //!   padding. A cookie that fails it costs no round trip to the store.
 //!
+//! A **host-bound token** is the value of an application's own cookie (forward auth). It names the same session, so it dies with
+//! it, and is good at one host alone:
+//!
+//! ```text
+//!  0      1             17               33           39              55          87
+//!  +------+-------------+----------------+------------+---------------+-----------+
+//!  | 0x02 | user id, 16 | session id, 16 | expires, 6 | host hash, 16 | MAC, 32   |
+//!  +------+-------------+----------------+------------+---------------+-----------+
+//! ```
+//!
+//! It holds no secret of the session, so the session's own token can't be made from it. The first byte keeps the two apart. The
+//! host's hash is the beginning of the SHA-256 of its name, without a port, since browsers share cookies between ports.
+//!
 //! Lengths are multiples of three, so each token has exactly one text: no ignored trailing bits.
 use std::fmt;
 
@@ -23,15 +36,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::store::sessions::SessionId;
 
 const VERSION: u8 = 1;
+const HOST_BOUND: u8 = 2;
 const USER: std::ops::Range<usize> = 1..17;
 const SECRET: std::ops::Range<usize> = 17..49;
 const EXPIRES: std::ops::Range<usize> = 49..55;
+const BOUND_SESSION: std::ops::Range<usize> = 17..33;
+const BOUND_EXPIRES: std::ops::Range<usize> = 33..39;
+const BOUND_HOST: std::ops::Range<usize> = 39..55;
 const SIGNED: usize = 55;
 const LENGTH: usize = SIGNED + 32;
 /// Characters of a cookie value.
@@ -45,6 +62,18 @@ pub struct Claims {
     pub session_id: SessionId,
     /// The absolute limit, in milliseconds since the epoch.
     pub expires_at_ms: i64,
+}
+
+/// What binds a token to a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostHash([u8; 16]);
+
+impl HostHash {
+    /// Of a host's name, without the port.
+    pub fn of(name: &str) -> Self {
+        let digest = Sha256::digest(name);
+        Self(digest[..16].try_into().expect("16 of 32 bytes"))
+    }
 }
 
 /// What a cookie value says, genuine or not.
@@ -101,15 +130,46 @@ impl TokenKeys {
         (URL_SAFE_NO_PAD.encode(bytes).into(), Claims { user_id, session_id, expires_at_ms })
     }
 
+    /// Issues a token for the session of these claims that is good at one host alone.
+    ///
+    /// # Panics
+    ///
+    /// If the session's id is none that [`Self::issue`] made.
+    pub fn issue_bound(&self, claims: &Claims, host: HostHash) -> SecretString {
+        let mut bytes = [0_u8; LENGTH];
+        bytes[0] = HOST_BOUND;
+        bytes[USER].copy_from_slice(claims.user_id.as_bytes());
+        bytes[BOUND_SESSION].copy_from_slice(&claims.session_id.to_bytes().expect("a living session's id"));
+        bytes[BOUND_EXPIRES].copy_from_slice(&claims.expires_at_ms.to_be_bytes()[2..]);
+        bytes[BOUND_HOST].copy_from_slice(&host.0);
+        let mac = self.signing.clone().chain_update(&bytes[..SIGNED]).finalize().into_bytes();
+        bytes[SIGNED..].copy_from_slice(&mac);
+        URL_SAFE_NO_PAD.encode(bytes).into()
+    }
+
     pub fn read(&self, text: &[u8]) -> Result<Claims, NotOurs> {
-        let bytes = decode(text).ok_or(NotOurs)?;
+        let bytes = decode(text, VERSION).ok_or(NotOurs)?;
         self.signer(&bytes).map(|_| claims(&bytes)).ok_or(NotOurs)
+    }
+
+    /// Reads a host-bound token, at this host.
+    pub fn read_bound(&self, text: &[u8], host: HostHash) -> Result<Claims, NotOurs> {
+        let bytes = decode(text, HOST_BOUND).ok_or(NotOurs)?;
+        self.signer(&bytes).ok_or(NotOurs)?;
+        if bytes[BOUND_HOST] != host.0 {
+            return Err(NotOurs);
+        }
+        Ok(Claims {
+            user_id: Uuid::from_slice(&bytes[USER]).expect("16 bytes"),
+            session_id: SessionId::from_bytes(bytes[BOUND_SESSION].try_into().expect("16 bytes")),
+            expires_at_ms: expires(&bytes[BOUND_EXPIRES]),
+        })
     }
 
     /// Reads a cookie value whoever signed it, to tell an operator what is wrong with it. `None` if it doesn't have the
     /// form of one.
     pub fn inspect(&self, text: &[u8]) -> Option<Inspected> {
-        let bytes = decode(text)?;
+        let bytes = decode(text, VERSION)?;
         Some(Inspected { claims: claims(&bytes), key: self.signer(&bytes) })
     }
 
@@ -119,23 +179,27 @@ impl TokenKeys {
     }
 }
 
-fn decode(text: &[u8]) -> Option<[u8; LENGTH]> {
+fn decode(text: &[u8], version: u8) -> Option<[u8; LENGTH]> {
     if text.len() != TEXT_LENGTH {
         return None;
     }
     let mut bytes = [0; LENGTH];
     URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
-    (bytes[0] == VERSION).then_some(bytes)
+    (bytes[0] == version).then_some(bytes)
 }
 
 fn claims(bytes: &[u8; LENGTH]) -> Claims {
-    let mut expires = [0; 8];
-    expires[2..].copy_from_slice(&bytes[EXPIRES]);
     Claims {
         user_id: Uuid::from_slice(&bytes[USER]).expect("16 bytes"),
         session_id: SessionId::of(&bytes[..SIGNED]),
-        expires_at_ms: i64::from_be_bytes(expires),
+        expires_at_ms: expires(&bytes[EXPIRES]),
     }
+}
+
+fn expires(bytes: &[u8]) -> i64 {
+    let mut all = [0; 8];
+    all[2..].copy_from_slice(bytes);
+    i64::from_be_bytes(all)
 }
 
 #[cfg(test)]
@@ -202,6 +266,39 @@ mod tests {
         assert_eq!(SessionId::parse(claims.session_id.as_str()), Some(claims.session_id));
         assert_eq!(SessionId::parse("too short"), None);
         assert_eq!(SessionId::parse("{0123456789012345678*}"), None);
+    }
+
+    #[test]
+    fn a_host_bound_token_is_good_at_its_host_alone() {
+        let keys = keys(&["a secret"]);
+        let (session, claims) = keys.issue(Uuid::now_v7(), 1_800_000_000_123);
+        let (app, wiki) = (HostHash::of("app.example.org"), HostHash::of("wiki.example.org"));
+        let bound = keys.issue_bound(&claims, app);
+        let (session, bound) = (session.expose_secret().as_bytes(), bound.expose_secret().as_bytes());
+        assert_eq!(bound.len(), TEXT_LENGTH);
+        assert_eq!(keys.read_bound(bound, app), Ok(claims));
+        assert_eq!(keys.read_bound(bound, wiki), Err(NotOurs));
+        assert_eq!(keys.read(bound), Err(NotOurs), "no session's own token");
+        assert_eq!(keys.read_bound(session, app), Err(NotOurs), "nor the reverse");
+        for at in 0..bound.len() {
+            for other in *b"AQgw_-9z" {
+                let mut changed = bound.to_vec();
+                changed[at] = other;
+                assert_eq!(keys.read_bound(&changed, app).is_ok(), changed == bound, "character {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn rotation_covers_host_bound_tokens() {
+        let (old, both, new) = (keys(&["old"]), keys(&["new", "old"]), keys(&["new"]));
+        let host = HostHash::of("app.example.org");
+        let (_, claims) = old.issue(Uuid::nil(), 1);
+        let before = old.issue_bound(&claims, host);
+        assert_eq!(both.read_bound(before.expose_secret().as_bytes(), host), Ok(claims));
+        assert_eq!(new.read_bound(before.expose_secret().as_bytes(), host), Err(NotOurs));
+        let after = both.issue_bound(&claims, host);
+        assert_eq!(new.read_bound(after.expose_secret().as_bytes(), host), Ok(claims));
     }
 
     proptest! {

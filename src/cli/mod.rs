@@ -6,6 +6,7 @@ mod healthcheck;
 mod import;
 mod memory;
 mod prompt;
+mod rules;
 mod serve;
 mod sessions;
 mod users;
@@ -76,6 +77,9 @@ enum Command {
     /// Look at and end sessions.
     #[command(subcommand)]
     Session(sessions::Command),
+    /// Look at the access rules of applications behind a proxy.
+    #[command(subcommand)]
+    Rules(rules::Command),
     /// Bring users with bcrypt or Argon2 hashes over from another system's SQLite table or a CSV file.
     Import(import::Arguments),
 }
@@ -114,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Doctor { json } => runtime(1, doctor::doctor(&config, json)),
         Command::User(command) => administer(config, async |admin| users::run(admin, command).await),
         Command::Session(command) => administer(config, async |admin| sessions::run(admin, command).await),
+        Command::Rules(command) => rules::run(config, command),
         Command::Import(arguments) => administer(config, async |admin| import::run(admin, arguments).await),
         Command::Openapi | Command::Users(_) => unreachable!("answered above"),
     }

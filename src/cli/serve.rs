@@ -2,6 +2,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use metrics::gauge;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::http::App;
 use crate::metrics::{BUILD_INFO, CONFIG_INFO, SECRET_FILE_TIME};
 use crate::server::{self, Listeners};
 use crate::store::users;
@@ -61,6 +63,9 @@ pub(super) async fn serve(config: &Config, kept_private: io::Result<()>) -> Exit
 
     let stop = CancellationToken::new();
     tokio::spawn(stop_on_signal(stop.clone()));
+    if config.forward_auth.access_rules.is_some() {
+        tokio::spawn(reload_on_signal(Arc::clone(&app)));
+    }
     let is_drained = server::run(app, listeners, metrics, config, stop).await;
     tracing::info!("authfleet is down");
     drop(telemetry);
@@ -93,6 +98,16 @@ async fn stop_on_signal(stop: CancellationToken) {
         }
         tracing::info!(signal = name, "asked to stop; a second signal ends at once");
         stop.cancel();
+    }
+}
+
+/// SIGHUP reads the access rules again. Without any, it ends the process as usual.
+async fn reload_on_signal(app: Arc<App>) {
+    let mut hangup = signal(SignalKind::hangup()).expect("a handler for SIGHUP");
+    while hangup.recv().await.is_some() {
+        if let Some(front_door) = &app.front_door {
+            front_door.rules.reload();
+        }
     }
 }
 

@@ -45,6 +45,9 @@ pub(super) enum Command {
         #[command(flatten)]
         reach: Reach,
     },
+    /// The groups that an account is in, which access rules may name.
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Let a disabled account sign in again.
     Enable {
         #[command(flatten)]
@@ -67,6 +70,33 @@ pub(super) enum Command {
         /// Don't ask.
         #[arg(long)]
         yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum GroupCommand {
+    /// Put an account into a group, and end its sessions on all replicas at once, since they carry its groups.
+    Add {
+        #[command(flatten)]
+        target: Target,
+        /// The group: letters a-z, digits, '.', '_' and '-'.
+        group: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Take an account out of a group, and end its sessions on all replicas at once.
+    Remove {
+        #[command(flatten)]
+        target: Target,
+        /// The group.
+        group: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// List the groups that an account is in.
+    List {
+        #[command(flatten)]
+        target: Target,
     },
 }
 
@@ -103,6 +133,7 @@ struct Account<'a> {
     username: &'a str,
     created_at: String,
     disabled_at: Option<String>,
+    groups: Vec<&'a str>,
     /// `argon2id` or `bcrypt`, say; never the hash.
     password_scheme: &'a str,
 }
@@ -115,6 +146,7 @@ impl<'a> Account<'a> {
             username: &user.username,
             created_at: user.created_at.to_string(),
             disabled_at: user.disabled_at.map(|time| time.to_string()),
+            groups: user.groups.iter().collect(),
             password_scheme: scheme(user.password_hash.expose_secret()),
         }
     }
@@ -155,6 +187,7 @@ pub(super) async fn run(admin: &Admin, command: Command) -> Result<ExitCode, Adm
             let word = if changed.user.disabled_at.is_none() { "disabled" } else { "was disabled already" };
             Ok(target.done(admin, &changed, changed.user.disabled_at.is_none(), word))
         }
+        Command::Group(command) => group(admin, command).await,
         Command::Enable { target } => {
             let user = admin.user(&target.user).await?;
             let changed = admin.enable(&user).await?;
@@ -275,11 +308,50 @@ async fn show(admin: &Admin, target: &Target) -> Result<ExitCode, AdminError> {
             ("email", printable(account.email)),
             ("created", account.created_at.clone()),
             ("state", account.state()),
+            ("groups", account.groups.join(", ")),
             ("password", account.password_scheme.to_owned()),
             ("sessions", sessions.map_or_else(|| "unknown".to_owned(), |count| count.to_string())),
         ];
         table(&rows.map(|(name, value)| vec![name.to_owned(), value]))
     }))
+}
+
+async fn group(admin: &Admin, command: GroupCommand) -> Result<ExitCode, AdminError> {
+    #[derive(Serialize)]
+    struct Listed<'a> {
+        user_id: Uuid,
+        username: &'a str,
+        groups: Vec<&'a str>,
+    }
+
+    let (target, group, reach, is_member) = match command {
+        GroupCommand::Add { target, group, reach } => (target, group, reach, true),
+        GroupCommand::Remove { target, group, reach } => (target, group, reach, false),
+        GroupCommand::List { target } => {
+            let user = admin.user(&target.user).await?;
+            let groups = user.groups.iter().collect();
+            let listed = Listed { user_id: user.id, username: &user.username, groups };
+            return Ok(answer(target.output.json, &listed, || listed.groups.join("\n")));
+        }
+    };
+    let Some(offline) = reach.checked(admin) else { return Ok(contradiction()) };
+    let user = admin.user(&target.user).await?;
+    let changed = if is_member {
+        admin.add_group(&user, &group, offline).await?
+    } else {
+        admin.remove_group(&user, &group, offline).await?
+    };
+    let word = match (is_member, changed.is_some()) {
+        (true, true) => format!("is in {group} now"),
+        (true, false) => format!("was in {group} already"),
+        (false, true) => format!("is no longer in {group}"),
+        (false, false) => format!("was not in {group}"),
+    };
+    let Some(changed) = changed else {
+        let outcome = Outcome { user_id: user.id, username: &user.username, changed: false, sessions_ended: None };
+        return Ok(answer(target.output.json, &outcome, || format!("{}: {word}", line(&user))));
+    };
+    Ok(target.done(admin, &changed, true, &word))
 }
 
 async fn create(admin: &Admin, email: &str, username: Option<&str>, json: bool) -> Result<ExitCode, AdminError> {

@@ -10,6 +10,7 @@ use secrecy::{SecretSlice, SecretString};
 
 use super::database::{DatabaseUrl, database_url as parse_database_url};
 use super::redis::{RedisUrl, redis_url as parse_redis_url};
+use super::sites::{self, PublicUrl, SitePattern};
 use super::table::Field;
 use super::{OtlpProtocol, Sampling, TraceSampler, parse};
 
@@ -152,6 +153,27 @@ pub(super) fn redis_url() -> Format<RedisUrl> {
 
 pub(super) fn file() -> Format<PathBuf> {
     Format::new(parse::file, |value| value.display().to_string(), "the path of a file", ["/etc/ca.pem", "tls/ca.pem"])
+}
+
+pub(super) fn public_url() -> Format<PublicUrl> {
+    let accepted = "an https URL without a path, such as https://login.example.org (http with COOKIE_SECURE=false)";
+    Format::new(
+        sites::public_url,
+        ToString::to_string,
+        accepted,
+        ["https://login.example.org", "https://a.example:8443"],
+    )
+}
+
+pub(super) fn protected_hosts() -> Format<Vec<SitePattern>> {
+    let show = |value: &Vec<SitePattern>| value.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let accepted = "host names, separated by commas, such as app.example.org,*.example.net,app.example.org:8443";
+    Format::new(sites::protected_hosts, show, accepted, ["app.example.org", "*.apps.example.org,wiki.example.org"])
+}
+
+pub(super) fn cookie_domain() -> Format<String> {
+    let accepted = "a domain such as example.org, which PUBLIC_URL and all PROTECTED_HOSTS are part of";
+    Format::new(sites::cookie_domain, Clone::clone, accepted, ["example.org", "apps.example.org"])
 }
 
 pub(super) fn user_name() -> Format<String> {

@@ -19,6 +19,7 @@ mod formats;
 mod parse;
 mod redis;
 mod reference;
+mod sites;
 mod sources;
 mod table;
 #[cfg(test)]
@@ -30,15 +31,18 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use ipnet::IpNet;
+
 pub(crate) use self::database::{DatabaseUrl, PostgresHost, PostgresUrl, TlsMode, database_url};
 use self::formats::{duration_text, size_text};
 pub(crate) use self::redis::{RedisNode, RedisTopology, RedisUrl};
 pub(crate) use self::reference::env_example;
+pub(crate) use self::sites::{PublicUrl, Scheme, Site, SitePattern};
 pub(crate) use self::sources::Sources;
 use self::sources::Values;
 pub(crate) use self::sources::piped_value;
 pub(crate) use self::variables::{
-    Config, HashingConfig, LogConfig, PasswordConfig, RedisConfig, SessionConfig, TracesConfig,
+    Config, ForwardAuthConfig, HashingConfig, LogConfig, PasswordConfig, RedisConfig, SessionConfig, TracesConfig,
 };
 pub(crate) use self::warnings::Warning;
 
@@ -168,6 +172,7 @@ impl Config {
             );
         }
         self.redis.check_together(values);
+        self.forward_auth.check_together(self.session.cookie_secure, &self.trusted_proxies, values);
         let SessionConfig { idle_ttl, max_age, .. } = self.session;
         if values.sound(&["SESSION_IDLE_TTL", "SESSION_MAX_AGE"]) && idle_ttl > max_age {
             values.reject::<()>(
@@ -238,6 +243,48 @@ impl RedisConfig {
         }
         if self.sentinel_username.is_some() && self.sentinel_password.is_none() {
             values.reject::<()>("REDIS_SENTINEL_USERNAME", "set without REDIS_SENTINEL_PASSWORD");
+        }
+    }
+}
+
+impl ForwardAuthConfig {
+    /// Finds what could not work: hosts without a place to sign in, rules without hosts, cookies that a browser would drop.
+    fn check_together(&self, cookie_secure: bool, trusted_proxies: &[IpNet], values: &mut Values<'_>) {
+        if !values.sound(&["PUBLIC_URL", "PROTECTED_HOSTS", "ACCESS_RULES", "COOKIE_DOMAIN"]) {
+            return;
+        }
+        if let Some(url) = &self.public_url
+            && values.sound(&["COOKIE_SECURE"])
+            && cookie_secure != (url.scheme() == Scheme::Https)
+        {
+            let needed =
+                if cookie_secure { "https, since COOKIE_SECURE=true" } else { "http, since COOKIE_SECURE=false" };
+            values.reject::<()>("PUBLIC_URL", &format!("{url} must begin with {needed}"));
+        }
+        if self.public_url.is_none() {
+            for (name, is_set) in
+                [("PROTECTED_HOSTS", !self.protected_hosts.is_empty()), ("COOKIE_DOMAIN", self.cookie_domain.is_some())]
+            {
+                if is_set {
+                    values.reject::<()>(name, "set without PUBLIC_URL, where people sign in");
+                }
+            }
+        }
+        if self.protected_hosts.is_empty() {
+            if self.access_rules.is_some() {
+                values.reject::<()>("ACCESS_RULES", "set without PROTECTED_HOSTS, which it is about");
+            }
+        } else if values.sound(&["TRUSTED_PROXIES"]) && trusted_proxies.is_empty() {
+            values
+                .reject::<()>("PROTECTED_HOSTS", "set without TRUSTED_PROXIES, whose questions would not be believed");
+        }
+        if let (Some(domain), Some(url)) = (&self.cookie_domain, &self.public_url) {
+            if !sites::is_under(url.site().name(), domain) {
+                values.reject::<()>("COOKIE_DOMAIN", &format!("PUBLIC_URL={url} is not part of {domain}"));
+            }
+            if let Some(host) = self.protected_hosts.iter().find(|host| !host.is_under(domain)) {
+                values.reject::<()>("COOKIE_DOMAIN", &format!("{host} of PROTECTED_HOSTS is not part of {domain}"));
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use secrecy::{SecretSlice, SecretString};
 use super::formats::{self, Format, whole};
 use super::sources::Values;
 use super::table::{DefaultValue, Field, Scope, Variable, setting, settings};
-use super::{DatabaseUrl, LogFormat, OtlpProtocol, RedisUrl, TraceSampler, Warning};
+use super::{DatabaseUrl, LogFormat, OtlpProtocol, PublicUrl, RedisUrl, SitePattern, TraceSampler, Warning};
 
 settings! {
     /// The effective configuration of one process.
@@ -67,6 +67,10 @@ settings! {
         #[setting("TRUSTED_PROXIES",
             values: formats::networks(), default: "none: `X-Forwarded-For` is ignored" => |_| Vec::new(), scope: Replica)]
         pub trusted_proxies: Vec<IpNet>,
+
+        /// Which applications ask who is signed in.
+        #[setting(group)]
+        pub forward_auth: ForwardAuthConfig,
 
         /// Which passwords users may choose.
         #[setting(group)]
@@ -230,6 +234,37 @@ settings! {
         /// plain http.
         #[setting("COOKIE_SECURE", values: formats::boolean("true", "false"), default: "true", scope: Fleet)]
         pub cookie_secure: bool,
+    }
+}
+
+settings! {
+    /// Which applications ask who is signed in (forward auth).
+    #[derive(Clone, Debug)]
+    pub(crate) struct ForwardAuthConfig {
+        /// Where people reach authfleet's own pages: scheme and host. Applications send them there to sign in.
+        #[setting("PUBLIC_URL", heading: "Forward auth: applications behind a proxy that asks authfleet",
+            values: formats::public_url(),
+            default: "none: no way back to an application after signing in, no forward auth" => |_| None,
+            scope: Fleet)]
+        pub public_url: Option<PublicUrl>,
+
+        /// Hosts of the applications. `*.example.net` stands for every name with one label more. A host that isn't named is
+        /// refused, and nobody is sent to it.
+        #[setting("PROTECTED_HOSTS",
+            values: formats::protected_hosts(), default: "none: no forward auth" => |_| Vec::new(), scope: Fleet)]
+        pub protected_hosts: Vec<SitePattern>,
+
+        /// File with the rules that say who may go where (TOML). SIGHUP reads it again.
+        #[setting("ACCESS_RULES",
+            values: formats::file(), default: "none: whoever is signed in may go to `PROTECTED_HOSTS`" => |_| None,
+            scope: Replica)]
+        pub access_rules: Option<PathBuf>,
+
+        /// Simple mode: one cookie for this domain and every host in it, instead of one per host. Each application of the domain
+        /// then gets a key to all the others with every request.
+        #[setting("COOKIE_DOMAIN",
+            values: formats::cookie_domain(), default: "none: a cookie per host" => |_| None, scope: Fleet)]
+        pub cookie_domain: Option<String>,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The one error envelope, RFC 9457 `application/problem+json`, and the one place that knows status codes.
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
@@ -150,6 +151,35 @@ impl Problem {
     /// 403: a browser sent this from another site.
     pub(super) fn cross_site() -> Self {
         Self::new(StatusCode::FORBIDDEN, "cross_site", "This request came from another site")
+    }
+
+    /// 403: the access rules don't let this user in, or nobody.
+    pub(super) fn access_denied() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "access_denied", "You may not go there")
+    }
+
+    /// 403: programs read this path in different ways, so no rule can decide about it.
+    pub(super) fn path_refused(why: impl Display) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "path_refused", format!("The path {why}"))
+    }
+
+    /// 400: a proxy didn't say what it asks about, or isn't believed.
+    pub(super) fn bad_description(why: impl Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_description", format!("No request to decide about: {why}"))
+    }
+
+    /// 400: a code was used before, is too old, or belongs to another browser, host or session.
+    pub(super) fn code_invalid() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "code_invalid",
+            "This link was used before, has expired or is another browser's",
+        )
+    }
+
+    /// 404: forward auth is not configured.
+    pub(super) fn forward_auth_off() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "forward_auth_off", "Forward auth needs PUBLIC_URL and PROTECTED_HOSTS")
     }
 
     pub(super) fn not_found() -> Self {

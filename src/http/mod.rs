@@ -9,6 +9,7 @@ pub(crate) mod ops;
 mod refusals;
 mod request;
 mod sessions;
+pub(crate) mod verify;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ pub(crate) use self::cookie::SessionCookie;
 use self::error::Problem;
 pub(crate) use self::refusals::HEAD_LIMIT;
 pub(crate) use self::request::Peer;
+use self::verify::FrontDoor;
 use crate::auth::Auth;
 use crate::clock::Clock;
 
@@ -34,6 +36,8 @@ use crate::clock::Clock;
 pub(crate) struct App {
     pub(crate) auth: Auth,
     pub(crate) cookie: SessionCookie,
+    /// Forward auth, if `PUBLIC_URL` is set.
+    pub(crate) front_door: Option<FrontDoor>,
     /// Peers whose `X-Forwarded-*` is believed.
     pub(crate) trusted_proxies: Vec<IpNet>,
     /// `X-Served-By`: this replica's name.
@@ -49,6 +53,7 @@ pub(crate) struct App {
 pub(crate) fn router(app: Arc<App>) -> Router {
     metrics::in_flight();
     let (mut routes, document) = api().split_for_parts();
+    routes = routes.merge(verify::routes());
     if app.api_docs {
         routes = routes.merge(docs::routes(&document));
     }

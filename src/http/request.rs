@@ -184,7 +184,7 @@ impl Drop for State {
 /// counts as one that is.
 fn is_private(route: Option<&str>) -> bool {
     let Some(route) = route else { return true };
-    route.starts_with("/auth") || matches!(route, "/login" | "/logout" | "/profile")
+    route.starts_with("/auth") || route.starts_with("/.authfleet") || matches!(route, "/login" | "/logout" | "/profile")
 }
 
 fn request_id(request: &Request) -> HeaderValue {

@@ -14,6 +14,8 @@ use tokio_util::task::TaskTracker;
 
 use self::connections::{Acceptor, Places};
 use crate::auth::password::{HashGate, PasswordPolicy};
+use crate::auth::rules::{AccessRules, RulesError};
+use crate::auth::target::Targets;
 use crate::auth::throttle::{self, Throttle};
 use crate::auth::token::TokenKeys;
 use crate::auth::{Auth, Flows};
@@ -21,6 +23,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::gauges;
 use crate::http::ops::{self, Ops};
+use crate::http::verify::{FrontDoor, HostCookie};
 use crate::http::{App, SessionCookie};
 use crate::metrics::{HTTP_CONNECTIONS, HTTP_CONNECTIONS_LIMIT};
 use crate::store::Stores;
@@ -42,6 +45,8 @@ pub(crate) enum StartError {
     Users(#[from] crate::store::users::OpenError),
     #[error("HASH_CONCURRENCY: {0}")]
     Threads(io::Error),
+    #[error("ACCESS_RULES: {0}")]
+    Rules(#[from] RulesError),
     #[error("{0}")]
     Sessions(#[from] crate::store::StoreError),
 }
@@ -99,12 +104,24 @@ pub(crate) async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, Sta
     };
     Ok(Arc::new(App {
         auth,
-        cookie: SessionCookie::new(config.session.cookie_secure),
+        cookie: SessionCookie::new(config.session.cookie_secure, config.forward_auth.cookie_domain.as_deref()),
+        front_door: front_door(config)?,
         trusted_proxies: config.trusted_proxies.clone(),
         served_by: config.replica_id.parse().expect("checked with the configuration"),
         api_docs: config.api_docs,
         clock,
         drain: CancellationToken::new(),
+    }))
+}
+
+fn front_door(config: &Config) -> Result<Option<FrontDoor>, StartError> {
+    let forward_auth = &config.forward_auth;
+    let Some(targets) = Targets::of(forward_auth) else { return Ok(None) };
+    Ok(Some(FrontDoor {
+        rules: AccessRules::open(forward_auth, targets.scheme())?,
+        targets,
+        shares_cookie: forward_auth.cookie_domain.is_some(),
+        cookie: HostCookie::new(config.session.cookie_secure),
     }))
 }
 

@@ -1,6 +1,7 @@
 //! The real binary, a real Redis, a real SQLite file. `fleet` starts them; each other file is about one concern.
 mod fleet;
 
+mod access_rules;
 mod admin_cli;
 mod api_docs;
 mod audit;
@@ -13,6 +14,8 @@ mod documents;
 mod durability;
 mod edge;
 mod file_owners;
+mod forward_auth;
+mod handover;
 mod hashing;
 mod hostile_clients;
 mod http_contract;

@@ -8,6 +8,7 @@ use crate::auth::password::{HashGate, Origin, PasswordPolicy};
 use crate::auth::revocation::{Change, Revocation, Revoked};
 use crate::config::HashingConfig;
 use crate::store::sessions::SessionStore;
+use crate::store::users::groups::{GroupError, check_name};
 use crate::store::users::{NewUser, User};
 
 /// How often a change is tried. Each try fails only if another change of the account succeeded meanwhile.
@@ -83,6 +84,36 @@ impl Admin {
     /// Deletes an account and ends its sessions on all replicas.
     pub async fn delete(&self, user: &User, offline: bool) -> Result<Changed, AdminError> {
         self.revoke_with(Change::Deletion, user, offline).await
+    }
+
+    /// Puts an account into a group and ends its sessions on all replicas, which carry the groups. Does nothing if it is in the
+    /// group already; then the answer is `None`.
+    pub async fn add_group(&self, user: &User, group: &str, offline: bool) -> Result<Option<Changed>, AdminError> {
+        self.set_group(user, group, true, offline).await
+    }
+
+    /// Takes an account out of a group and ends its sessions on all replicas. Does nothing if it isn't in the group; then the
+    /// answer is `None`.
+    pub async fn remove_group(&self, user: &User, group: &str, offline: bool) -> Result<Option<Changed>, AdminError> {
+        self.set_group(user, group, false, offline).await
+    }
+
+    async fn set_group(
+        &self,
+        user: &User,
+        name: &str,
+        is_member: bool,
+        offline: bool,
+    ) -> Result<Option<Changed>, AdminError> {
+        let invalid = |why: GroupError| AdminError::Invalid { field: "group", message: why.to_string() };
+        check_name(name).map_err(invalid)?;
+        if user.groups.contains(name) == is_member {
+            return Ok(None);
+        }
+        if is_member {
+            user.groups.with(name).map_err(invalid)?;
+        }
+        self.revoke_with(Change::Group { name, is_member }, user, offline).await.map(Some)
     }
 
     async fn revoke_with(&self, change: Change<'_>, user: &User, offline: bool) -> Result<Changed, AdminError> {

@@ -90,6 +90,12 @@ fn companions(variable: &str) -> Vec<(&'static str, &'static str)> {
         "REDIS_SENTINEL_USERNAME" | "REDIS_SENTINEL_PASSWORD" => {
             vec![("REDIS_URL", "redis-sentinel://a,b,c/main"), ("REDIS_SENTINEL_PASSWORD", "Zq7-usual")]
         }
+        "PROTECTED_HOSTS" | "ACCESS_RULES" => vec![
+            ("PUBLIC_URL", "https://login.example.org"),
+            ("PROTECTED_HOSTS", "usual.example.org"),
+            ("TRUSTED_PROXIES", "10.0.0.0/8"),
+        ],
+        "COOKIE_DOMAIN" => vec![("PUBLIC_URL", "https://login.apps.example.org")],
         _ => Vec::new(),
     }
 }
@@ -204,6 +210,8 @@ fn the_fingerprint_is_of_what_all_replicas_share() {
         ("SESSION_MAX_AGE", "23h"),
         ("SESSIONS_PER_USER", "99"),
         ("COOKIE_SECURE", "false"),
+        ("PUBLIC_URL", "https://login.example.org"),
+        ("PROTECTED_HOSTS", "app.example.org"),
         ("PASSWORD_MIN_LENGTH", "9"),
         ("PASSWORD_BLOCKLIST", "off"),
         ("ARGON2_MEMORY", "20MiB"),
@@ -298,6 +306,31 @@ fn what_redis_url_has_no_use_for_is_refused() {
     // All at once.
     let all = load([plain, ("REDIS_CA_FILE", "/ca"), ("REDIS_KEY_FILE", "/k"), ("REDIS_SENTINEL_PASSWORD", "Zq7")]);
     assert_eq!(all.expect_err("refused").problems().len(), 4);
+}
+
+#[test]
+fn forward_auth_that_could_not_work_is_refused() {
+    let url = ("PUBLIC_URL", "https://login.example.org");
+    let hosts = ("PROTECTED_HOSTS", "app.example.org,*.example.net");
+    let proxies = ("TRUSTED_PROXIES", "10.0.0.0/8");
+    ok([url, hosts, proxies]);
+    ok([url, ("COOKIE_DOMAIN", "example.org"), ("PROTECTED_HOSTS", "*.example.org"), proxies]);
+    ok([("PUBLIC_URL", "http://localhost:8080"), ("COOKIE_SECURE", "false")]);
+
+    let refused = |found: Problem, variable: &str, message: &str| {
+        assert_eq!(found.variable, variable, "{found}");
+        assert!(found.message.contains(message), "{found}");
+    };
+    refused(problem([hosts, proxies]), "PROTECTED_HOSTS", "without PUBLIC_URL");
+    refused(problem([url, hosts]), "PROTECTED_HOSTS", "without TRUSTED_PROXIES");
+    refused(problem([url, ("ACCESS_RULES", "rules.toml")]), "ACCESS_RULES", "without PROTECTED_HOSTS");
+    refused(problem([("COOKIE_DOMAIN", "example.org")]), "COOKIE_DOMAIN", "without PUBLIC_URL");
+    refused(problem([url, ("COOKIE_DOMAIN", "example.net")]), "COOKIE_DOMAIN", "PUBLIC_URL=https://login.example.org");
+    refused(problem([url, hosts, proxies, ("COOKIE_DOMAIN", "example.org")]), "COOKIE_DOMAIN", "*.example.net");
+    refused(problem([("PUBLIC_URL", "http://login.example.org")]), "PUBLIC_URL", "https, since COOKIE_SECURE=true");
+    refused(problem([url, ("COOKIE_SECURE", "false")]), "PUBLIC_URL", "http, since COOKIE_SECURE=false");
+    let mistyped = problem([url, proxies, ("PROTECTED_HOSTS", "app.example.org,http://x")]);
+    refused(mistyped, "PROTECTED_HOSTS", "\"http://x\"");
 }
 
 #[test]

@@ -14,15 +14,27 @@ impl SessionId {
     /// The id of the session whose cookie has these signed bytes.
     pub fn of(signed: &[u8]) -> Self {
         let hash = Sha256::digest(signed);
-        let mut text = [0; 22];
-        URL_SAFE_NO_PAD.encode_slice(&hash[..16], &mut text).expect("16 bytes are 22 characters");
-        Self(text)
+        Self::from_bytes(hash[..16].try_into().expect("16 of 32 bytes"))
     }
 
     /// Reads an id as the API shows it; `None` if it can't be one.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes: [u8; 22] = text.as_bytes().try_into().ok()?;
         bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')).then_some(Self(bytes))
+    }
+
+    /// The id of these 128 bits.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        let mut text = [0; 22];
+        URL_SAFE_NO_PAD.encode_slice(bytes, &mut text).expect("16 bytes are 22 characters");
+        Self(text)
+    }
+
+    /// The 128 bits. `None` for a text that [`Self::parse`] takes but no session has: 22 characters have 132 bits.
+    pub fn to_bytes(self) -> Option<[u8; 16]> {
+        let mut bytes = [0; 16];
+        URL_SAFE_NO_PAD.decode_slice(self.0, &mut bytes).ok().filter(|length| *length == 16)?;
+        Some(bytes)
     }
 
     /// The 22 characters.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::codes::{CODE_TTL, HOSTS_KEPT, NewCode, Taken};
 use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionId, SessionKey};
 use crate::clock::{Clock, millis};
 use crate::store::ServerState;
@@ -20,6 +21,8 @@ pub struct MemorySessions {
 #[derive(Debug, Default)]
 struct State {
     users: HashMap<Uuid, User>,
+    /// Codes by their hash, each with the time at which it ends.
+    codes: HashMap<String, (NewCode, i64)>,
     /// Creations since the last sweep.
     since_sweep: usize,
 }
@@ -39,6 +42,8 @@ struct Entry {
     expires_at: String,
     ip: String,
     user_agent: String,
+    /// Separated by commas, the latest first.
+    hosts: String,
 }
 
 impl MemorySessions {
@@ -50,8 +55,7 @@ impl MemorySessions {
     pub(super) fn check(&self, key: SessionKey, idle_for: Duration) -> Option<Session> {
         let now = self.clock.now_ms();
         let mut state = self.state.lock();
-        let user = state.users.get_mut(&key.user_id)?;
-        let entry = user.sessions.iter_mut().find(|entry| entry.id == key.session_id && entry.is_alive(now))?;
+        let entry = state.entry(key, now)?;
         entry.idle_expires_at_ms = now + millis(idle_for);
         Some(entry.session.clone())
     }
@@ -77,12 +81,39 @@ impl MemorySessions {
                 email: new.email.clone(),
                 created_at: new.created_at.to_string(),
                 created_by: new.created_by.clone(),
+                groups: new.groups.clone(),
             },
             expires_at: new.expires_at.to_string(),
             ip: new.ip.clone(),
             user_agent: new.user_agent.clone(),
+            hosts: String::new(),
         });
         Created::Done { evicted: u32::try_from(excess).unwrap_or(u32::MAX), replaced }
+    }
+
+    pub(super) fn put_code(&self, code: &NewCode) -> bool {
+        let now = self.clock.now_ms();
+        let mut state = self.state.lock();
+        if state.entry(code.key, now).is_none() {
+            return false;
+        }
+        state.codes.retain(|_, (_, ends)| now < *ends);
+        state.codes.insert(code.hash.clone(), (code.clone(), now + millis(CODE_TTL)));
+        true
+    }
+
+    pub(super) fn take_code(&self, user_id: Uuid, hash: &str, host: &str, start: &str) -> Option<Taken> {
+        let now = self.clock.now_ms();
+        let mut state = self.state.lock();
+        let (code, ends) = state.codes.remove(hash)?;
+        if code.key.user_id != user_id || code.host != host || code.start != start || now >= ends {
+            return None;
+        }
+        let entry = state.entry(code.key, now)?;
+        let others = entry.hosts.split(',').filter(|known| !known.is_empty() && *known != host).take(HOSTS_KEPT - 1);
+        entry.hosts = std::iter::once(host).chain(others).collect::<Vec<_>>().join(",");
+        let NewCode { key, expires_at_ms, to, .. } = code;
+        Some(Taken { session_id: key.session_id, expires_at_ms, to })
     }
 
     pub(super) fn end(&self, key: SessionKey) -> bool {
@@ -163,6 +194,12 @@ impl MemorySessions {
 }
 
 impl State {
+    /// A session that is alive.
+    fn entry(&mut self, key: SessionKey, now: i64) -> Option<&mut Entry> {
+        let user = self.users.get_mut(&key.user_id)?;
+        user.sessions.iter_mut().find(|entry| entry.id == key.session_id && entry.is_alive(now))
+    }
+
     /// Forgets ended sessions now and then, so that memory follows the living ones.
     fn sweep(&mut self, now: i64) {
         self.since_sweep += 1;
@@ -191,7 +228,7 @@ impl Entry {
     }
 
     fn shown(&self, now: i64, limits: &Limits) -> Option<SessionEntry> {
-        let client = ClientOf { ip: &self.ip, user_agent: &self.user_agent };
+        let client = ClientOf { ip: &self.ip, user_agent: &self.user_agent, hosts: &self.hosts };
         limits.entry(self.id, &self.session, &self.expires_at, client, now, self.idle_expires_at_ms - now)
     }
 }

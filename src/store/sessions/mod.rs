@@ -1,4 +1,5 @@
 //! What a session store promises. Both stores pass the same suite, in `conformance`.
+mod codes;
 #[cfg(test)]
 mod conformance;
 mod id;
@@ -10,11 +11,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+pub use self::codes::{NewCode, Taken};
 pub use self::id::SessionId;
 pub use self::memory::MemorySessions;
 pub use self::redis::RedisSessions;
 use super::{ServerState, StoreError};
 use crate::clock::millis;
+use crate::store::users::groups::Groups;
 
 /// Whose session, and which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +39,8 @@ pub struct Session {
     pub created_at: String,
     /// The replica that made it.
     pub created_by: String,
+    /// The groups that the user is in. A change of them ends the session.
+    pub groups: Groups,
 }
 
 /// A living session, as its user sees it in a list.
@@ -58,6 +63,8 @@ pub struct SessionEntry {
     pub ip: String,
     /// The client's `User-Agent` when it was made.
     pub user_agent: String,
+    /// Hosts of applications that it was opened at, the latest first.
+    pub hosts: Vec<String>,
 }
 
 /// A session to be created.
@@ -69,6 +76,8 @@ pub struct NewSession {
     pub username: String,
     /// The user's e-mail.
     pub email: String,
+    /// The groups that the user is in.
+    pub groups: Groups,
     /// Now.
     pub created_at: Timestamp,
     /// The absolute limit.
@@ -118,6 +127,8 @@ pub struct Limits {
 struct ClientOf<'a> {
     ip: &'a str,
     user_agent: &'a str,
+    /// Separated by commas.
+    hosts: &'a str,
 }
 
 impl Limits {
@@ -157,6 +168,7 @@ impl Limits {
             created_by: session.created_by.clone(),
             ip: client.ip.to_owned(),
             user_agent: client.user_agent.to_owned(),
+            hosts: client.hosts.split(',').filter(|host| !host.is_empty()).map(str::to_owned).collect(),
         })
     }
 }
@@ -210,6 +222,31 @@ impl SessionStore {
     /// When the store doesn't answer. The session may then exist, but nobody has its token.
     pub async fn create(&self, session: &NewSession) -> Result<Created, StoreError> {
         either!(self.create(session))
+    }
+
+    /// Keeps a code for a living session, for 30 seconds. Whether the session is alive. Atomic.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer.
+    pub async fn put_code(&self, code: &NewCode) -> Result<bool, StoreError> {
+        either!(self.put_code(code))
+    }
+
+    /// Takes a code away, so that nobody takes it again. `None` if there is none, it is for another host or another browser's
+    /// start, or its session has ended. Atomic.
+    ///
+    /// # Errors
+    ///
+    /// When the store doesn't answer. The code may be gone then.
+    pub async fn take_code(
+        &self,
+        user_id: Uuid,
+        hash: &str,
+        host: &str,
+        start: &str,
+    ) -> Result<Option<Taken>, StoreError> {
+        either!(self.take_code(user_id, hash, host, start))
     }
 
     /// Whether a session has ended only when replicas of the store confirm it.

@@ -4,6 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | `session:{USER_ID}:SESSION_ID` | hash | one session, readable | the idle limit, never past the absolute one |
 //! | `user:{USER_ID}:sessions` | sorted set | the index: the user's session ids, scored by the session's absolute limit, in ms since the epoch | to the last of these, and [`CLOCK_MARGIN`] |
+//! | `user:{USER_ID}:code:HASH` | hash | see [`super::codes`] | 30 s |
 //! | `user:{USER_ID}:fence` | string | the lowest epoch that a new session may have | an hour |
 //! | `user:{USER_ID}:confirm` | string | nothing: see below | a second |
 //! | `user:{USER_ID}:unconfirmed:SESSION_ID` | string | the session was ended, but replicas didn't confirm it | [`UNCONFIRMED_TTL`] |
@@ -32,6 +33,7 @@ use uuid::Uuid;
 use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionId, SessionKey};
 use crate::clock::{Clock, millis};
 use crate::store::redis::{Operation, RedisHandle, operation};
+use crate::store::users::groups::Groups;
 use crate::store::{ServerState, Shard, StoreError};
 
 /// How long [`CONFIRM`]'s key lives, in ms. It need only be written.
@@ -191,16 +193,16 @@ static SCAN_TRIP: Operation = operation!("scan");
 /// Sessions in Redis.
 #[derive(Debug)]
 pub struct RedisSessions {
-    redis: Arc<RedisHandle>,
+    pub(super) redis: Arc<RedisHandle>,
     clock: Clock,
     limits: Limits,
 }
 
-fn prefix(user_id: Uuid) -> String {
+pub(super) fn prefix(user_id: Uuid) -> String {
     format!("session:{{{}}}:", user_id.hyphenated())
 }
 
-fn session_key(key: SessionKey) -> String {
+pub(super) fn session_key(key: SessionKey) -> String {
     let mut text = String::with_capacity(8 + 38 + 1 + 22);
     text.push_str("session:{");
     text.push_str(key.user_id.hyphenated().encode_lower(&mut [0; 36]));
@@ -233,7 +235,7 @@ impl RedisSessions {
         pipeline
             .cmd("HMGET")
             .arg(&name)
-            .arg(&["username", "email", "created_at", "created_by"])
+            .arg(&["username", "email", "created_at", "created_by", "groups"])
             // EXPIRE, unlike HSET, can't bring back a key that was deleted meanwhile.
             .cmd("PEXPIRE")
             .arg(&name)
@@ -255,7 +257,8 @@ impl RedisSessions {
             tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its fields ignored");
             return Ok(None);
         };
-        Ok(Some(Session { username, email, created_at, created_by }))
+        let groups = next().map(|text| Groups::parse(&text)).unwrap_or_default();
+        Ok(Some(Session { username, email, created_at, created_by, groups }))
     }
 
     pub(super) async fn create(&self, session: &NewSession) -> Result<Created, StoreError> {
@@ -286,6 +289,9 @@ impl RedisSessions {
             ("user_agent", &session.user_agent),
         ] {
             call.arg(field).arg(value);
+        }
+        if !session.groups.is_empty() {
+            call.arg("groups").arg(session.groups.as_str());
         }
         let (done, first, second): (u8, i64, u8) = self.redis.script(&CREATE_TRIP, &call).await?;
         Ok(match done {
@@ -452,9 +458,11 @@ impl RedisSessions {
                 email: take("email"),
                 created_at: take("created_at"),
                 created_by: take("created_by"),
+                groups: Groups::parse(&take("groups")),
             };
-            let (expires_at, ip, user_agent) = (take("expires_at"), take("ip"), take("user_agent"));
-            let client = ClientOf { ip: &ip, user_agent: &user_agent };
+            let (expires_at, ip, user_agent, hosts) =
+                (take("expires_at"), take("ip"), take("user_agent"), take("hosts"));
+            let client = ClientOf { ip: &ip, user_agent: &user_agent, hosts: &hosts };
             let Some(entry) = self.limits.entry(session_id, &session, &expires_at, client, now_ms, left_ms) else {
                 continue;
             };

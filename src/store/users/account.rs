@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 /// Every column of `users`, in both engines. A test compares it to the schemas.
 pub(super) const COLUMNS: &str = "id, email, email_key, email_canonical, username, username_key, username_canonical, \
-     password_hash, epoch, disabled_at, created_at, updated_at";
+     password_hash, epoch, disabled_at, group_names, created_at, updated_at";
 
 /// An account with everything that is stored of it. Times are milliseconds since the Unix epoch.
 #[derive(Clone, Debug)]
@@ -19,6 +19,7 @@ pub(super) struct Account {
     pub(super) password_hash: SecretString,
     pub(super) epoch: i64,
     pub(super) disabled_at: Option<i64>,
+    pub(super) group_names: String,
     pub(super) created_at: i64,
     pub(super) updated_at: i64,
 }

@@ -71,6 +71,7 @@ macro_rules! suite {
 }
 
 suite! { on_sqlite by sqlite, on_postgres by postgres: {
+    groups_raise_the_epoch_and_yield_to_other_changes,
     a_created_user_is_found_by_id_email_and_username,
     the_id_is_a_uuid_v7_of_the_time_of_creation,
     emails_and_usernames_are_unique_regardless_of_case_and_width,
@@ -338,6 +339,19 @@ async fn disabling_raises_the_epoch_once_hides_it_and_yields_to_other_changes(su
     assert_eq!(subject.store.current_epoch(user.id).await.unwrap(), Some(2));
     assert!(subject.store.by_login("ada").await.unwrap().unwrap().disabled_at.is_none());
     assert_eq!(subject.store.disable(Uuid::nil(), 1).await.unwrap(), None);
+}
+
+async fn groups_raise_the_epoch_and_yield_to_other_changes(subject: Subject) {
+    let user = subject.create("ada@example.org").await.unwrap();
+    assert!(user.groups.is_empty());
+    let staff = Groups::parse("staff,admins");
+    assert_eq!(subject.store.replace_groups(user.id, 7, &staff).await.unwrap(), None);
+    assert_eq!(subject.store.replace_groups(user.id, 1, &staff).await.unwrap(), Some(2));
+    let stored = subject.store.by_login("ada").await.unwrap().unwrap();
+    assert_eq!((stored.groups.as_str(), stored.epoch), ("admins,staff", 2));
+    assert_eq!(subject.store.replace_groups(user.id, 2, &Groups::default()).await.unwrap(), Some(3));
+    assert!(subject.store.by_id(user.id).await.unwrap().unwrap().groups.is_empty());
+    assert_eq!(subject.store.replace_groups(Uuid::nil(), 1, &staff).await.unwrap(), None);
 }
 
 async fn delete_yields_to_other_changes_and_frees_the_names(subject: Subject) {

@@ -330,6 +330,7 @@ impl Checksum {
             Some(&account.username_key),
             account.username_canonical.as_deref(),
             Some(account.password_hash.expose_secret()),
+            Some(&account.group_names),
         ] {
             self.bytes(text.map(str::as_bytes));
         }

@@ -6,6 +6,7 @@ mod account;
 #[cfg(test)]
 mod conformance;
 pub(crate) mod copy;
+pub mod groups;
 pub mod names;
 mod observed;
 pub mod postgres;
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use uuid::Uuid;
 
+use self::groups::Groups;
 use self::names::UnusualNames;
 pub use self::names::login_key;
 use self::postgres::PostgresUsers;
@@ -40,6 +42,8 @@ pub struct User {
     pub epoch: i64,
     /// Set while the account is disabled.
     pub disabled_at: Option<Timestamp>,
+    /// What access rules may name. Sessions carry them.
+    pub groups: Groups,
     /// When the account was made, to the millisecond.
     pub created_at: Timestamp,
 }
@@ -94,7 +98,7 @@ pub enum UserStoreError {
 }
 
 impl UserStoreError {
-    fn unavailable(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    pub(crate) fn unavailable(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Unavailable(cause.into())
     }
 }
@@ -372,6 +376,21 @@ impl UserStore {
     /// [`UserStoreError::Unavailable`].
     pub async fn disable(&self, id: Uuid, expected_epoch: i64) -> Result<Option<i64>, UserStoreError> {
         engine!(self, store => store.disable(id, expected_epoch).await)
+    }
+
+    /// Sets the groups that a user is in and raises the epoch by one, unless it is no longer `expected_epoch` or the user is
+    /// gone: then the answer is `None`. Otherwise the new epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`UserStoreError::Unavailable`].
+    pub async fn replace_groups(
+        &self,
+        id: Uuid,
+        expected_epoch: i64,
+        groups: &Groups,
+    ) -> Result<Option<i64>, UserStoreError> {
+        engine!(self, store => store.replace_groups(id, expected_epoch, groups).await)
     }
 
     /// Enables a disabled user. Whether there was one.

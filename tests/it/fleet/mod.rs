@@ -15,6 +15,7 @@
 //!
 //! Hashing is weakened so that tests are quick, and limits per address are out of the way, because all clients have
 //! the same one. Everything else is as shipped: Redis runs with `deploy/redis/redis.conf`.
+mod applications;
 mod client;
 mod collector;
 mod demo;
@@ -39,6 +40,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
 
+pub use self::applications::{APP, LOGIN_HOST, Proxy, Visitor, WIKI, identity, opened_at};
 pub use self::client::{Answer, Call, PASSWORD, Raw, Session};
 pub use self::collector::{Collector, Span};
 pub use self::demo::Demo;
@@ -102,6 +104,8 @@ pub struct Builder {
     redis_over_tcp: bool,
     engine: Engine,
     migrate: bool,
+    /// Access rules.
+    rules: Option<String>,
 }
 
 /// Keeps others from writing users, who can read them, until it is released.
@@ -146,7 +150,7 @@ impl Fleet {
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let engine = Engine::Sqlite;
-        Builder { replicas: 1, settings, redis: Some(true), redis_over_tcp: false, engine, migrate: true }
+        Builder { replicas: 1, settings, redis: Some(true), redis_over_tcp: false, engine, migrate: true, rules: None }
     }
 
     /// The directory in which everything of this fleet is.
@@ -324,6 +328,9 @@ impl Builder {
     /// Starts it.
     pub async fn start(mut self) -> Fleet {
         let directory = tempfile::Builder::new().prefix("fleet-").tempdir().expect("a temporary directory");
+        if let Some(rules) = &self.rules {
+            std::fs::write(directory.path().join("rules.toml"), rules).expect("a file");
+        }
         let mut redis = Redis::new(directory.path(), self.redis_over_tcp);
         if let Some(runs) = self.redis {
             if runs {

@@ -80,7 +80,8 @@ impl Postgres {
         }
         let statement = format!(
             "INSERT INTO users ({COLUMNS}) SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], \
-             $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])"
+             $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[], $10::bigint[], $11::text[], $12::bigint[], \
+             $13::bigint[])"
         );
         let insert = self
             .query(statement)
@@ -94,6 +95,7 @@ impl Postgres {
             .bind(column(accounts, |account| account.password_hash.expose_secret()))
             .bind(column(accounts, |account| account.epoch))
             .bind(column(accounts, |account| account.disabled_at))
+            .bind(column(accounts, |account| account.group_names.as_str()))
             .bind(column(accounts, |account| account.created_at))
             .bind(column(accounts, |account| account.updated_at));
         insert.execute(self.session.db()).await.map(drop).map_err(|error| self.connector.failed(error))
@@ -123,6 +125,7 @@ fn account(row: &PgRow) -> sqlx::Result<Account> {
         password_hash: row.try_get::<String, _>("password_hash")?.into(),
         epoch: row.try_get("epoch")?,
         disabled_at: row.try_get("disabled_at")?,
+        group_names: row.try_get("group_names")?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })

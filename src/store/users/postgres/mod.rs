@@ -28,6 +28,7 @@ use self::connector::Session;
 pub(super) use self::schema::migrate;
 pub(crate) use self::survey::Survey;
 pub(super) use self::survey::survey;
+use super::groups::Groups;
 use super::names::{Keys, free_usernames, written};
 use super::{Imported, NewUser, Usage, User, UserStoreError, id_at};
 use crate::clock::Clock;
@@ -105,7 +106,10 @@ pub(crate) struct PostgresUsers {
 
 macro_rules! select {
     ($rest:literal) => {
-        concat!("SELECT id, email, username, password_hash, epoch, disabled_at, created_at FROM users ", $rest)
+        concat!(
+            "SELECT id, email, username, password_hash, epoch, disabled_at, group_names, created_at FROM users ",
+            $rest
+        )
     };
 }
 
@@ -124,7 +128,7 @@ const INSERT: &str = "\
     SELECT $1, $2, $3, $4, free.written, free.exact, free.canonical, $5, $9, $10 FROM free \
     WHERE NOT EXISTS (SELECT 1 FROM users WHERE email_key IN ($3, $4) OR email_canonical = $4) \
     ON CONFLICT DO NOTHING \
-    RETURNING id, email, username, password_hash, epoch, disabled_at, created_at";
+    RETURNING id, email, username, password_hash, epoch, disabled_at, group_names, created_at";
 
 /// Whether the e-mail address and the username are taken, in whatever spelling.
 const TAKEN: &str = "\
@@ -331,6 +335,27 @@ impl PostgresUsers {
             .await
     }
 
+    pub(super) async fn replace_groups(
+        &self,
+        id: Uuid,
+        expected_epoch: i64,
+        groups: &Groups,
+    ) -> Result<Option<i64>, UserStoreError> {
+        let now = self.clock.now_ms();
+        let groups = groups.as_str().to_owned();
+        self.database
+            .run("replace_groups", move |db| {
+                Box::pin(async move {
+                    let query = db.scalar(
+                        "UPDATE users SET group_names = $3, epoch = epoch + 1, updated_at = $4 \
+                         WHERE id = $1 AND epoch = $2 RETURNING epoch",
+                    );
+                    Ok(query.bind(id).bind(expected_epoch).bind(groups).bind(now).fetch_optional(db.db()).await?)
+                })
+            })
+            .await
+    }
+
     pub(super) async fn enable(&self, id: Uuid) -> Result<bool, UserStoreError> {
         let now = self.clock.now_ms();
         self.database
@@ -410,6 +435,7 @@ impl FromRow<'_, PgRow> for User {
             password_hash: row.try_get::<String, _>("password_hash")?.into(),
             epoch: row.try_get("epoch")?,
             disabled_at: row.try_get::<Option<i64>, _>("disabled_at")?.map(time).transpose()?,
+            groups: Groups::parse(row.try_get("group_names")?),
             created_at: time(row.try_get("created_at")?)?,
         })
     }

@@ -72,6 +72,7 @@ impl Sqlite {
                 .push_bind(account.password_hash.expose_secret())
                 .push_bind(account.epoch)
                 .push_bind(account.disabled_at)
+                .push_bind(&account.group_names)
                 .push_bind(account.created_at)
                 .push_bind(account.updated_at);
         });
@@ -106,6 +107,7 @@ fn account(row: &SqliteRow) -> sqlx::Result<Account> {
         password_hash: row.try_get::<String, _>("password_hash")?.into(),
         epoch: row.try_get("epoch")?,
         disabled_at: row.try_get("disabled_at")?,
+        group_names: row.try_get("group_names")?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })

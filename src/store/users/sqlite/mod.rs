@@ -26,6 +26,7 @@ use uuid::Uuid;
 pub(super) use self::schema::migrate;
 pub use self::survey::Survey;
 pub(super) use self::survey::survey;
+use super::groups::Groups;
 use super::names::{Keys, free_usernames, written};
 use super::{Imported, NewUser, User, UserStoreError, id_at};
 use crate::clock::Clock;
@@ -101,7 +102,10 @@ impl fmt::Debug for SqliteUsers {
 
 macro_rules! select {
     ($rest:literal) => {
-        concat!("SELECT id, email, username, password_hash, epoch, disabled_at, created_at FROM users ", $rest)
+        concat!(
+            "SELECT id, email, username, password_hash, epoch, disabled_at, group_names, created_at FROM users ",
+            $rest
+        )
     };
 }
 
@@ -324,6 +328,32 @@ impl SqliteUsers {
             .await
     }
 
+    pub(super) async fn replace_groups(
+        &self,
+        id: Uuid,
+        expected_epoch: i64,
+        groups: &Groups,
+    ) -> Result<Option<i64>, UserStoreError> {
+        let now = self.clock.now_ms();
+        let groups = groups.as_str().to_owned();
+        self.database
+            .write("replace_groups", move |db| {
+                Box::pin(async move {
+                    Ok(sqlx::query_scalar(
+                        "UPDATE users SET group_names = ?3, epoch = epoch + 1, updated_at = ?4 \
+                         WHERE id = ?1 AND epoch = ?2 RETURNING epoch",
+                    )
+                    .bind(id.to_string())
+                    .bind(expected_epoch)
+                    .bind(groups)
+                    .bind(now)
+                    .fetch_optional(db)
+                    .await?)
+                })
+            })
+            .await
+    }
+
     pub(super) async fn enable(&self, id: Uuid) -> Result<bool, UserStoreError> {
         let now = self.clock.now_ms();
         self.database
@@ -382,7 +412,7 @@ async fn insert(
     let inserted: SqliteRow = sqlx::query(
         "INSERT INTO users (id, email, email_key, email_canonical, username, username_key, username_canonical, \
          password_hash, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
-         RETURNING id, email, username, password_hash, epoch, disabled_at, created_at",
+         RETURNING id, email, username, password_hash, epoch, disabled_at, group_names, created_at",
     )
     .bind(id.to_string())
     .bind(email)
@@ -436,6 +466,7 @@ impl FromRow<'_, SqliteRow> for User {
             password_hash: row.try_get::<String, _>("password_hash")?.into(),
             epoch: row.try_get("epoch")?,
             disabled_at: row.try_get::<Option<i64>, _>("disabled_at")?.map(time).transpose()?,
+            groups: Groups::parse(row.try_get("group_names")?),
             created_at: time(row.try_get("created_at")?)?,
         })
     }

@@ -42,7 +42,7 @@ async fn accounts_of_the_release_before_keep_their_names_and_share_none() {
     let plain = insert(2, "ada@example.net", "ada").await;
 
     let report = migrate(&path).await.unwrap();
-    assert_eq!(report.applied, [2]);
+    assert_eq!(report.applied, [2, 3]);
     let unusual = |field, user_id, why| Unusual { user_id, field, why };
     assert_eq!(
         report.unusual.first,

@@ -1,0 +1,112 @@
+//! Applications behind a proxy that asks the fleet, played by the test: what each proxy sends, and what a browser does.
+use super::{Answer, Builder, Call, Replica, Session};
+
+/// The host of `PUBLIC_URL`.
+pub const LOGIN_HOST: &str = "login.example.test";
+/// Two of the `PROTECTED_HOSTS`.
+pub const APP: &str = "app.example.test";
+pub const WIKI: &str = "wiki.example.test";
+/// The identity headers, in the order of the contract.
+pub const IDENTITY: [&str; 5] = ["remote-user", "remote-email", "remote-user-id", "remote-groups", "remote-session-id"];
+
+/// Which proxy asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    Nginx,
+    /// Traefik, Caddy, `HAProxy`.
+    Forward,
+    Envoy,
+}
+
+impl Proxy {
+    pub fn each() -> impl Iterator<Item = Self> {
+        [Self::Nginx, Self::Forward, Self::Envoy].into_iter().inspect(|proxy| println!("asked by {proxy:?}"))
+    }
+
+    /// The question about a request for `http://HOST/TARGET`.
+    pub fn ask(self, replica: &Replica, method: &str, host: &str, target: &str) -> Call {
+        match self {
+            Self::Nginx => replica
+                .get("/auth/verify/nginx")
+                .header("x-original-method", method)
+                .header("x-original-url", &format!("http://{host}{target}")),
+            Self::Forward => replica
+                .get("/auth/verify/forward")
+                .header("x-forwarded-method", method)
+                .header("x-forwarded-proto", "http")
+                .header("x-forwarded-host", host)
+                .header("x-forwarded-uri", target),
+            Self::Envoy => replica.call(method, &format!("/auth/verify/envoy{target}")).header("host", host),
+        }
+    }
+}
+
+/// The values of the identity headers; fails the test if one is missing or there twice.
+#[track_caller]
+pub fn identity(answer: &Answer) -> [String; 5] {
+    IDENTITY.map(|name| {
+        let values: Vec<_> = answer.headers.get_all(name).iter().collect();
+        assert_eq!(values.len(), 1, "{name}: {:?}", answer.headers);
+        values[0].to_str().expect("ASCII").to_owned()
+    })
+}
+
+/// A browser's cookies on the host of one application.
+#[derive(Clone, Debug)]
+pub struct Visitor {
+    pub host: String,
+    /// `authfleet-start=…`.
+    pub start: String,
+    /// Where the page for signing in was asked for: its path and query.
+    pub sign_in: String,
+}
+
+impl Visitor {
+    /// Comes to an application without a session: `/.authfleet/start` on its host.
+    pub async fn comes(replica: &Replica, host: &str, to: &str) -> Self {
+        let to: String = percent_encoding::utf8_percent_encode(to, percent_encoding::NON_ALPHANUMERIC).to_string();
+        let answer = replica.get(&format!("/.authfleet/start?to={to}")).header("host", host).send().await.expect(302);
+        let (start, attributes) = answer.set_cookie();
+        assert_eq!(attributes, ["HttpOnly", "Max-Age=1800", "Path=/", "SameSite=Lax"]);
+        let location = answer.header("location").expect("a place to go to");
+        let sign_in = location.strip_prefix(&format!("http://{LOGIN_HOST}")).expect("the page for signing in");
+        assert!(sign_in.starts_with("/sign-in?host="), "{location}");
+        Self { host: host.to_owned(), start, sign_in: sign_in.to_owned() }
+    }
+
+    /// Asks for the page for signing in with a session: the path and query of the callback that it leads to.
+    pub async fn signed_in(&self, replica: &Replica, session: &Session) -> String {
+        let answer = replica.get(&self.sign_in).header("host", LOGIN_HOST).session(session).send().await.expect(303);
+        let location = answer.header("location").expect("a place to go to");
+        let callback = location.strip_prefix(&format!("http://{}", self.host)).expect("the application's host");
+        assert!(callback.starts_with("/.authfleet/callback?code="), "{location}");
+        callback.to_owned()
+    }
+
+    /// Takes a code, as this browser.
+    pub fn calls_back(&self, replica: &Replica, callback: &str) -> Call {
+        replica.get(callback).header("host", &self.host).cookie(&self.start)
+    }
+}
+
+/// The cookie that a session gets at the host of an application: `authfleet=…`.
+pub async fn opened_at(replica: &Replica, session: &Session, host: &str) -> String {
+    let visitor = Visitor::comes(replica, host, "/").await;
+    let callback = visitor.signed_in(replica, session).await;
+    visitor.calls_back(replica, &callback).send().await.expect(302).set_cookie().0
+}
+
+impl Builder {
+    /// Asked about applications by a proxy on this machine.
+    pub fn with_applications(self) -> Self {
+        self.env("PUBLIC_URL", &format!("http://{LOGIN_HOST}"))
+            .env("PROTECTED_HOSTS", &format!("{APP},{WIKI},*.apps.example.test"))
+            .env("TRUSTED_PROXIES", "127.0.0.1")
+    }
+
+    /// The same, by the access rules in this text: `rules.toml` in the fleet's directory.
+    pub fn with_rules(mut self, rules: &str) -> Self {
+        self.rules = Some(rules.to_owned());
+        self.with_applications().env("ACCESS_RULES", "rules.toml")
+    }
+}
