@@ -42,7 +42,7 @@ async fn every_metric_is_exposed_as_the_catalogue_says() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let secret = secret_file(directory.path());
     let builder = Fleet::builder().replicas(2).env("SESSION_SECRET", "").env("SESSION_SECRET_FILE", &secret);
-    let fleet = builder.start().await;
+    let fleet = builder.with_applications().start().await;
     for (replica, name) in fleet.replicas().iter().zip(["ada", "eve"]) {
         let user = replica.register(name).await;
         replica.try_login(name, "a wrong password").send().await.expect(401);
