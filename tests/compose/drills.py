@@ -526,7 +526,7 @@ def restore_refused(users: list[User]) -> None:
         with Stream(users) as count:
             sessions_file.write_bytes(sessions_file.read_bytes()[:-9])
             out = fails("deploy/compose/restore", "sessions", str(sessions_file))
-            expect("no sound RDB file" in out, f"a truncated backup of the sessions was accepted: {out}")
+            expect("not a sound RDB file" in out, f"a truncated backup of the sessions was accepted: {out}")
     judge("restore that Redis refuses", count, users, "refused, users and sessions as they were")
 
 

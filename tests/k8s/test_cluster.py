@@ -29,7 +29,7 @@ def namespace():
 
 
 def singles() -> list[str]:
-    """Each overlay alone, and with each single component."""
+    """Each overlay without components, and with each single component."""
     return [name for name, (_, chosen) in combinations().items() if len(chosen) < 2]
 
 

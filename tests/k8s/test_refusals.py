@@ -94,7 +94,7 @@ MUTANTS = [
     ("boolean in a label", put(SERVER, "metadata.labels.extra", False), "False"),
     ("missing field", put(SERVER, "spec.selector", DELETE), "selector"),
     # References
-    ("namespace that is not there", put(SVC, "metadata.namespace", "other"), "Namespace other does not exist"),
+    ("missing namespace", put(SVC, "metadata.namespace", "other"), "Namespace other does not exist"),
     ("no namespace", put(SVC, "metadata.namespace", DELETE), "Namespace default does not exist"),
     (
         "volumeMount without its volume",
@@ -107,25 +107,25 @@ MUTANTS = [
         "without the other: ['x']",
     ),
     (
-        "ConfigMap that is not there",
+        "missing ConfigMap",
         put(NGINX, f"{POD}.volumes.0.configMap.name", "nginx"),
         "ConfigMap nginx does not exist",
     ),
-    ("key that is not there", put(JOB, f"{POD}.volumes.0.configMap.items.0.key", "share.js"), "no key share.js"),
+    ("missing key", put(JOB, f"{POD}.volumes.0.configMap.items.0.key", "share.js"), "no key share.js"),
     (
-        "claim that is not there",
+        "missing claim",
         put(SERVER, f"{POD}.volumes.0.persistentVolumeClaim.claimName", "x"),
         "PersistentVolumeClaim x",
     ),
-    ("account that is not there", put(SERVER, f"{POD}.serviceAccountName", "x"), "ServiceAccount x"),
-    ("priority that is not there", put(SERVER, f"{POD}.priorityClassName", "x"), "PriorityClass x"),
+    ("missing account", put(SERVER, f"{POD}.serviceAccountName", "x"), "ServiceAccount x"),
+    ("missing priority", put(SERVER, f"{POD}.priorityClassName", "x"), "PriorityClass x"),
     (
-        "variables that are not there",
+        "missing variables",
         put(SERVER, f"{CONTAINER}.envFrom.0.configMapRef.name", "authfleet"),
         "ConfigMap authfleet does",
     ),
     (
-        "target that is not there",
+        "missing target",
         put(("HorizontalPodAutoscaler", "authfleet-server"), "spec.scaleTargetRef.name", "x"),
         "Deployment x",
     ),
@@ -166,7 +166,7 @@ MUTANTS = [
         ),
         "affinity or spread",
     ),
-    ("targetPort that is not there", put(SVC, "spec.ports.0.targetPort", "web"), "no container has"),
+    ("missing targetPort", put(SVC, "spec.ports.0.targetPort", "web"), "no container has"),
     ("policy type missing", put((NP, "authfleet-redis"), "spec.policyTypes.0", "Egress"), "without their policyType"),
     (
         "Ingress to no Service",

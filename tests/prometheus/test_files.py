@@ -243,7 +243,7 @@ def test_every_link_into_the_runbook_arrives():
     assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
 
 
-# --- Figures that stand in two places---------------------------------------------------------------------------------
+# --- Figures that stand in two places ---------------------------------------------------------------------------------
 
 
 def test_the_objectives_of_the_rules_are_those_of_the_document():
