@@ -1,9 +1,9 @@
 //! The time source. Everything that compares or stores a time takes a [`Clock`], so that time-outs are tested by
 //! moving a clock, not by sleeping.
 //!
-//! Written by hand, because the crates that could do it lack one half of it: `tokio::time::pause` moves only tokio's timers
-//! and needs a runtime of one thread, `quanta` and its like mock a monotonic clock, and what Redis and the users' database
-//! keep are dates.
+//! Written by hand, because the crates that could do it lack one half of it: `tokio::time::pause` moves only tokio's
+//! timers and needs a runtime of one thread, `quanta` and its like mock a monotonic clock, and what Redis and the
+//! users' database keep are dates.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;

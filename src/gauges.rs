@@ -1,7 +1,7 @@
 //! Gauges of this replica and its parts, refreshed every few seconds whether or not Prometheus asks.
 //!
-//! A gauge whose part doesn't answer becomes NaN, since an old value would look like a present one. A gauge whose value was
-//! never known is absent: those of Redis while sessions are in memory.
+//! A gauge whose part doesn't answer becomes NaN, since an old value would look like a present one. A gauge whose value
+//! was never known is absent: those of Redis while sessions are in memory.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -4,13 +4,13 @@
 //! answer any request. Modules, each using only those below it:
 //!
 //! ```text
-//! cli        the command line: serve, migrate, healthcheck, openapi, config, doctor, user, session, import
+//! cli        the command line: serve, migrate, healthcheck, openapi, config, doctor, user, session, rules, import
 //! server     listeners, accept loops, drain
-//! gauges     every few seconds: do the parts answer, clocks, memory, sizes, sessions; as gauges
+//! gauges     gauges updated every few seconds: health of the parts, clocks, memory, sizes, sessions
 //! http       every route, the layer order, error envelope, request and response types
-//! readiness  whether this replica should get requests: what `/readyz` answers
-//! auth       flows without HTTP types: register, sign in, check, sign out; password, token
-//! store      what the stores promise; users (SQL) and sessions (Redis, memory)
+//! readiness  whether this replica should get requests, as `/readyz` answers
+//! auth       flows without HTTP types: register, sign in, check, sign out; passwords, tokens, access rules
+//! store      users (SQL) and sessions (Redis, memory), and what each store promises
 //! telemetry  log output, traces and the metrics recorder
 //! config     every variable, its default and its checks
 //! metrics    every metric name, its help and its buckets
@@ -18,7 +18,7 @@
 //! ```
 //!
 //! `cli` is for the binary, `metrics` for the integration tests, which compare the catalogue with what a fleet exposes.
-//! Nothing else is seen from outside.
+//! Nothing else is visible from outside.
 #[cfg(test)]
 mod architecture;
 pub(crate) mod auth;

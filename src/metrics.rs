@@ -1,5 +1,5 @@
-//! Every metric: its name, kind, labels, help and buckets. `make docs` writes the tables of `docs/metrics.md` and the list
-//! of series in `docs/metrics.json` from this file; tests compare dashboards, rules and alerts with that list.
+//! Every metric: its name, kind, labels, help and buckets. `make docs` writes the tables of `docs/metrics.md` and the
+//! list of series in `docs/metrics.json` from this file; tests compare dashboards, rules and alerts with that list.
 //!
 //! Each series also has the label `replica`, with the name that `X-Served-By`, logs and sessions use.
 #[cfg(test)]
@@ -133,7 +133,8 @@ catalogue! {
     HTTP_SECONDS = Latency "authfleet_http_request_duration_seconds" { method: [], route: [] };
     /// Connections open to the public listener.
     HTTP_CONNECTIONS = Gauge "authfleet_http_connections";
-    /// Connections that the public listener serves at once: `MAX_CONNECTIONS`, or as many files as the process may open.
+    /// Connections that the public listener serves at once: `MAX_CONNECTIONS`, or as many files as the process may
+    /// open.
     HTTP_CONNECTIONS_LIMIT = Gauge "authfleet_http_connections_limit";
     /// Connections answered 503 at once because there were as many as the limit.
     HTTP_CONNECTIONS_REFUSED = Counter "authfleet_http_connections_refused_total";
@@ -154,8 +155,8 @@ catalogue! {
     /// estimated from a sample of them. Every 30 s.
     SESSIONS_ALIVE = Gauge "authfleet_sessions_alive";
 
-    /// Decisions about requests for applications (forward auth), by the rule that decided; `none` if no rule matched or the
-    /// path was refused.
+    /// Decisions about requests for applications (forward auth), by the rule that decided; `none` if no rule matched or
+    /// the path was refused.
     ACCESS_DECISIONS = Counter "authfleet_access_decisions_total" { rule: [], decision: [] };
     /// 1 for the access rules in force, with a digest of their file as a label; `none` without a file.
     ACCESS_RULES_INFO = Gauge "authfleet_access_rules_info" { digest: [] };
@@ -196,14 +197,15 @@ catalogue! {
     REDIS_CONNECTS = Counter "authfleet_redis_connects_total";
     /// 1 while there is a connection to Redis, in a cluster to any of its servers.
     REDIS_CONNECTED = Gauge "authfleet_redis_connected";
-    /// Times that another server turned out to be the primary, with Sentinel or in a cluster, where a shard that joins counts
-    /// too.
+    /// Times that another server turned out to be the primary, with Sentinel or in a cluster, where a shard that joins
+    /// counts too.
     REDIS_FAILOVERS = Counter "authfleet_redis_failovers_total";
     /// Replicas that are connected to the primary; in a cluster, to the primary with the fewest.
     REDIS_REPLICAS = Gauge "authfleet_redis_replicas";
     /// Shards of a Redis Cluster that don't serve, and 1 more if there are slots that none has. 0 without a cluster.
     REDIS_SHARDS_MISSING = Gauge "authfleet_redis_shards_missing";
-    /// Revocations that replicas didn't confirm, so that they were answered with a 503. See `REDIS_REVOCATION_REPLICAS`.
+    /// Revocations that replicas didn't confirm, so that they were answered with a 503. See
+    /// `REDIS_REVOCATION_REPLICAS`.
     REVOCATIONS_UNCONFIRMED = Counter "authfleet_revocations_unconfirmed_total";
     /// Bytes that Redis uses, as it says itself; in a cluster, all primaries together.
     REDIS_MEMORY = Gauge "authfleet_redis_memory_bytes";

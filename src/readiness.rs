@@ -1,7 +1,8 @@
 //! Whether this replica should get requests: what `/readyz` answers and what the metrics say.
 //!
-//! A replica is ready as long as any shard of a Redis Cluster serves. The users of a shard that doesn't get 503s; but every
-//! replica asks the same shards, so to be not ready would take all replicas out of the balancer at once, and give everybody a
+//! A replica is ready as long as any shard of a Redis Cluster serves. The users of a shard that doesn't get 503s; but
+//! every replica asks the same shards, so to be not ready would take all replicas out of the balancer at once, and give
+//! everybody a
 //! 503. The part is then `degraded`, names the shards, and `authfleet_redis_shards_missing` counts them.
 use std::fmt::Display;
 use std::time::Duration;

@@ -103,8 +103,8 @@ pub(crate) fn start(log: &LogConfig, replica: &str, collector: Option<&TracesCon
     Telemetry(())
 }
 
-/// Sends log lines to standard error. This is for commands, whose results go to standard output. A command does its work
-/// to the end even if nobody reads its log.
+/// Sends log lines to standard error. This is for commands, whose results go to standard output. A command does its
+/// work to the end even if nobody reads its log.
 ///
 /// # Panics
 ///
@@ -287,8 +287,8 @@ fn wants_request_lines(filter: &str) -> bool {
     tracing::subscriber::with_default(subscriber, || tracing::enabled!(target: "request", tracing::Level::INFO))
 }
 
-/// Logs an answered request. The line is formatted here, because the formatter of `tracing` takes several times as long as
-/// the rest of a session check.
+/// Logs an answered request. The line is formatted here, because the formatter of `tracing` takes several times as long
+/// as the rest of a session check.
 pub(crate) fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
     let Some(sink) = SINK.get() else { return };
     let now = clock.now();

@@ -13,7 +13,7 @@ use crate::store::users::{NewUser, User, UserStoreError};
 
 impl Auth {
     /// Creates an account. An error names all invalid fields at once.
-    pub async fn register(&self, registration: Registration, client: &Client) -> Result<User, AuthError> {
+    pub(crate) async fn register(&self, registration: Registration, client: &Client) -> Result<User, AuthError> {
         let result = self.try_register(registration, client).await;
         if matches!(result, Err(AuthError::Abandoned)) {
             return result;
@@ -67,8 +67,9 @@ impl Auth {
     ///
     /// # Errors
     ///
-    /// Whatever the error, either the old password holds or the new one does, and no session is alive that should have ended.
-    pub async fn change_password(
+    /// Whatever the error, either the old password holds or the new one does, and no session is alive that should have
+    /// ended.
+    pub(crate) async fn change_password(
         &self,
         signed_in: &SignedIn,
         current: SecretString,
@@ -91,7 +92,7 @@ impl Auth {
     }
 
     /// Deletes the account of somebody who knows its password, and ends all its sessions.
-    pub async fn delete_account(
+    pub(crate) async fn delete_account(
         &self,
         signed_in: &SignedIn,
         password: SecretString,
@@ -101,8 +102,8 @@ impl Auth {
         self.revoke_with(Change::Deletion, user, signed_in.claims.session_id, client).await.map(drop)
     }
 
-    /// Makes a change for somebody who has just confirmed the password, and ends all sessions; `asked` is the session that
-    /// asked for it. Answers with the account as it was before, and the epoch that a session needs from now on.
+    /// Makes a change for somebody who has just confirmed the password, and ends all sessions; `asked` is the session
+    /// that asked for it. Answers with the account as it was before, and the epoch that a session needs from now on.
     async fn revoke_with(
         &self,
         change: Change<'_>,
@@ -111,8 +112,8 @@ impl Auth {
         client: &Client,
     ) -> Result<(User, i64), AuthError> {
         let (user_id, confirmed) = (user.id, user.password_hash.clone());
-        // A login that met the fence raised the epoch, and the confirmed password is still the right one. If somebody else
-        // changed the password first, it no longer is.
+        // A login that met the fence raised the epoch, and the confirmed password is still the right one. If somebody
+        // else changed the password first, it no longer is.
         let still_wanted = |now: Option<User>| {
             let is_confirmed = |now: &User| now.password_hash.expose_secret() == confirmed.expose_secret();
             now.filter(|now| now.disabled_at.is_none() && is_confirmed(now)).ok_or(AuthError::WrongPassword)

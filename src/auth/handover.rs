@@ -1,12 +1,14 @@
 //! How a session gets to the host of an application (forward auth): a cookie of its own for each host.
 //!
-//! 1. The application's host sets a **start value** in a cookie of its own and sends the browser to sign in, with the value's hash.
-//! 2. Once somebody is signed in, the browser is sent back with a **code**: 256 random bits, good once, for 30 seconds, for this host
-//!    and this start value, while the session lives.
+//! 1. The application's host sets a **start value** in a cookie of its own and sends the browser to sign in, with the
+//!    value's hash.
+//! 2. Once somebody is signed in, the browser is sent back with a **code**: 256 random bits, good once, for 30 seconds,
+//!    for this host and this start value, while the session lives.
 //! 3. The application's host takes the code, compares the start value, and sets a host-bound token.
 //!
-//! The start value keeps an attacker from having somebody else's browser take a code of the attacker's session (login CSRF), and from
-//! using a code that was seen on its way. The code begins with the user's id, which says in which slot of a Redis Cluster it is.
+//! The start value keeps an attacker from having somebody else's browser take a code of the attacker's session (login
+//! CSRF), and from using a code that was seen on its way. The code begins with the user's id, which says in which slot
+//! of a Redis Cluster it is.
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::SecretString;
@@ -70,7 +72,8 @@ pub(crate) struct HandedOver {
 }
 
 impl Auth {
-    /// Makes a code that takes a session to `host`. `start` is the hash of the browser's start value, `to` the path to go to.
+    /// Makes a code that takes a session to `host`. `start` is the hash of the browser's start value, `to` the path to
+    /// go to.
     ///
     /// # Errors
     ///
@@ -127,7 +130,8 @@ impl Auth {
         Ok(HandedOver { token: self.keys.issue_bound(&claims, HostHash::of(host)), to: taken.to })
     }
 
-    /// Checks the session that a host's own cookie names, and renews its idle limit: one round trip, as [`Auth::check`].
+    /// Checks the session that a host's own cookie names, and renews its idle limit: one round trip, as
+    /// [`Auth::check`].
     pub(crate) async fn check_bound<'a>(
         &self,
         cookies: impl Iterator<Item = &'a [u8]>,

@@ -8,7 +8,7 @@ const USERNAME_LIMIT: usize = 64;
 
 /// Reads an e-mail address: trimmed, NFKC, one `@`, a domain by UTS 46, at most 254 bytes (RFC 5321), no invisible
 /// characters. The error is for the client to read.
-pub fn email(text: &str) -> Result<String, &'static str> {
+pub(super) fn email(text: &str) -> Result<String, &'static str> {
     let email = written(text);
     if email.len() > EMAIL_LIMIT {
         return Err("must be at most 254 bytes long");
@@ -27,7 +27,7 @@ pub fn email(text: &str) -> Result<String, &'static str> {
 
 /// Reads a username: trimmed, NFKC, 1 to 64 characters, no `@` (so it can't be taken for an e-mail address), no white
 /// space, no control characters, no invisible characters. The error is for the client to read.
-pub fn username(text: &str) -> Result<String, &'static str> {
+pub(super) fn username(text: &str) -> Result<String, &'static str> {
     let name = written(text);
     match name.chars().count() {
         0 => Err("must not be empty"),

@@ -1,21 +1,21 @@
 //! The flows, without HTTP types.
 //!
 //! Two rules hold them together. A session is created only under the epoch that its user had before the password was
-//! verified (`sign_in`), and whatever ends all of a user's sessions follows one protocol (`revocation`). Wherever that is
-//! cut off, no session lives that should be dead.
+//! verified (`sign_in`), and whatever ends all of a user's sessions follows one protocol (`revocation`). Wherever that
+//! is cut off, no session lives that should be dead.
 mod accounts;
-pub mod admin;
+pub(crate) mod admin;
 mod flows;
 pub(crate) mod handover;
 mod identity;
-pub mod password;
+pub(crate) mod password;
 mod revocation;
 pub(crate) mod rules;
 mod sessions;
 mod sign_in;
 pub(crate) mod target;
-pub mod throttle;
-pub mod token;
+pub(crate) mod throttle;
+pub(crate) mod token;
 
 use std::error::Error;
 use std::hash::{Hash as _, Hasher as _};
@@ -28,19 +28,19 @@ use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::flows::Flows;
+pub(crate) use self::flows::Flows;
 use self::password::{HashError, HashGate, Origin, PasswordPolicy};
 use self::throttle::Throttle;
 use self::token::{Claims, TokenKeys};
 use crate::clock::Clock;
 use crate::store::StoreError;
-pub use crate::store::sessions::SessionId;
+pub(crate) use crate::store::sessions::SessionId;
 use crate::store::sessions::{Limits, Session, SessionKey, SessionStore};
 use crate::store::users::{User, UserStore, UserStoreError};
 
 /// Everything that the flows need. One per process.
 #[derive(Debug)]
-pub struct Auth {
+pub(crate) struct Auth {
     pub users: UserStore,
     pub sessions: SessionStore,
     pub gate: Arc<HashGate>,
@@ -56,7 +56,7 @@ pub struct Auth {
 
 /// Who asks.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(crate) struct Client {
     /// The address as trusted proxies report it.
     pub ip: IpAddr,
     /// `User-Agent`, cut at a limit.
@@ -80,7 +80,7 @@ impl Client {
 
 /// A checked and renewed session.
 #[derive(Clone, Debug)]
-pub struct SignedIn {
+pub(crate) struct SignedIn {
     /// What the cookie says.
     pub claims: Claims,
     /// What the store says.
@@ -91,7 +91,7 @@ pub struct SignedIn {
 
 /// A session that was just created.
 #[derive(Clone, Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     pub user: User,
     /// The cookie's value.
     pub token: SecretString,
@@ -106,7 +106,7 @@ pub struct Opened {
 
 /// A registration as sent.
 #[derive(Debug)]
-pub struct Registration {
+pub(crate) struct Registration {
     pub email: String,
     /// Made from the e-mail address if absent.
     pub username: Option<String>,
@@ -118,7 +118,7 @@ type Cause = Box<dyn Error + Send + Sync>;
 
 /// Why a flow ended without its result.
 #[derive(Debug, thiserror::Error)]
-pub enum AuthError {
+pub(crate) enum AuthError {
     /// There is no cookie, a forged one, or one whose session has ended.
     #[error("session expired or invalid")]
     SessionInvalid,
@@ -189,7 +189,7 @@ impl From<HashError> for AuthError {
 
 impl AuthError {
     /// The value in metrics and audit events.
-    pub fn label(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::SessionInvalid => "session_invalid",
             Self::InvalidCredentials | Self::WrongPassword => "invalid_credentials",
@@ -210,7 +210,7 @@ fn key_of(claims: &Claims) -> SessionKey {
 }
 
 /// When an account was made: the time in its id (UUIDv7, RFC 9562 §5.7).
-pub fn account_created_at(user_id: Uuid) -> Timestamp {
+pub(crate) fn account_created_at(user_id: Uuid) -> Timestamp {
     let (seconds, nanoseconds) = user_id.get_timestamp().map_or((0, 0), |time| time.to_unix());
     let seconds = i64::try_from(seconds).unwrap_or(0);
     let nanoseconds = i32::try_from(nanoseconds).unwrap_or(0);

@@ -1,20 +1,23 @@
 //! How a change ends all of a user's sessions, so that none comes back. Written here and nowhere else.
 //!
-//! A new password, other groups, disabling and deletion end every session of the user. They all take the same three steps:
+//! A new password, other groups, disabling and deletion end every session of the user. They all take the same three
+//! steps:
 //!
 //! 1. **End the sessions and raise the fence**, in one step in Redis. The fence is a number per user. From now on Redis
 //!    creates no session whose epoch is below it.
-//! 2. **Change SQL**: the account and its epoch, if the epoch is still the one that was read. If it isn't, somebody else
-//!    changed the account meanwhile. The account is then read again, and if the change is still wanted, step 1 follows.
+//! 2. **Change SQL**: the account and its epoch, if the epoch is still the one that was read. If it isn't, somebody
+//!    else changed the account meanwhile. The account is then read again, and if the change is still wanted, step 1
+//!    follows.
 //! 3. **End the sessions again.** A Redis that lost its fence after step 1 may have created one before step 2.
 //!
-//! A login reads the epoch before it verifies the password and creates its session under that epoch. Afterwards it reads
-//! the epoch from SQL again. If that has changed, it ends its own session before anybody gets the token. So a login that
-//! began before the change is refused by the fence or by SQL.
+//! A login reads the epoch before it verifies the password and creates its session under that epoch. Afterwards it
+//! reads the epoch from SQL again. If that has changed, it ends its own session before anybody gets the token. So a
+//! login that began before the change is refused by the fence or by SQL.
 //!
-//! If the steps are cut off anywhere, sessions have ended too early, never too late. After step 1 alone the account is as
-//! it was, and the next login raises its epoch in SQL to the fence. After step 2 alone no login that began before can
-//! succeed. Sessions that ended are reported to the caller even if a later step fails, because they have ended all the same.
+//! If the steps are cut off anywhere, sessions have ended too early, never too late. After step 1 alone the account is
+//! as it was, and the next login raises its epoch in SQL to the fence. After step 2 alone no login that began before
+//! can succeed. Sessions that ended are reported to the caller even if a later step fails, because they have ended all
+//! the same.
 use secrecy::SecretString;
 
 use crate::store::StoreError;
@@ -46,8 +49,8 @@ impl Change<'_> {
         }
     }
 
-    /// Changes SQL if the account's epoch is still that of `user`. Answers with the epoch that a session needs afterwards,
-    /// or with `None` if somebody else changed the account first.
+    /// Changes SQL if the account's epoch is still that of `user`. Answers with the epoch that a session needs
+    /// afterwards, or with `None` if somebody else changed the account first.
     async fn apply(self, users: &UserStore, user: &User) -> Result<Option<i64>, UserStoreError> {
         match self {
             Self::Password(hash) => users.replace_password(user.id, user.epoch, hash).await,
@@ -84,8 +87,8 @@ pub(super) struct Revoked<E> {
 
 impl Revocation<'_> {
     /// Takes the three steps. `still_wanted` decides about the account as somebody else left it (`None`: deleted): it
-    /// returns the account to go on with, or an error to stop. `changed` is called as soon as SQL has the change, so that it
-    /// is recorded even if step 3 fails.
+    /// returns the account to go on with, or an error to stop. `changed` is called as soon as SQL has the change, so
+    /// that it is recorded even if step 3 fails.
     pub(super) async fn run<E>(
         &self,
         mut user: User,

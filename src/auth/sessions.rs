@@ -14,8 +14,8 @@ use crate::store::StoreError;
 use crate::store::sessions::{SessionEntry, SessionId, SessionKey};
 
 /// How many genuine cookies of one request are tried, each of which may cost a round trip to the store. A browser sends
-/// several if a sibling domain or another path planted one. Forged cookies don't count, so they can't hide a genuine one.
-/// The limit on request heads bounds them.
+/// several if a sibling domain or another path planted one. Forged cookies don't count, so they can't hide a genuine
+/// one. The limit on request heads bounds them.
 const COOKIES_TRIED: usize = 4;
 
 /// The genuine cookies of one request, those that expire last first.
@@ -81,7 +81,7 @@ impl From<StoreError> for Refused {
 impl Auth {
     /// Checks the session that a cookie names and renews its idle limit. Of several genuine cookies the first one whose
     /// session is alive counts.
-    pub async fn check<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<SignedIn, AuthError> {
+    pub(crate) async fn check<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Result<SignedIn, AuthError> {
         self.check_signed(self.read(cookies)).await
     }
 
@@ -127,8 +127,8 @@ impl Auth {
         let ends = Timestamp::from_millisecond(claims.expires_at_ms).unwrap_or(Timestamp::MAX);
         let ends_ms = self.limits.end_of(created_at, ends).as_millisecond();
         if ends_ms < claims.expires_at_ms {
-            // `SESSION_MAX_AGE` was lowered after the session was created. Only then, and only within the last idle period,
-            // does a check take a second round trip, because the first one renewed the session for too long.
+            // `SESSION_MAX_AGE` was lowered after the session was created. Only then, and only within the last idle
+            // period, does a check take a second round trip, because the first one renewed the session for too long.
             claims.expires_at_ms = ends_ms;
             let Some(less) = self.idle_for(now_ms, ends_ms) else {
                 self.sessions.forget(key).await?;
@@ -150,9 +150,9 @@ impl Auth {
         (left_ms > 0).then(|| self.limits.idle.min(Duration::from_millis(left_ms)))
     }
 
-    /// Ends the sessions that the cookies name. One that is gone already must still be confirmed to be: an earlier attempt may
-    /// have ended it where replicas don't know of it yet.
-    pub async fn sign_out<'a>(
+    /// Ends the sessions that the cookies name. One that is gone already must still be confirmed to be: an earlier
+    /// attempt may have ended it where replicas don't know of it yet.
+    pub(crate) async fn sign_out<'a>(
         &self,
         cookies: impl Iterator<Item = &'a [u8]>,
         client: &Client,
@@ -191,7 +191,7 @@ impl Auth {
     }
 
     /// What the genuine cookies among these say, those that expire last first.
-    pub fn brought<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Vec<Claims> {
+    pub(crate) fn brought<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> Vec<Claims> {
         self.read(cookies).map_or_else(|_| Vec::new(), |signed| signed.iter().collect())
     }
 
@@ -217,19 +217,29 @@ impl Auth {
     }
 
     /// The user's living sessions, newest first.
-    pub async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, AuthError> {
+    pub(crate) async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, AuthError> {
         Ok(self.sessions.list(user_id).await?)
     }
 
     /// Ends one of the sessions of the user who is signed in.
-    pub async fn revoke(&self, claims: &Claims, session_id: SessionId, client: &Client) -> Result<(), AuthError> {
+    pub(crate) async fn revoke(
+        &self,
+        claims: &Claims,
+        session_id: SessionId,
+        client: &Client,
+    ) -> Result<(), AuthError> {
         let key = SessionKey { user_id: claims.user_id, session_id };
         let was_alive = self.end(key, "revoked", Some(claims.session_id), client).await?;
         if was_alive { Ok(()) } else { Err(AuthError::SessionNotFound) }
     }
 
     /// Ends all sessions of the user who is signed in, or all except the one that asks. Returns how many.
-    pub async fn revoke_all(&self, claims: &Claims, keep_current: bool, client: &Client) -> Result<u32, AuthError> {
+    pub(crate) async fn revoke_all(
+        &self,
+        claims: &Claims,
+        keep_current: bool,
+        client: &Client,
+    ) -> Result<u32, AuthError> {
         let Claims { user_id, session_id: asking, .. } = *claims;
         let end_all = async |keep| {
             let ended = self.sessions.end_all(user_id, keep, None).await;

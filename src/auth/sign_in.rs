@@ -13,9 +13,9 @@ use crate::store::users::{User, login_key};
 use crate::telemetry::chain;
 
 impl Auth {
-    /// Verifies a password and creates a session. Living sessions whose cookies the client sent along end with it. To be run
-    /// by [`super::Flows`].
-    pub async fn sign_in(
+    /// Verifies a password and creates a session. Living sessions whose cookies the client sent along end with it. To
+    /// be run by [`super::Flows`].
+    pub(crate) async fn sign_in(
         &self,
         identifier: &str,
         password: SecretString,
@@ -91,7 +91,8 @@ impl Auth {
             if old.user_id == user.id && predecessor.is_none() {
                 predecessor = Some(old.session_id);
             } else {
-                // Another user's session is in another slot of the cluster and can't end in the same step, so it ends first.
+                // Another user's session is in another slot of the cluster and can't end in the same step, so it ends
+                // first.
                 self.end(key_of(&old), "replaced", None, client).await?;
             }
         }
@@ -111,8 +112,8 @@ impl Auth {
         let (evicted, replaced) = loop {
             match self.sessions.create(&new).await? {
                 Created::Done { evicted, replaced } => break (evicted, replaced),
-                // Either the account was changed meanwhile, or a change was cut off after it raised the fence. In the second
-                // case SQL still has the user as it was read, and its epoch is raised to the fence.
+                // Either the account was changed meanwhile, or a change was cut off after it raised the fence. In the
+                // second case SQL still has the user as it was read, and its epoch is raised to the fence.
                 Created::Overtaken { fence } => {
                     let epoch = self.users.raise_epoch(user.id, user.epoch, fence).await?;
                     let Some(epoch) = epoch else { return Err(AuthError::InvalidCredentials) };
@@ -137,8 +138,8 @@ impl Auth {
     }
 }
 
-/// What attempts at a name are counted under, whether or not it has an account. It's a hash, the same for every spelling,
-/// because the key can be seen in Redis, and people type passwords as names.
+/// What attempts at a name are counted under, whether or not it has an account. It's a hash, the same for every
+/// spelling, because the key can be seen in Redis, and people type passwords as names.
 fn name_key(identifier: &str) -> String {
     hex::encode(&Sha256::digest(login_key(identifier))[..16])
 }

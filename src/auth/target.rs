@@ -1,8 +1,8 @@
 //! Where somebody may be sent after signing in.
 //!
-//! A link that leads to a foreign host by way of this one is a gift to whoever wants passwords (an open redirect: oauth2-proxy
-//! #922, Authelia GHSA-36f2-fcrx-fp4j). So every target is read here and nowhere else: by the parser that browsers have (the WHATWG URL
-//! standard, crate `url`), and only if its text leaves no doubt.
+//! A link that leads to a foreign host by way of this one helps an attacker to steal passwords (an open redirect, as in
+//! oauth2-proxy issue 922 and Authelia's GHSA-36f2-fcrx-fp4j). So every target is read here and nowhere else, with the
+//! parser that browsers have (the WHATWG URL standard, crate `url`), and only if its text leaves no doubt.
 use url::Url;
 
 use crate::config::{ForwardAuthConfig, PublicUrl, Scheme, Site, SitePattern};
@@ -38,8 +38,8 @@ impl Targets {
         self.protected.iter().any(|known| known.matches(site))
     }
 
-    /// Reads a whole URL: of `PUBLIC_URL` or of one of `PROTECTED_HOSTS`, with the scheme of `PUBLIC_URL`. Anything else is
-    /// `None`.
+    /// Reads a whole URL: of `PUBLIC_URL` or of one of `PROTECTED_HOSTS`, with the scheme of `PUBLIC_URL`. Anything
+    /// else is `None`.
     pub(crate) fn url(&self, text: &str) -> Option<Url> {
         let scheme = self.public.scheme();
         let rest = text.strip_prefix(scheme.as_str())?.strip_prefix("://")?;
@@ -58,8 +58,8 @@ impl Targets {
             .then_some(url)
     }
 
-    /// Reads a path with its query, such as `/x?y=1`, on one host. Anything else is `None`: `//evil.example/` among them, which a
-    /// browser takes for a host.
+    /// Reads a path with its query, such as `/x?y=1`, on one host. Anything else is `None`: `//evil.example/` among
+    /// them, which a browser takes for a host.
     pub(crate) fn path(&self, site: &Site, text: &str) -> Option<Url> {
         if !text.starts_with('/') || text.starts_with("//") || !is_plain(text) {
             return None;
@@ -70,8 +70,8 @@ impl Targets {
     }
 }
 
-/// Whether every program reads a URL alike: no backslash, white space, control or other character that must be encoded (RFC 3986),
-/// and no user info.
+/// Whether every program reads a URL alike: no backslash, white space, control or other character that must be encoded
+/// (RFC 3986), and no user info.
 fn is_plain(text: &str) -> bool {
     let is_allowed = |byte: u8| {
         byte.is_ascii_graphic() && !matches!(byte, b'\\' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')

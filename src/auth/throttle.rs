@@ -1,10 +1,10 @@
 //! Limits on guessing, and on hashing for one client: per account and per client address, over all replicas (ASVS 5.0
 //! 6.3.1; NIST SP 800-63B-4 §3.2.2).
 //!
-//! A sign-in is counted under three kinds of subjects: the client's networks, the name as typed, and the account that the
-//! name belongs to, if any. Only the first two can cause a 429. An account that is blocked because of attempts at another
-//! of its names answers as a name without account does, with 401 after a hash, until the count of this name is full.
-//! Otherwise a 429 would tell which names belong together, and which exist.
+//! A sign-in is counted under three kinds of subjects: the client's networks, the name as typed, and the account that
+//! the name belongs to, if any. Only the first two can cause a 429. An account that is blocked because of attempts at
+//! another of its names answers as a name without account does, with 401 after a hash, until the count of this name is
+//! full. Otherwise a 429 would tell which names belong together, and which exist.
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -21,17 +21,17 @@ use crate::store::throttle::{Charge, Reservation, Subject, ThrottleStore};
 
 /// How long an attempt that can't be admitted yet waits.
 const WAIT: Duration = Duration::from_millis(1500);
-/// An attempt that waits asks again when one before it has ended in this replica. For those that end in another replica it
-/// also asks after this pause, which doubles each time.
+/// An attempt that waits asks again when one before it has ended in this replica. For those that end in another replica
+/// it also asks after this pause, which doubles each time.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How many attempts of one subject wait in this replica. One more is refused at once.
 const WAITING: usize = 64;
-/// IPv6 prefixes that are counted, each with the factor by which its limit exceeds that of an address. A customer has at
-/// least a /64, often a /56, sometimes a /48.
+/// IPv6 prefixes that are counted, each with the factor by which its limit exceeds that of an address. A customer has
+/// at least a /64, often a /56, sometimes a /48.
 const IPV6_PREFIXES: [(u8, u32); 3] = [(64, 1), (56, 4), (48, 16)];
 
 #[derive(Clone, Debug)]
-pub struct Throttle {
+pub(crate) struct Throttle {
     shared: Arc<Shared>,
     limits: Limits,
 }
@@ -51,7 +51,7 @@ struct Queue {
 
 /// How many of each are admitted within a window.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Failures of one account, or of one name.
     pub per_account: u32,
     /// Failures from one address.
@@ -67,7 +67,7 @@ pub struct Limits {
 }
 
 impl Throttle {
-    pub fn new(store: ThrottleStore, limits: Limits) -> Self {
+    pub(crate) fn new(store: ThrottleStore, limits: Limits) -> Self {
         Self { shared: Arc::new(Shared { store, queues: Mutex::default() }), limits }
     }
 
@@ -76,7 +76,7 @@ impl Throttle {
     /// # Errors
     ///
     /// [`AuthError::Throttled`]; [`AuthError::Overloaded`]; [`AuthError::Abandoned`]; no store.
-    pub async fn admit_login(
+    pub(crate) async fn admit_login(
         &self,
         name: &str,
         account: Option<Uuid>,
@@ -94,7 +94,7 @@ impl Throttle {
     /// # Errors
     ///
     /// As [`Throttle::admit_login`].
-    pub async fn admit_confirmation(
+    pub(crate) async fn admit_confirmation(
         &self,
         account: Uuid,
         ip: IpAddr,
@@ -110,7 +110,7 @@ impl Throttle {
     /// # Errors
     ///
     /// As [`Throttle::admit_login`].
-    pub async fn admit_registration(&self, ip: IpAddr, gone: &CancellationToken) -> Result<Attempt, AuthError> {
+    pub(crate) async fn admit_registration(&self, ip: IpAddr, gone: &CancellationToken) -> Result<Attempt, AuthError> {
         let subjects = self.networks("registrations", ip, self.limits.registrations, u32::MAX);
         self.admit(subjects, None, gone).await
     }
@@ -155,7 +155,8 @@ impl Throttle {
                     Reservation::Held => attempt.reserved.push(subject.clone()),
                     Reservation::Blocked(_) if n >= shown => attempt.is_decoy = true,
                     Reservation::Blocked(left) => blocked = blocked.max(Some(left)),
-                    // Attempts under way may have the right password and free their places, so a decoy would be too early.
+                    // Attempts under way may have the right password and free their places, so a decoy would be too
+                    // early.
                     Reservation::Wait if n >= shown && Instant::now() >= deadline => attempt.is_decoy = true,
                     Reservation::Wait => waits_for = waits_for.or(Some((subject, n >= shown))),
                 }
@@ -226,8 +227,8 @@ pub(super) fn network(ip: IpAddr) -> String {
     networks(ip).pop().expect("at least one").0
 }
 
-/// What an address is counted under, each with the factor of its limit: an IPv4 address itself, and of an IPv6 address the
-/// prefixes that may be one customer's.
+/// What an address is counted under, each with the factor of its limit: an IPv4 address itself, and of an IPv6 address
+/// the prefixes that may be one customer's.
 fn networks(ip: IpAddr) -> Vec<(String, u32)> {
     match ip.to_canonical() {
         IpAddr::V4(ip) => vec![(ip.to_string(), 1)],
@@ -243,7 +244,7 @@ fn networks(ip: IpAddr) -> Vec<(String, u32)> {
 
 /// An admitted attempt. If it's dropped before any password was hashed, it gives its places back.
 #[derive(Debug)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     shared: Arc<Shared>,
     id: String,
     reserved: Vec<Subject>,
@@ -252,27 +253,27 @@ pub struct Attempt {
 
 impl Attempt {
     /// Whether the account is blocked although the name isn't. The answer must then be that of a wrong password.
-    pub fn is_decoy(&self) -> bool {
+    pub(crate) fn is_decoy(&self) -> bool {
         self.is_decoy
     }
 
-    /// Counts the attempt towards the limit of every subject. Failures are charged, and registrations whatever became of
-    /// them.
+    /// Counts the attempt towards the limit of every subject. Failures are charged, and registrations whatever became
+    /// of them.
     ///
     /// # Errors
     ///
     /// No store: the attempt isn't charged, so its outcome must not be told either.
-    pub async fn charge(mut self) -> Result<(), AuthError> {
+    pub(crate) async fn charge(mut self) -> Result<(), AuthError> {
         self.settle(|_| Charge::Failure).await
     }
 
-    /// For a right password: forgets the failures of the account and the name, but not those of the address. The attempt
-    /// itself counts only towards the limits of attempts.
+    /// For a right password: forgets the failures of the account and the name, but not those of the address. The
+    /// attempt itself counts only towards the limits of attempts.
     ///
     /// # Errors
     ///
     /// No store.
-    pub async fn pardon(mut self) -> Result<(), AuthError> {
+    pub(crate) async fn pardon(mut self) -> Result<(), AuthError> {
         self.settle(|subject| {
             let is_network = subject.name.starts_with("address:");
             if is_network { Charge::Attempt } else { Charge::AttemptAndPardon }

@@ -16,8 +16,8 @@
 //! - The MAC is HMAC-SHA256 (RFC 2104) over the first 55 bytes: just what fits into one SHA-256 block with its
 //!   padding. A cookie that fails it costs no round trip to the store.
 //!
-//! A **host-bound token** is the value of an application's own cookie (forward auth). It names the same session, so it dies with
-//! it, and is good at one host alone:
+//! A **host-bound token** is the value of an application's own cookie (forward auth). It names the same session, so it
+//! dies with it, and is good at one host alone:
 //!
 //! ```text
 //!  0      1             17               33           39              55          87
@@ -26,8 +26,9 @@
 //!  +------+-------------+----------------+------------+---------------+-----------+
 //! ```
 //!
-//! It holds no secret of the session, so the session's own token can't be made from it. The first byte keeps the two apart. The
-//! host's hash is the beginning of the SHA-256 of its name, without a port, since browsers share cookies between ports.
+//! It holds no secret of the session, so the session's own token can't be made from it. The first byte keeps the two
+//! apart. The host's hash is the beginning of the SHA-256 of its name, without a port, since browsers share cookies
+//! between ports.
 //!
 //! Lengths are multiples of three, so each token has exactly one text: no ignored trailing bits.
 use std::fmt;
@@ -52,11 +53,11 @@ const BOUND_HOST: std::ops::Range<usize> = 39..55;
 const SIGNED: usize = 55;
 const LENGTH: usize = SIGNED + 32;
 /// Characters of a cookie value.
-pub const TEXT_LENGTH: usize = LENGTH / 3 * 4;
+pub(crate) const TEXT_LENGTH: usize = LENGTH / 3 * 4;
 
 /// What a genuine cookie says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claims {
+pub(crate) struct Claims {
     pub user_id: Uuid,
     /// The session's public name.
     pub session_id: SessionId,
@@ -66,11 +67,11 @@ pub struct Claims {
 
 /// What binds a token to a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostHash([u8; 16]);
+pub(crate) struct HostHash([u8; 16]);
 
 impl HostHash {
     /// Of a host's name, without the port.
-    pub fn of(name: &str) -> Self {
+    pub(crate) fn of(name: &str) -> Self {
         let digest = Sha256::digest(name);
         Self(digest[..16].try_into().expect("16 of 32 bytes"))
     }
@@ -78,7 +79,7 @@ impl HostHash {
 
 /// What a cookie value says, genuine or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inspected {
+pub(crate) struct Inspected {
     /// If no key of ours signed it, anybody can have written this.
     pub claims: Claims,
     /// The key that signed it, counted from 0 in the order of `SESSION_SECRET`.
@@ -87,11 +88,11 @@ pub struct Inspected {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the session cookie's signature is not ours")]
-pub struct NotOurs;
+pub(crate) struct NotOurs;
 
 /// Issues and reads cookie values.
 #[derive(Clone)]
-pub struct TokenKeys {
+pub(crate) struct TokenKeys {
     /// The key schedules are computed in advance, so that a check costs two SHA-256 blocks.
     signing: Hmac<Sha256>,
     accepted: Vec<Hmac<Sha256>>,
@@ -109,7 +110,7 @@ impl TokenKeys {
     /// # Panics
     ///
     /// Without any secret; the configuration refuses that.
-    pub fn new(secrets: &[SecretSlice<u8>]) -> Self {
+    pub(crate) fn new(secrets: &[SecretSlice<u8>]) -> Self {
         let accepted: Vec<_> = secrets
             .iter()
             .map(|secret| Hmac::new_from_slice(secret.expose_secret()).expect("HMAC takes a key of any length"))
@@ -118,7 +119,7 @@ impl TokenKeys {
     }
 
     /// Issues a token for a session of `user_id` that ends at `expires_at_ms` at the latest.
-    pub fn issue(&self, user_id: Uuid, expires_at_ms: i64) -> (SecretString, Claims) {
+    pub(crate) fn issue(&self, user_id: Uuid, expires_at_ms: i64) -> (SecretString, Claims) {
         let mut bytes = [0_u8; LENGTH];
         bytes[0] = VERSION;
         bytes[USER].copy_from_slice(user_id.as_bytes());
@@ -135,7 +136,7 @@ impl TokenKeys {
     /// # Panics
     ///
     /// If the session's id is none that [`Self::issue`] made.
-    pub fn issue_bound(&self, claims: &Claims, host: HostHash) -> SecretString {
+    pub(crate) fn issue_bound(&self, claims: &Claims, host: HostHash) -> SecretString {
         let mut bytes = [0_u8; LENGTH];
         bytes[0] = HOST_BOUND;
         bytes[USER].copy_from_slice(claims.user_id.as_bytes());
@@ -147,13 +148,13 @@ impl TokenKeys {
         URL_SAFE_NO_PAD.encode(bytes).into()
     }
 
-    pub fn read(&self, text: &[u8]) -> Result<Claims, NotOurs> {
+    pub(crate) fn read(&self, text: &[u8]) -> Result<Claims, NotOurs> {
         let bytes = decode(text, VERSION).ok_or(NotOurs)?;
         self.signer(&bytes).map(|_| claims(&bytes)).ok_or(NotOurs)
     }
 
     /// Reads a host-bound token, at this host.
-    pub fn read_bound(&self, text: &[u8], host: HostHash) -> Result<Claims, NotOurs> {
+    pub(crate) fn read_bound(&self, text: &[u8], host: HostHash) -> Result<Claims, NotOurs> {
         let bytes = decode(text, HOST_BOUND).ok_or(NotOurs)?;
         self.signer(&bytes).ok_or(NotOurs)?;
         if bytes[BOUND_HOST] != host.0 {
@@ -168,7 +169,7 @@ impl TokenKeys {
 
     /// Reads a cookie value whoever signed it, to tell an operator what is wrong with it. `None` if it doesn't have the
     /// form of one.
-    pub fn inspect(&self, text: &[u8]) -> Option<Inspected> {
+    pub(crate) fn inspect(&self, text: &[u8]) -> Option<Inspected> {
         let bytes = decode(text, VERSION)?;
         Some(Inspected { claims: claims(&bytes), key: self.signer(&bytes) })
     }

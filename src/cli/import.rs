@@ -228,7 +228,7 @@ async fn from_sqlite(path: &Path, arguments: &Arguments, import: &mut Import<'_>
     }
     let columns = arguments.columns(path, &names)?;
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    // As text whatever its type, so that the rules are those of a CSV file.
+    // As text, whatever the column's type, so that the rules are the same as for a CSV file.
     let fields: Vec<_> = names.iter().map(|name| format!("CAST({} AS TEXT)", quoted(name))).collect();
     let statement = AssertSqlSafe(format!("SELECT {} FROM {}", fields.join(", "), quoted(table)));
     let mut rows = sqlx::query(statement).fetch(&mut db);

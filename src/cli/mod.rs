@@ -28,9 +28,8 @@ const USAGE: u8 = 2;
 
 /// A session-authentication server that runs as a fleet: any replica can answer any request.
 ///
-/// Configured by environment variables: `authfleet config --example` explains each, `authfleet config` shows the values in
-/// force. Exit codes: 0 done, 1 failed or not found, 2 the
-/// command line or the configuration can't be used.
+/// Configured by environment variables: `authfleet config --example` explains each, `authfleet config` shows the values
+/// in force. Exit codes: 0 done, 1 failed or not found, 2 the command line or the configuration can't be used.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {

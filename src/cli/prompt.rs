@@ -59,7 +59,7 @@ fn secret_from_stdin(what: &str) -> Result<SecretString, String> {
     }
 }
 
-/// Asks whether to go on; `None` if there is nobody to ask.
+/// Asks for confirmation; `None` without a terminal.
 pub(super) fn confirmed(question: &str) -> Option<bool> {
     if !io::stdin().is_terminal() {
         return None;

@@ -35,9 +35,11 @@ pub(super) enum Command {
     /// Say all about a session, and whether a server would accept it. Doesn't renew it. Exit code 1 if it would be
     /// refused.
     Inspect {
-        /// A session's id; without it a cookie value or an id is asked for, or read from standard input (also with `-`).
+        /// A session's id; without it a cookie value or an id is asked for, or read from standard input (also with
+        /// `-`).
         ///
-        /// A cookie value is taken as well, but whoever has it is signed in, and a command line can be seen by others.
+        /// A cookie value is accepted too. But it signs in anybody who has it, and other users of the machine can see a
+        /// command line.
         #[arg(allow_hyphen_values = true)]
         session: Option<String>,
         #[command(flatten)]

@@ -197,7 +197,7 @@ pub(super) async fn run(admin: &Admin, command: Command) -> Result<ExitCode, Adm
         }
         Command::SetPassword { target, reach } => {
             let Some(offline) = reach.checked(admin) else { return Ok(contradiction()) };
-            // Refused before anybody types a password in vain.
+            // Refused before the operator types a password.
             admin.endable(offline)?;
             let user = admin.user(&target.user).await?;
             let password = match prompt::new_password() {
@@ -257,7 +257,7 @@ async fn list(admin: &Admin, after: Option<Uuid>, limit: u32, json: bool) -> Res
     #[derive(Serialize)]
     struct Page<'a> {
         users: Vec<Account<'a>>,
-        /// Where to go on; `null` at the end.
+        /// The id to continue after; `null` at the end.
         next: Option<Uuid>,
     }
 

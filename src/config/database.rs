@@ -35,7 +35,8 @@ pub(crate) struct PostgresUrl {
     pub(crate) database: String,
     /// Whether the connection is encrypted, and what is checked.
     pub(crate) tls: TlsMode,
-    /// A file with the certificates of the authorities that sign the server's; without one, those that this system trusts.
+    /// A file with the certificates of the authorities that sign the server's; without one, those that this system
+    /// trusts.
     pub(crate) root_certificates: Option<PathBuf>,
     /// Files with this client's certificate and its key.
     pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,

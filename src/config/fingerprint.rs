@@ -8,14 +8,14 @@ use super::Config;
 use super::table::{Scope, VARIABLES};
 
 impl Config {
-    /// Eight hexadecimal digits, which are equal in replicas that are configured alike. They cover the settings that all
-    /// replicas must share and, with Redis, the secrets in their order. While a secret is rotated they differ, until the
-    /// last replica was restarted.
+    /// Eight hexadecimal digits, which are equal in replicas that are configured alike. They cover the settings that
+    /// all replicas must share and, with Redis, the secrets in their order. While a secret is rotated they differ,
+    /// until the last replica was restarted.
     ///
     /// They give nothing of a secret away. Secrets have at least 32 bytes, as random as the operator is told to make
-    /// them; 32 bits of a digest leave 2^224 of 2^256. Whoever hopes to guess a poor secret doesn't need the fingerprint:
-    /// every user has a cookie, whose signature tells a right guess for certain. The digest of a secret is made for
-    /// nothing else, and only the ops listener shows the fingerprint.
+    /// them; 32 bits of a digest leave 2^224 of 2^256. Whoever hopes to guess a poor secret doesn't need the
+    /// fingerprint: every user has a cookie, whose signature tells a right guess for certain. The digest of a secret is
+    /// made for nothing else, and only the ops listener shows the fingerprint.
     pub(crate) fn fingerprint(&self) -> String {
         let mut text = "authfleet settings\n".to_owned();
         for (variable, (name, value)) in VARIABLES.iter().zip(self.effective()) {

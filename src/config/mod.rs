@@ -10,8 +10,8 @@
 //! # Why no crate does this
 //!
 //! `confique` 0.4 and `figment` 0.10 stop at the first mistake, as serde's deserializers do; an operator should see all
-//! of them. Their messages quote the value, which may be a secret. clap's `env` does both as well. None of the three reads
-//! `NAME_FILE`, or describes the values that a variable takes. The idea that the row stands at the field is from
+//! of them. Their messages quote the value, which may be a secret. clap's `env` does both as well. None of the three
+//! reads `NAME_FILE`, or describes the values that a variable takes. The idea that the row stands at the field is from
 //! `confique`. `dotenvy` reads `.env`, `humantime` durations, `bytesize` sizes, `ipnet` networks.
 mod database;
 mod fingerprint;
@@ -248,7 +248,8 @@ impl RedisConfig {
 }
 
 impl ForwardAuthConfig {
-    /// Finds what could not work: hosts without a place to sign in, rules without hosts, cookies that a browser would drop.
+    /// Finds what could not work: hosts without a place to sign in, rules without hosts, cookies that a browser would
+    /// drop.
     fn check_together(&self, cookie_secure: bool, trusted_proxies: &[IpNet], values: &mut Values<'_>) {
         if !values.sound(&["PUBLIC_URL", "PROTECTED_HOSTS", "ACCESS_RULES", "COOKIE_DOMAIN"]) {
             return;

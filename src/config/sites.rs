@@ -1,7 +1,7 @@
 //! Which hosts take part in forward auth: `PUBLIC_URL`, `PROTECTED_HOSTS`, `COOKIE_DOMAIN`.
 //!
-//! Names are compared in one form: lower case, ASCII (internationalised names as `xn--…`, by UTS 46), no dot at the end, a port
-//! only if it isn't the scheme's own.
+//! Names are compared in one form: lower case, ASCII (internationalised names as `xn--…`, by UTS 46), no dot at the
+//! end, a port only if it isn't the scheme's own.
 use std::fmt;
 
 use url::{Host, Url};
@@ -51,8 +51,8 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Reads what stands in `Host` or `X-Forwarded-Host` (RFC 9110, section 7.2). Only ASCII, since that is what clients send;
-    /// no dot at the end, no user info.
+    /// Reads what stands in `Host` or `X-Forwarded-Host` (RFC 9110, section 7.2). Only ASCII, since that is what
+    /// clients send; no dot at the end, no user info.
     pub(crate) fn parse(text: &str, scheme: Scheme) -> Option<Self> {
         let is_usual =
             |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
@@ -77,8 +77,8 @@ impl fmt::Display for Site {
     }
 }
 
-/// One or more hosts: `app.example.org`, or `*.example.org` for every name with one label more, as in certificates (RFC 6125,
-/// section 6.4.3). With a port for that port, without for the scheme's own.
+/// One or more hosts: `app.example.org`, or `*.example.org` for every name with one label more, as in certificates (RFC
+/// 6125, section 6.4.3). With a port for that port, without for the scheme's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SitePattern {
     is_wildcard: bool,

@@ -329,7 +329,8 @@ fn read_text(path: &Path) -> io::Result<(String, u32, Option<SystemTime>)> {
 }
 
 /// Each entry with the number of its last line; for a malformed one `None`, with the number of its first. dotenvy gets
-/// the text line by line, because its own errors have no line number. They quote the line instead, which may hold a secret.
+/// the text line by line, because its own errors have no line number. They quote the line instead, which may hold a
+/// secret.
 pub(super) fn dotenv_entries(text: &str) -> Vec<(usize, Option<(String, String)>)> {
     // From a reader, dotenvy skips no byte order mark, and takes white space at the end of the file for an open quote.
     let text = format!("{}\n", text.trim_start_matches('\u{feff}').trim_end());

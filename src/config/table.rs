@@ -95,8 +95,8 @@ impl<T> Field<T> for Option<T> {
 ///
 /// - `#[setting("NAME", values: FORMAT, default: "TEXT", scope: SCOPE)]`: a variable. `FORMAT` is one of
 ///   [`super::formats`], `SCOPE` a variant of [`Scope`]. The field's documentation is the variable's help.
-/// - `default: "WORDS" => |given| VALUE` instead, where the default is no text: `WORDS` describe it, the closure makes it
-///   out of `given` ([`super::sources::Values`]) and the fields above.
+/// - `default: "WORDS" => |given| VALUE` instead, where the default is no text: `WORDS` describe it, the closure makes
+///   it out of `given` ([`super::sources::Values`]) and the fields above.
 /// - `heading: "WORDS"` after the name, where a new part of the table begins.
 /// - `#[setting(group)]`: a struct of settings.
 /// - `#[setting(derived)]`: no variable; filled in once all are read.

@@ -1,5 +1,5 @@
-//! The one table of variables. A variable is a field with its row above it; reading it, showing it, the messages about it,
-//! `.env.example`, README's table and the fingerprint follow from that.
+//! The one table of variables. A variable is a field with its row above it; reading it, showing it, the messages about
+//! it, `.env.example`, README's table and the fingerprint follow from that.
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -54,8 +54,8 @@ settings! {
         #[setting(group)]
         pub redis: RedisConfig,
 
-        /// Where users are kept: one SQLite file that all replicas of the host share, or a database on a PostgreSQL server, for
-        /// replicas on many hosts.
+        /// Where users are kept: one SQLite file that all replicas of the host share, or a database on a PostgreSQL
+        /// server, for replicas on many hosts.
         #[setting("DATABASE_URL", values: formats::database_url(), default: "sqlite://data/authfleet.db", scope: Store)]
         pub database: DatabaseUrl,
 
@@ -178,8 +178,8 @@ settings! {
             values: formats::file(), default: "the authorities that this system trusts" => |_| None, scope: Replica)]
         pub ca_file: Option<PathBuf>,
 
-        /// File with the certificate (PEM) that this replica shows to Redis and the Sentinels, with those that lead to its
-        /// authority. Needs `REDIS_KEY_FILE`.
+        /// File with the certificate (PEM) that this replica shows to Redis and the Sentinels, with those that lead to
+        /// its authority. Needs `REDIS_KEY_FILE`.
         #[setting("REDIS_CERT_FILE", values: formats::file(), default: "none" => |_| None, scope: Replica)]
         pub cert_file: Option<PathBuf>,
 
@@ -195,7 +195,8 @@ settings! {
         #[setting("REDIS_SENTINEL_PASSWORD", values: formats::password(), default: "none" => |_| None, scope: Replica)]
         pub sentinel_password: Option<SecretString>,
 
-        /// Replicas of Redis that must have a revocation before it is acknowledged; until then it is answered with a 503.
+        /// Replicas of Redis that must have a revocation before it is acknowledged; until then it is answered with a
+        /// 503.
         #[setting("REDIS_REVOCATION_REPLICAS",
             values: whole(0..=5),
             default: "0 for one Redis, 1 with Sentinel and in a cluster"
@@ -248,8 +249,8 @@ settings! {
             scope: Fleet)]
         pub public_url: Option<PublicUrl>,
 
-        /// Hosts of the applications. `*.example.net` stands for every name with one label more. A host that isn't named is
-        /// refused, and nobody is sent to it.
+        /// Hosts of the applications. `*.example.net` stands for every name with one label more. A host that isn't
+        /// named is refused, and nobody is sent to it.
         #[setting("PROTECTED_HOSTS",
             values: formats::protected_hosts(), default: "none: no forward auth" => |_| Vec::new(), scope: Fleet)]
         pub protected_hosts: Vec<SitePattern>,
@@ -260,8 +261,8 @@ settings! {
             scope: Replica)]
         pub access_rules: Option<PathBuf>,
 
-        /// Simple mode: one cookie for this domain and every host in it, instead of one per host. Each application of the domain
-        /// then gets a key to all the others with every request.
+        /// Simple mode: one cookie for this domain and every host in it, instead of one per host. Each application of
+        /// the domain then gets a key to all the others with every request.
         #[setting("COOKIE_DOMAIN",
             values: formats::cookie_domain(), default: "none: a cookie per host" => |_| None, scope: Fleet)]
         pub cookie_domain: Option<String>,
@@ -313,7 +314,8 @@ settings! {
 }
 
 settings! {
-    /// Limits on failed logins, on hashing, and on registrations. For IPv6, a /56 has four times and a /48 sixteen times as much.
+    /// Limits on failed logins, on hashing, and on registrations. For IPv6, a /56 has four times and a /48 sixteen
+    /// times as much.
     #[derive(Clone, Copy, Debug)]
     pub(crate) struct ThrottleConfig {
         /// Failed logins that one account may have within the window; further attempts get a 429.

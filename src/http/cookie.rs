@@ -10,8 +10,8 @@ pub(crate) struct SessionCookie {
 }
 
 impl SessionCookie {
-    /// `__Host-session` with `Secure`, or, for plain http, `session` without. With a domain, `__Secure-session`, which every host
-    /// of the domain gets.
+    /// `__Host-session` with `Secure`, or, for plain http, `session` without. With a domain, `__Secure-session`, which
+    /// every host of the domain gets.
     pub(crate) fn new(secure: bool, domain: Option<&str>) -> Self {
         let name = match (secure, domain) {
             (false, _) => "session",
@@ -23,8 +23,8 @@ impl SessionCookie {
         Self { name, attributes: format!("; Path=/; HttpOnly; SameSite=Lax{secure}{domain}") }
     }
 
-    /// The cookie's name. `__Host-` makes browsers refuse it from a sibling domain, another path or plain http; `__Secure-` only
-    /// from plain http.
+    /// The cookie's name. `__Host-` makes browsers refuse it from a sibling domain, another path or plain http;
+    /// `__Secure-` only from plain http.
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }

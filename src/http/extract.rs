@@ -18,10 +18,11 @@ use crate::auth::{Client, SignedIn};
 
 /// The largest body that is read.
 pub(super) const BODY_LIMIT: usize = 16 * 1024;
-/// How long a whole body may take. A limit on the pause between two frames, as tower-http's `RequestBodyTimeoutLayer` has it,
-/// would let a client that sends a byte now and then go on for ever.
+/// How long a whole body may take. A limit on the pause between two frames, as tower-http's `RequestBodyTimeoutLayer`
+/// has it, would let a client that sends a byte now and then go on for ever.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a user agent that are kept with each session; `hash-max-listpack-value` in deploy/redis/redis.conf is the same.
+/// Bytes of a user agent that are kept with each session; `hash-max-listpack-value` in deploy/redis/redis.conf is the
+/// same.
 const USER_AGENT_LIMIT: usize = 256;
 
 /// A JSON body. Every way in which it can be wrong has its own problem.
@@ -121,7 +122,8 @@ impl FromRequestParts<Arc<App>> for Client {
     }
 }
 
-/// Text of at most [`USER_AGENT_LIMIT`] bytes, without control characters; a replacement character for what isn't UTF-8.
+/// Text of at most [`USER_AGENT_LIMIT`] bytes, without control characters; a replacement character for what isn't
+/// UTF-8.
 fn user_agent(value: &[u8]) -> String {
     let mut kept = String::with_capacity(value.len().min(USER_AGENT_LIMIT));
     for c in String::from_utf8_lossy(value).chars().filter(|c| !c.is_control()) {

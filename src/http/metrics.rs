@@ -23,7 +23,8 @@ thread_local! {
     static SERIES: RefCell<Vec<Series>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The gauge of requests in flight. It is looked up before the first request too, so that it shows 0 rather than nothing.
+/// The gauge of requests in flight. It is looked up before the first request too, so that it shows 0 rather than
+/// nothing.
 pub(super) fn in_flight() -> &'static Gauge {
     static GAUGE: OnceLock<Gauge> = OnceLock::new();
     GAUGE.get_or_init(|| gauge!(HTTP_IN_FLIGHT))
@@ -57,8 +58,8 @@ pub(super) fn finished(method: &Method, route: Option<&str>, status: StatusCode,
         let at = found.unwrap_or_else(|| {
             let seconds = histogram!(HTTP_SECONDS, "method" => method, "route" => route.to_owned());
             let mut series = Series { method, route: route.to_owned(), seconds, by_status: Vec::new() };
-            // Shown as 0 before the first failure: the objective for availability counts increases, and from nothing to 1 is
-            // none.
+            // Shown as 0 before the first failure: the objective for availability counts increases, and from nothing to
+            // 1 is none.
             series.counter(StatusCode::SERVICE_UNAVAILABLE);
             all.push(series);
             all.len() - 1

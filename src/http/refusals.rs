@@ -1,12 +1,13 @@
-//! Requests that are refused before any handler sees them: those with too large a head, and those with an unsafe method from
-//! another site (ASVS 5.0 3.5.1 to 3.5.3).
+//! Requests that are refused before any handler sees them: those with too large a head, and those with an unsafe method
+//! from another site (ASVS 5.0 3.5.1 to 3.5.3).
 //!
-//! Browsers say where a request comes from: in `Sec-Fetch-Site`, or at least in `Origin`. A client that sends neither is no
-//! browser. It sends its cookie deliberately, and passes.
+//! Browsers say where a request comes from: in `Sec-Fetch-Site`, or at least in `Origin`. A client that sends neither
+//! is no browser. It sends its cookie deliberately, and passes.
 //!
-//! `same-site`, a request from `https://app.example.org` to `https://login.example.org`, passes: the browser knows where one
-//! site ends and another begins (the Public Suffix List), and an application may have a button that signs out. A browser from
-//! before 2023 sends `Origin` alone, and then only the host itself passes, because this server has no list of sites.
+//! `same-site`, a request from `https://app.example.org` to `https://login.example.org`, passes: the browser knows
+//! where one site ends and another begins (the Public Suffix List), and an application may have a button that signs
+//! out. A browser from before 2023 sends `Origin` alone, and then only the host itself passes, because this server has
+//! no list of sites.
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -70,8 +71,8 @@ fn host<'a>(headers: &'a HeaderMap, uri: &'a http::Uri, is_proxied: bool) -> Opt
     named.or_else(|| uri.authority().map(http::uri::Authority::as_str))
 }
 
-/// Bytes of the request's head as it was sent, without optional white space. hyper limits its buffer instead, which may have
-/// grown for other reasons.
+/// Bytes of the request's head as it was sent, without optional white space. hyper limits its buffer instead, which may
+/// have grown for other reasons.
 fn head_size<B>(request: &Request<B>) -> usize {
     let uri = request.uri();
     let authority = uri.authority().map_or(0, |host| "http://".len() + host.as_str().len());

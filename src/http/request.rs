@@ -1,5 +1,5 @@
-//! What every request has: an id, a peer, a client's address. The outermost layer gives it the id, counts it, writes its line
-//! in the log, and adds the headers that every response has.
+//! What every request has: an id, a peer, a client's address. The outermost layer gives it the id, counts it, writes
+//! its line in the log, and adds the headers that every response has.
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -32,9 +32,9 @@ static CLIENT_CLOSED_REQUEST: LazyLock<StatusCode> =
 
 /// Adds [`Observed`] to a service.
 ///
-/// By hand, because every session check passes it: as `axum::middleware::from_fn` it would cost 1240 instructions more per
-/// request (counted by callgrind), for a boxed service and a boxed future. tower-http's layers for the id and the headers would
-/// cost 2110 more, and leave out the log line, the metrics, and clients that hang up.
+/// By hand, because every session check passes it: as `axum::middleware::from_fn` it would cost 1240 instructions more
+/// per request (counted by callgrind), for a boxed service and a boxed future. tower-http's layers for the id and the
+/// headers would cost 2110 more, and leave out the log line, the metrics, and clients that hang up.
 #[derive(Clone, Debug)]
 pub(super) struct RequestLayer(pub(super) Arc<App>);
 
@@ -180,8 +180,8 @@ impl Drop for State {
     }
 }
 
-/// Whether answers of this route are about a user, and so must not be stored (ASVS 5.0 14.3.2). A path that matches no route
-/// counts as one that is.
+/// Whether answers of this route are about a user, and so must not be stored (ASVS 5.0 14.3.2). A path that matches no
+/// route counts as one that is.
 fn is_private(route: Option<&str>) -> bool {
     let Some(route) = route else { return true };
     route.starts_with("/auth") || route.starts_with("/.authfleet") || matches!(route, "/login" | "/logout" | "/profile")
@@ -207,11 +207,12 @@ pub(super) struct RequestId(pub(super) HeaderValue);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
-/// The client's address: that of the peer, or, if the peer is a trusted proxy, the rightmost address of `X-Forwarded-For` that
-/// isn't a trusted proxy. What stands to the left of it was written by somebody who isn't trusted.
+/// The client's address: that of the peer, or, if the peer is a trusted proxy, the rightmost address of
+/// `X-Forwarded-For` that isn't a trusted proxy. What stands to the left of it was written by somebody who isn't
+/// trusted.
 ///
-/// By hand, although `axum-client-ip` exists: that crate has no list of trusted proxies, and believes the header of whoever
-/// reaches a replica directly.
+/// By hand, although `axum-client-ip` exists: that crate has no list of trusted proxies, and believes the header of
+/// whoever reaches a replica directly.
 pub(super) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.to_canonical();
     let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
@@ -219,8 +220,8 @@ pub(super) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet
     if !is_trusted(&peer) {
         return client;
     }
-    // As bytes, and from the right up to the first hop that can't be read: what stands before that, even a whole line, may
-    // have been written by the client.
+    // As bytes, and from the right up to the first hop that can't be read: what stands before that, even a whole line,
+    // may have been written by the client.
     let lines: Vec<_> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
     for hop in lines.iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b',')) {
         let Some(address) = std::str::from_utf8(hop.trim_ascii()).ok().and_then(parse_hop) else { break };

@@ -30,14 +30,14 @@ use super::write_timeout::WriteTimeout;
 use crate::http::{HEAD_LIMIT, Peer};
 use crate::metrics::HTTP_CONNECTIONS_REFUSED;
 
-/// A client that hasn't sent a whole request head by then is cut off. An idle connection is kept for as long; proxies must keep
-/// theirs for less, or they will send into a closed one.
+/// A client that hasn't sent a whole request head by then is cut off. An idle connection is kept for as long; proxies
+/// must keep theirs for less, or they will send into a closed one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of a head hyper reads before it refuses the head itself. It is a little more than [`HEAD_LIMIT`], so that most heads
-/// that are too large get our answer, which says what is wrong.
+/// How much of a head hyper reads before it refuses the head itself. It is a little more than [`HEAD_LIMIT`], so that
+/// most heads that are too large get our answer, which says what is wrong.
 const READ_BUFFER: usize = HEAD_LIMIT + 8 * 1024;
-/// Bytes of answers that the kernel keeps for a client that has not taken them yet (it counts twice as much). Unbounded, it
-/// would keep some MiB.
+/// Bytes of answers that the kernel keeps for a client that has not taken them yet (it counts twice as much).
+/// Unbounded, it would keep some MiB.
 const SEND_BUFFER: usize = 128 * 1024;
 /// The pause after an accept that failed, because no descriptors were left, say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -135,8 +135,8 @@ impl Acceptor {
         }
     }
 
-    /// Answers 503 at once, so that a balancer asks another replica; a connection that waits to be accepted would look like a
-    /// replica that hangs. The answer is written once and not waited for.
+    /// Answers 503 at once, so that a balancer asks another replica; a connection that waits to be accepted would look
+    /// like a replica that hangs. The answer is written once and not waited for.
     fn refuse(&self, stream: &TcpStream) {
         let body = r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many connections; try again shortly","code":"overloaded"}"#;
         let answer = format!(

@@ -28,8 +28,8 @@ use crate::http::{App, SessionCookie};
 use crate::metrics::{HTTP_CONNECTIONS, HTTP_CONNECTIONS_LIMIT};
 use crate::store::Stores;
 
-/// Connections that the ops listener serves at once, for orchestrators and Prometheus. They are counted apart from the public
-/// ones, so that the replica can be watched while those are used up.
+/// Connections that the ops listener serves at once, for orchestrators and Prometheus. They are counted apart from the
+/// public ones, so that the replica can be watched while those are used up.
 const OPS_CONNECTIONS: usize = 64;
 /// Files that the process needs besides connections: databases, Redis, logs.
 const OTHER_FILES: usize = 128;
@@ -73,8 +73,8 @@ impl Listeners {
 
 /// Opens the stores and puts the application together.
 ///
-/// It fails if the database can't be used or an address can't be read. If Redis doesn't answer yet, the replica starts all
-/// the same; it becomes ready by itself once Redis does.
+/// It fails if the database can't be used or an address can't be read. If Redis doesn't answer yet, the replica starts
+/// all the same; it becomes ready by itself once Redis does.
 pub(crate) async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError> {
     let stores = Stores::open(config, clock.clone())?;
     let users = stores.users().await?.clone();

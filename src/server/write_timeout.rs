@@ -1,8 +1,8 @@
 //! A time limit for clients to take their answers.
 //!
-//! hyper limits the time in which a request's head arrives, but not the time in which the answer is read: a client that asks
-//! and never reads would keep its connection, and the answer, for ever. tower-http's
-//! time-outs limit how long an answer takes to be made.
+//! hyper limits the time in which a request's head arrives, but not the time in which the answer is read: a client that
+//! asks and never reads would keep its connection, and the answer, for ever. tower-http's time-outs limit how long an
+//! answer takes to be made.
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
@@ -40,8 +40,8 @@ impl<S> WriteTimeout<S> {
         self.stream
     }
 
-    /// Passes on the outcome of a write or a flush, and fails once a wait has lasted too long. `taken` says how many bytes the
-    /// client took; `None` for a flush.
+    /// Passes on the outcome of a write or a flush, and fails once a wait has lasted too long. `taken` says how many
+    /// bytes the client took; `None` for a flush.
     fn limited<T>(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

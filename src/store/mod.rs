@@ -1,8 +1,8 @@
 //! What the stores promise, how they fail, and which ones a configuration means.
 mod redis;
-pub mod sessions;
-pub mod throttle;
-pub mod users;
+pub(crate) mod sessions;
+pub(crate) mod throttle;
+pub(crate) mod users;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ::redis::{ErrorKind, ServerErrorKind};
 use tokio::sync::OnceCell;
 
-pub use self::redis::{Operation, RedisHandle, ServerInfo, ServerState, Shard};
+pub(crate) use self::redis::{Operation, RedisHandle, ServerInfo, ServerState, Shard};
 use self::sessions::{Limits, MemorySessions, RedisSessions, SessionStore};
 use self::throttle::{MemoryCounters, ThrottleStore};
 use self::users::{OpenError, UserStore};
@@ -20,7 +20,7 @@ use crate::telemetry::chain;
 
 /// The stores that a configuration means, for the server and for the command line.
 #[derive(Debug)]
-pub struct Stores {
+pub(crate) struct Stores {
     /// Sessions: in Redis, or in this process's memory without `REDIS_URL`.
     pub sessions: SessionStore,
     /// Counts of failed attempts, beside the sessions.
@@ -33,13 +33,13 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Reads addresses and connects to nothing: Redis is asked by the first operation, and the users' database is opened
-    /// by [`Stores::users`], because not every command needs both.
+    /// Reads addresses and connects to nothing: Redis is asked by the first operation, and the users' database is
+    /// opened by [`Stores::users`], because not every command needs both.
     ///
     /// # Errors
     ///
     /// When a file with certificates for Redis can't be used.
-    pub fn open(config: &Config, clock: Clock) -> Result<Self, StoreError> {
+    pub(crate) fn open(config: &Config, clock: Clock) -> Result<Self, StoreError> {
         let limits = Limits {
             idle: config.session.idle_ttl,
             max_age: config.session.max_age,
@@ -64,7 +64,7 @@ impl Stores {
     /// # Errors
     ///
     /// [`OpenError`], with a message for the operator.
-    pub async fn users(&self) -> Result<&UserStore, OpenError> {
+    pub(crate) async fn users(&self) -> Result<&UserStore, OpenError> {
         self.users.get_or_try_init(|| UserStore::open(&self.database, self.clock.clone())).await
     }
 }
@@ -72,7 +72,7 @@ impl Stores {
 /// A store did not answer, or refused: the request that needed it fails closed, with 503.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
-pub struct StoreError {
+pub(crate) struct StoreError {
     message: String,
     is_refusal: bool,
     /// Shared, because each request that fails while Redis is away gets the same one.
@@ -92,7 +92,7 @@ impl StoreError {
 
     /// Whether the store answered that this user may not ask that, or that it knows no such command: asking again won't
     /// help.
-    pub fn is_refusal(&self) -> bool {
+    pub(crate) fn is_refusal(&self) -> bool {
         self.is_refusal
     }
 }

@@ -1,11 +1,11 @@
-//! Redis, in whichever form: one server, a primary that Sentinels watch, a cluster, each by TCP or TLS. Nothing above this
-//! module knows which.
+//! Redis in each of its forms: one server, a primary watched by Sentinels, or a cluster, each over TCP or TLS. Nothing
+//! above this module knows which one is in use.
 //!
 //! | file | what it knows |
 //! | --- | --- |
 //! | `stream.rs` | TCP, TLS, Unix sockets |
-//! | `access.rs` | how servers are reached: what all connections have in common |
-//! | `link.rs` | one connection to one server, kept and made anew |
+//! | `access.rs` | what all connections have in common: credentials, TLS, time limits |
+//! | `link.rs` | one connection to one server, which is replaced when it breaks |
 //! | `sentinel.rs` | which server is the primary |
 //! | `primary.rs` | a server that takes writes, with its two links |
 //! | `cluster.rs`, `slots.rs` | which server has which keys, and what to do when that changes |
@@ -33,22 +33,22 @@ use self::cluster::Cluster;
 use self::link::Target;
 use self::primary::{CONFIRMATION, Primary};
 use self::sentinel::Sentinels;
-pub use self::server::{ServerInfo, ServerState};
+pub(crate) use self::server::{ServerInfo, ServerState};
 use self::stream::Dialer;
 use super::StoreError;
 use crate::clock::millis;
 use crate::config::{RedisConfig, RedisTopology};
 use crate::telemetry::traces;
 
-/// A kind of round trip, with its metrics: looked up once, not per request.
-pub struct Operation {
+/// A kind of round trip, with its metrics, which are looked up once rather than for each request.
+pub(crate) struct Operation {
     name: &'static str,
     handles: LazyLock<(Histogram, Counter)>,
 }
 
 impl Operation {
-    /// For `static` items, by way of `operation!`.
-    pub const fn new(name: &'static str, handles: fn() -> (Histogram, Counter)) -> Self {
+    /// Called by `operation!`, for `static` items.
+    pub(crate) const fn new(name: &'static str, handles: fn() -> (Histogram, Counter)) -> Self {
         Self { name, handles: LazyLock::new(handles) }
     }
 }
@@ -73,7 +73,7 @@ pub(crate) use operation;
 
 /// A handle on Redis that reconnects by itself.
 #[derive(Debug)]
-pub struct RedisHandle {
+pub(crate) struct RedisHandle {
     servers: Servers,
     /// How many replicas confirm what [`RedisHandle::confirmed`] writes.
     replicas: u32,
@@ -88,11 +88,11 @@ enum Servers {
     Cluster(Arc<Cluster>),
 }
 
-/// A primary: one of a cluster's, or the only one.
+/// A primary: one of a cluster, or the only one.
 #[derive(Clone, Debug)]
-pub struct Shard {
+pub(crate) struct Shard {
     primary: Arc<Primary>,
-    /// What belongs between the braces of a key that this shard has.
+    /// The hash tag (the text between braces) of keys that this shard holds.
     tag: String,
 }
 
@@ -104,19 +104,19 @@ impl std::fmt::Display for Shard {
 }
 
 impl Shard {
-    /// What belongs between the braces of a key that this shard has.
-    pub fn tag(&self) -> &str {
+    /// The hash tag (the text between braces) of keys that this shard holds.
+    pub(crate) fn tag(&self) -> &str {
         &self.tag
     }
 }
 
 impl RedisHandle {
-    /// Prepares a handle; connects at the first use. `None` without `REDIS_URL`.
+    /// Prepares a handle. It connects when it is first used. `None` without `REDIS_URL`.
     ///
     /// # Errors
     ///
     /// When a file with certificates can't be used. The message names its variable.
-    pub fn new(config: &RedisConfig) -> Result<Option<Self>, StoreError> {
+    pub(crate) fn new(config: &RedisConfig) -> Result<Option<Self>, StoreError> {
         let Some(url) = &config.url else { return Ok(None) };
         let access = Arc::new(Access::new(url, Dialer::new(config)?));
         let confirms = config.revocation_replicas > 0;
@@ -129,7 +129,7 @@ impl RedisHandle {
                 let sentinels = Arc::new(Sentinels::new(config, nodes, primary));
                 asked = Some((Arc::clone(&sentinels), Arc::clone(&access)));
                 let primary = one(Target::Sentinel(Arc::clone(&sentinels)));
-                // Without a runtime there is nobody who could be told early.
+                // Without a runtime no task can listen to the Sentinels. The next command finds the primary instead.
                 if let Ok(runtime) = tokio::runtime::Handle::try_current() {
                     let watched = Arc::clone(&primary);
                     let watching = sentinels.watch(Arc::clone(&access), move |node| watched.is_at(node));
@@ -142,13 +142,17 @@ impl RedisHandle {
         Ok(Some(Self { servers, replicas: config.revocation_replicas, sentinels: asked, _watch: watch }))
     }
 
-    /// Sends a pipeline and returns its replies: in one round trip if all its keys are on one server, else in one to each
-    /// server at the same time.
+    /// Sends a pipeline and returns its replies. This takes one round trip if one server has all the keys. Otherwise
+    /// each server gets its part, all at the same time.
     ///
     /// # Errors
     ///
     /// When Redis can't be reached, doesn't answer in time, or refuses one of the commands.
-    pub async fn pipeline(&self, operation: &Operation, pipeline: &redis::Pipeline) -> Result<Vec<Value>, StoreError> {
+    pub(crate) async fn pipeline(
+        &self,
+        operation: &Operation,
+        pipeline: &redis::Pipeline,
+    ) -> Result<Vec<Value>, StoreError> {
         timed(operation, "PIPELINE", Some(pipeline.len()), self.run(pipeline, None, false)).await
     }
 
@@ -157,7 +161,7 @@ impl RedisHandle {
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
-    pub async fn script<T: redis::FromRedisValue>(
+    pub(crate) async fn script<T: redis::FromRedisValue>(
         &self,
         operation: &Operation,
         script: &redis::ScriptInvocation<'_>,
@@ -168,18 +172,18 @@ impl RedisHandle {
     }
 
     /// Whether replicas confirm what [`RedisHandle::confirmed`] writes.
-    pub fn confirms(&self) -> bool {
+    pub(crate) fn confirms(&self) -> bool {
         self.replicas > 0
     }
 
-    /// As [`RedisHandle::script`], and says whether as many replicas as are asked for have what the script wrote: an error if
-    /// not in time. The script must write something: `WAIT` is about the last write on its connection, and there may be none
-    /// before it.
+    /// Does what [`RedisHandle::script`] does, then waits until enough replicas have what the script wrote. The second
+    /// part of the result is an error if they don't have it in time. The script must write something, because `WAIT` is
+    /// about the last write on its connection.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
-    pub async fn confirmed<T: redis::FromRedisValue>(
+    pub(crate) async fn confirmed<T: redis::FromRedisValue>(
         &self,
         operation: &Operation,
         script: &redis::ScriptInvocation<'_>,
@@ -206,12 +210,12 @@ impl RedisHandle {
         timed(operation, "EVALSHA", None, trip).await
     }
 
-    /// Sends one command. One without a key goes to one of the servers.
+    /// Sends one command. A command without a key goes to any of the servers.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
-    pub async fn command<T: redis::FromRedisValue>(
+    pub(crate) async fn command<T: redis::FromRedisValue>(
         &self,
         operation: &Operation,
         command: &redis::Cmd,
@@ -221,24 +225,24 @@ impl RedisHandle {
         first(timed(operation, name_of(command), None, self.run(&pipeline, None, false)).await?)
     }
 
-    /// Every primary.
+    /// Lists the primaries.
     ///
     /// # Errors
     ///
-    /// When no member of a cluster says which there are.
-    pub async fn shards(&self) -> Result<Vec<Shard>, StoreError> {
+    /// When no member of a cluster answers with them.
+    pub(crate) async fn shards(&self) -> Result<Vec<Shard>, StoreError> {
         match &self.servers {
             Servers::One(primary) => Ok(vec![Shard { primary: Arc::clone(primary), tag: "probe".to_owned() }]),
             Servers::Cluster(cluster) => cluster.shards().await,
         }
     }
 
-    /// As [`RedisHandle::command`], to this primary.
+    /// Sends one command to this primary.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
-    pub async fn command_at<T: redis::FromRedisValue>(
+    pub(crate) async fn command_at<T: redis::FromRedisValue>(
         &self,
         shard: &Shard,
         operation: &Operation,
@@ -250,12 +254,12 @@ impl RedisHandle {
         first(timed(operation, name_of(command), None, replies).await?)
     }
 
-    /// As [`RedisHandle::pipeline`], to this primary.
+    /// Sends a pipeline to this primary.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
-    pub async fn pipeline_at(
+    pub(crate) async fn pipeline_at(
         &self,
         shard: &Shard,
         operation: &Operation,
@@ -265,20 +269,21 @@ impl RedisHandle {
         timed(operation, "PIPELINE", Some(pipeline.len()), replies).await
     }
 
-    /// What each Sentinel says: its address, and that of the primary. None without Sentinels.
-    pub async fn sentinels(&self) -> Vec<(String, Result<String, StoreError>)> {
+    /// Asks each Sentinel for the primary's address: pairs of the Sentinel's address and its answer. Empty without
+    /// Sentinels.
+    pub(crate) async fn sentinels(&self) -> Vec<(String, Result<String, StoreError>)> {
         match &self.sentinels {
             Some((sentinels, access)) => sentinels.each(&access.dialer).await,
             None => Vec::new(),
         }
     }
 
-    /// Asks every primary by `ask` whether it serves. Names those that don't, if others do.
+    /// Asks every primary, with `ask`, whether it serves. Returns the names of those that don't, if others do.
     ///
     /// # Errors
     ///
     /// When none serves.
-    pub async fn unreachable<F>(&self, ask: impl Fn(Shard) -> F) -> Result<Vec<String>, StoreError>
+    pub(crate) async fn unreachable<F>(&self, ask: impl Fn(Shard) -> F) -> Result<Vec<String>, StoreError>
     where
         F: Future<Output = Result<(), StoreError>>,
     {
@@ -315,7 +320,7 @@ impl RedisHandle {
     }
 }
 
-/// The replies, or the first of them that is an error: to the client library an error is a reply like others.
+/// Returns the replies, or the first error among them. For the client library, an error is a reply like any other.
 fn sound(replies: Vec<Value>) -> Result<Vec<Value>, StoreError> {
     let refused = replies.iter().find_map(|reply| match reply {
         Value::ServerError(error) => Some(error.clone()),
@@ -343,7 +348,7 @@ async fn timed<T>(
     batch: Option<usize>,
     trip: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    // Never a key or a value: they name users and sessions.
+    // The span never has a key or a value, since these name users and sessions.
     let span = traces::span!(
         "redis",
         otel.name = format!("{command} {}", operation.name),

@@ -10,7 +10,7 @@
 //! | `throttle:{SUBJECT}:attempts` | string | attempts in this window | the window, from the first attempt |
 //! | `throttle:{SUBJECT}:pending` | sorted set | attempts under way, scored by the time at which they are given up | 30 s |
 //!
-//! The scripts also run while Redis is full; otherwise nobody could change a password then. What they add is bounded:
+//! The scripts also run while Redis is full; otherwise no password could be changed then. What they add is bounded:
 //! each reservation is followed by a hash, which takes thousands of times as long, and every key expires after a
 //! window.
 use std::collections::HashMap;
@@ -61,7 +61,7 @@ return 1
 
 /// Something whose attempts are counted, with its limits.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub(crate) struct Subject {
     /// Such as `account:…` or `address:…`.
     pub name: String,
     /// Failures in a window.
@@ -74,7 +74,7 @@ pub struct Subject {
 
 /// Whether an attempt has got a place with a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reservation {
+pub(crate) enum Reservation {
     /// The place is held until the attempt is settled.
     Held,
     /// Attempts under way could use up the limit. Try again shortly.
@@ -85,7 +85,7 @@ pub enum Reservation {
 
 /// What a settled attempt adds to the counts of a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Charge {
+pub(crate) enum Charge {
     /// A failure and an attempt.
     Failure,
     /// An attempt.
@@ -109,7 +109,7 @@ impl Charge {
 
 /// The counters: in Redis for a fleet, in memory for one replica.
 #[derive(Debug)]
-pub enum ThrottleStore {
+pub(crate) enum ThrottleStore {
     /// Shared by every replica.
     Redis(Arc<RedisHandle>),
     /// Only in this process.
@@ -130,7 +130,7 @@ impl ThrottleStore {
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn reserve(&self, subjects: &[Subject], attempt: &str) -> Result<Vec<Reservation>, StoreError> {
+    pub(crate) async fn reserve(&self, subjects: &[Subject], attempt: &str) -> Result<Vec<Reservation>, StoreError> {
         let redis = match self {
             Self::Redis(redis) => redis,
             Self::Memory(counters) => {
@@ -162,7 +162,7 @@ impl ThrottleStore {
     /// # Errors
     ///
     /// When the store doesn't answer. The places are then held until they expire.
-    pub async fn settle(&self, subjects: &[(Subject, Charge)], attempt: &str) -> Result<(), StoreError> {
+    pub(crate) async fn settle(&self, subjects: &[(Subject, Charge)], attempt: &str) -> Result<(), StoreError> {
         let redis = match self {
             Self::Redis(redis) => redis,
             Self::Memory(counters) => {
@@ -182,7 +182,7 @@ impl ThrottleStore {
 
 /// Counters in this process's memory.
 #[derive(Debug)]
-pub struct MemoryCounters {
+pub(crate) struct MemoryCounters {
     clock: Clock,
     state: Mutex<State>,
 }
@@ -255,7 +255,7 @@ impl Counter {
 
 impl MemoryCounters {
     /// No attempts yet.
-    pub fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self { clock, state: Mutex::default() }
     }
 

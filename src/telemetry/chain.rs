@@ -2,7 +2,7 @@
 use std::error::Error;
 
 /// An error and what caused it, outermost first. Some errors name their cause in their own message; it isn't repeated.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,9 +1,9 @@
 //! How log lines get to standard output or standard error: bounded queues, and a thread that writes.
 //!
-//! A thread that logs never waits for the reader of the log. A pipe that nobody empties, a terminal that is stopped or a
-//! log driver that hangs blocks the writing thread alone. Lines wait in the queue of their kind. When that is full they are
-//! lost and counted, and the log says so as soon as it is read again. Audit events are the last to be lost: they have a
-//! queue of their own, which is four times as long and is written first.
+//! A thread that logs never waits for the reader of the log. A pipe that nobody empties, a terminal that is stopped or
+//! a log driver that hangs blocks the writing thread alone. Lines wait in the queue of their kind. When that is full
+//! they are lost and counted, and the log says so as soon as it is read again. Audit events are the last to be lost:
+//! they have a queue of their own, which is four times as long and is written first.
 //!
 //! Lines are written after a few milliseconds and many at a time, because a system call per line would cost more than a
 //! session check. Errors and audit events don't wait for others.
@@ -153,7 +153,8 @@ impl Output {
         }
     }
 
-    /// Writes the lines of this kind now if that can't block. Otherwise it leaves them to the writing thread and wakes it.
+    /// Writes the lines of this kind now if that can't block. Otherwise it leaves them to the writing thread and wakes
+    /// it.
     pub(super) fn send(&self, kind: Kind) {
         let piece = if self.is_file { Some(self.piece.lock()) } else { self.piece.try_lock() };
         let Some(mut piece) = piece else { return self.hurry(self.waiting.lock()) };

@@ -1,7 +1,7 @@
 //! Traces: which requests are traced, their spans, and how they get to the collector.
 //!
-//! Whether a request is traced is decided when it begins. A request that isn't traced makes no span at all, for itself or
-//! for its parts: with tracing off, or with 1 % of requests traced, the others pay for a look at one header.
+//! Whether a request is traced is decided when it begins. A request that isn't traced makes no span at all, for itself
+//! or for its parts: with tracing off, or with 1 % of requests traced, the others pay for a look at one header.
 //!
 //! Span names and attributes follow OpenTelemetry's semantic conventions for HTTP servers and database clients.
 use std::cell::Cell;
@@ -301,8 +301,8 @@ fn parent_of(headers: &HeaderMap) -> OtelContext {
     TraceContextPropagator::new().extract_with_context(&OtelContext::new(), &Headers(headers))
 }
 
-/// The request's id if it is one of nginx's: 128 random bits. So nginx's log leads to the trace. Other traces get a random
-/// id.
+/// The request's id if it is one of nginx's: 128 random bits. So nginx's log leads to the trace. Other traces get a
+/// random id.
 fn trace_id_of(request_id: &HeaderValue) -> TraceId {
     let digits = request_id.to_str().ok().filter(|text| text.len() == 32);
     let id = digits.and_then(|digits| TraceId::from_hex(digits).ok()).filter(|id| *id != TraceId::INVALID);
@@ -347,8 +347,8 @@ enum Route {
 }
 
 impl Route {
-    /// A collector on this machine is never reached through a proxy, for which `localhost` is another machine. Docker puts
-    /// such variables into every container if its client is configured so.
+    /// A collector on this machine is never reached through a proxy, for which `localhost` is another machine. Docker
+    /// puts such variables into every container if its client is configured so.
     fn to(endpoint: &str) -> Self {
         let Ok(uri) = endpoint.parse::<Uri>() else { return Self::Direct };
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');

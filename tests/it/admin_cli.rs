@@ -39,7 +39,8 @@ pub(crate) fn audit(finished: &Finished) -> Vec<Value> {
     lines.filter(|line| line["target"] == "audit").collect()
 }
 
-/// Fails the test unless the command recorded this one event, with the name of who ran it, and showed none of these secrets.
+/// Fails the test unless the command recorded this one event, with the name of who ran it, and showed none of these
+/// secrets.
 #[track_caller]
 fn assert_audited(finished: &Finished, event: &str, user_id: &str, secrets: &[&str]) {
     let events = audit(finished);

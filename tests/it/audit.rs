@@ -119,8 +119,8 @@ async fn asvs_16_3_1_each_event_is_recorded() {
     expect!(["sessions_ended", "revoked", &ada.id, "", &changed.id]);
 }
 
-/// Sessions end before SQL is changed. When SQL then refuses the change, they have ended all the same, and whoever reads the
-/// record must find out.
+/// Sessions end before SQL is changed. When SQL then refuses the change, they have ended all the same, and whoever
+/// reads the record must find out.
 #[tokio::test]
 async fn sessions_that_ended_are_recorded_although_the_change_failed() {
     let fleet = Fleet::start(1).await;

@@ -124,7 +124,8 @@ async fn asvs_3_5_1_the_origin_is_compared_with_the_name_that_the_proxy_saw() {
         .expect(200);
 }
 
-/// A sibling host passes if the browser calls it the same site. From `Origin` alone the server can't know where a site ends.
+/// A sibling host passes if the browser calls it the same site. From `Origin` alone the server can't know where a site
+/// ends.
 #[tokio::test]
 async fn a_sibling_host_passes_by_the_browser_s_word_alone() {
     let fleet = Fleet::builder().env("TRUSTED_PROXIES", "127.0.0.1").start().await;

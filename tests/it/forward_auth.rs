@@ -311,7 +311,8 @@ async fn a_preflight_is_decided_by_rules_alone() {
     }
 }
 
-/// A path that programs read differently is refused where a rule about paths would decide (CVE-2019-9901, GHSA-pxq7, GHSA-7rh7).
+/// A path that programs read differently is refused where a rule about paths would decide (CVE-2019-9901, GHSA-pxq7,
+/// GHSA-7rh7).
 #[tokio::test]
 async fn a_path_that_programs_read_differently_is_refused() {
     let fleet = Fleet::builder().with_rules(RULES).start().await;
@@ -352,7 +353,8 @@ async fn a_path_that_programs_read_differently_is_refused() {
     }
 }
 
-/// Every replica knows at once: the host's cookie has no key of its own (authentik#5674, #25248 failed across replicas).
+/// Every replica knows at once: the host's cookie has no key of its own (authentik#5674, #25248 failed across
+/// replicas).
 #[tokio::test]
 async fn whatever_ends_a_session_ends_it_at_every_host_on_every_replica() {
     let fleet = Fleet::builder().replicas(3).with_applications().start().await;

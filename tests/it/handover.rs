@@ -91,8 +91,8 @@ async fn a_code_is_good_for_30_seconds_and_is_not_readable_in_redis() {
     refused(visitor.calls_back(&fleet[1], &callback).send().await);
 }
 
-/// An attacker has somebody else's browser take a code of the attacker's session (login CSRF, RFC 6819 section 4.4.1.8), or steals
-/// a code on its way.
+/// An attacker has somebody else's browser take a code of the attacker's session (login CSRF, RFC 6819 section
+/// 4.4.1.8), or steals a code on its way.
 #[tokio::test]
 async fn another_browser_gets_nothing_for_a_code_and_uses_it_up() {
     let (fleet, session) = fleet().await;
@@ -206,8 +206,8 @@ async fn nobody_is_sent_anywhere_else() {
     assert_eq!(answer.header("location"), Some("http://login.example.test/account?x"));
 }
 
-/// The target travels with the code, never in the session: a page and its images that ask at the same time don't overwrite each
-/// other's (authentik#6886).
+/// The target travels with the code, never in the session: a page and its images that ask at the same time don't
+/// overwrite each other's (authentik#6886).
 #[tokio::test]
 async fn several_tabs_get_where_they_were_going() {
     let (fleet, session) = fleet().await;

@@ -81,8 +81,8 @@ async fn a_body_without_end_is_cut_off() {
     }
 }
 
-/// Bytes that the server's parser refuses, with the status that they get. The connection never closes without an answer, which
-/// a proxy would take for a broken replica.
+/// Bytes that the server's parser refuses, with the status that they get. The connection never closes without an
+/// answer, which a proxy would take for a broken replica.
 pub fn unreadable() -> Vec<(Vec<u8>, &'static [&'static str])> {
     let request = |head: &[u8]| [b"GET /profile HTTP/1.1\r\nHost: x\r\n", head, b"\r\n\r\n"].concat();
     let fields = |count: usize| "X-Field: y\r\n".repeat(count);

@@ -1,4 +1,5 @@
-//! `authfleet import`: users of another system, from its SQLite file or as CSV, sign in with the passwords that they had.
+//! `authfleet import`: users of another system, from its SQLite file or as CSV, sign in with the passwords that they
+//! had.
 use serde_json::{Value, json};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;

@@ -405,7 +405,8 @@ async fn looking_costs_redis_little() {
     let before = looks().await.unwrap_or_default();
     within(PATIENTLY, "two more looks", async || looks().await.unwrap_or_default() > before + 1.0).await;
     let used = meter.used();
-    // Each is a PEXPIRE of no key, a TIME and an INFO of three sections; one may have been under way. No count is due yet.
+    // Each is a PEXPIRE of no key, a TIME and an INFO of three sections; one may have been under way. No count is due
+    // yet.
     assert!(used.reads <= 9, "{used:?}");
     let commands: BTreeSet<_> = used.commands.keys().map(String::as_str).collect();
     assert_eq!(commands, ["info", "pexpire", "time"].into(), "{used:?}");

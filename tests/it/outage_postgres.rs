@@ -120,7 +120,8 @@ async fn a_killed_postgres_loses_nothing_acknowledged() {
     passwords.expect_kept(&fleet).await;
 }
 
-/// How often a login and a registration ask PostgreSQL, each time in one round trip: their statements are prepared by then.
+/// How often a login and a registration ask PostgreSQL, each time in one round trip: their statements are prepared by
+/// then.
 #[tokio::test]
 async fn a_login_and_a_registration_are_two_statements_each() {
     let mut fleet = Fleet::start_on(Engine::OwnPostgres, 1).await;

@@ -116,7 +116,8 @@ async fn redis_demoted() {
     }
 }
 
-/// A primary that is cut off from its replicas may have a successor already, which knows of revocations that it doesn't.
+/// A primary that is cut off from its replicas may have a successor already, which knows of revocations that it
+/// doesn't.
 #[tokio::test]
 async fn redis_cut_off_from_its_replicas() {
     let fleet = Fleet::builder().replicas(2).start().await;

@@ -132,7 +132,8 @@ async fn the_length_and_the_blocklist_are_the_operator_s() {
 /// ASVS 5.0 11.4.2: hashes that others made are taken over, and made as strong as ours at the next login.
 #[tokio::test]
 async fn asvs_11_4_2_other_hashes_verify_and_are_upgraded() {
-    // By the username with a wrong password, by the e-mail address with the right one: that forgets no failure of the first.
+    // By the username with a wrong password, by the e-mail address with the right one: that forgets no failure of the
+    // first.
     let fleet = Fleet::builder().replicas(3).env("LOGIN_FAILURES_PER_ACCOUNT", "1000").start().await;
     let ada = fleet[0].register("ada").await;
     let ours = stored_hash(&fleet).await.rsplitn(3, '$').nth(2).expect("parameters").to_owned();

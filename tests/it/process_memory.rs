@@ -29,8 +29,8 @@ impl Drop for Ended {
     }
 }
 
-/// The files under `/proc` of a process that can't be dumped belong to root. The server must be able to read its own all the
-/// same, as the user that it runs as.
+/// The files under `/proc` of a process that can't be dumped belong to root. The server must be able to read its own
+/// all the same, as the user that it runs as.
 #[tokio::test]
 async fn process_metrics_are_there_without_root() {
     let directory = tempfile::tempdir().expect("a temporary directory");

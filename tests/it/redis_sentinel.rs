@@ -50,7 +50,8 @@ pub(crate) async fn expect_one_round_trip(fleet: &Fleet, group: &Group, server: 
     }
 }
 
-/// Fails the test unless revocations are refused while `replicas` are frozen, and succeed afterwards. `primary` has them.
+/// Fails the test unless revocations are refused while `replicas` are frozen, and succeed afterwards. `primary` has
+/// them.
 pub(crate) async fn expect_confirmation(
     fleet: &Fleet,
     group: &Group,
@@ -202,8 +203,8 @@ async fn another_primary_is_found_however_the_first_one_goes() {
     assert_eq!(fleet[0].check(&session).await, 200);
 }
 
-/// Replicas and Sentinels are out of reach of the primary, clients are not. Another primary may have been elected, and may
-/// have ended any session.
+/// Replicas and Sentinels are out of reach of the primary, clients are not. Another primary may have been elected, and
+/// may have ended any session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_isolated_primary_lets_nobody_in() {
     let mut group = Group::sentinel(Access::default()).await;

@@ -73,8 +73,8 @@ async fn names_are_the_same_in_any_case() {
     }
 }
 
-/// What phones and other keyboards add, what a domain looks like in a mail program, how Greek and German fold: one name,
-/// for every flow that takes one.
+/// What phones and other keyboards add, what a domain looks like in a mail program, how Greek and German fold: one
+/// name, for every flow that takes one.
 #[tokio::test]
 async fn a_name_is_the_same_in_every_spelling() {
     let fleet = Fleet::builder().replicas(2).env("LOGIN_FAILURES_PER_ACCOUNT", "4").start().await;

@@ -41,8 +41,8 @@ async fn asvs_6_3_1_an_account_has_one_limit_over_all_replicas_and_names() {
         let answer = login_from(&fleet, n % 3, &format!("203.0.113.{n}"), name, WRONG).await;
         answer.expect_problem(401, "invalid_credentials");
     }
-    // The password itself is no longer looked at: being refused says nothing about it. Nor does it say that the names are of
-    // one account: each has had three failures of its own, and answers as a name without account does.
+    // The password itself is no longer looked at: being refused says nothing about it. Nor does it say that the names
+    // are of one account: each has had three failures of its own, and answers as a name without account does.
     for name in ["ada@example.org", "ada"] {
         for n in 0..3 {
             let refused = login_from(&fleet, n, "198.51.100.1", name, PASSWORD).await;
@@ -264,7 +264,8 @@ async fn attempts_that_wait_hardly_ask_redis() {
     }
     let commands = meter.used().commands;
     let scripts: u64 = ["eval", "evalsha"].iter().filter_map(|name| commands.get(*name)).sum();
-    // By themselves they ask seven times within the time that they may wait, at five scripts each, and once more when woken.
+    // By themselves they ask seven times within the time that they may wait, at five scripts each, and once more when
+    // woken.
     assert!(scripts <= 45 * CLIENTS, "{scripts} scripts for {CLIENTS} attempts");
 }
 

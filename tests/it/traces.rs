@@ -52,7 +52,8 @@ async fn a_login_and_its_check_are_one_tree_over_nginx_and_two_replicas() {
     let account = json!({ "email": "ada@example.org", "password": PASSWORD });
     let registered = demo.call("POST", "/auth/register").json(&account).send().await.expect(201);
 
-    // Without a trace context of the client's, nginx's request id becomes the trace's id, so that its log leads to the trace.
+    // Without a trace context of the client's, nginx's request id becomes the trace's id, so that its log leads to the
+    // trace.
     let request_id = registered.header("x-request-id").expect("an id");
     let spans = trace_with(&collector, request_id, "POST /auth/register").await;
     let root = one(&spans, "POST /auth/register");

@@ -74,13 +74,14 @@ pub struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Fills `output`, whose length is part of the hash. Calls `pause` whenever [`STRETCH`] blocks are filled, and often
-    /// enough while it wipes `blocks` at the end.
+    /// Fills `output`, whose length is part of the hash. Calls `pause` whenever [`STRETCH`] blocks are filled, and
+    /// often enough while it wipes `blocks` at the end.
     ///
     /// # Panics
     ///
     /// With fewer `blocks` than [`Params::block_count`].
-    // `dyn`: a generic function would be compiled as part of its caller, without this crate's optimisation in debug builds.
+    // `dyn`: a generic function would be compiled as part of its caller, without this crate's optimisation in debug
+    // builds.
     pub fn hash(&self, output: &mut [u8], blocks: &mut [Block], pause: &mut dyn FnMut()) {
         let mut memory = Memory::of(self.params, blocks);
         self.begin(output.len(), &mut memory);
@@ -204,9 +205,9 @@ impl<'a> Memory<'a> {
     }
 
     /// Wipes the matrix, because each pass can be undone. A pass adds to a block, by XOR, what follows from two other
-    /// blocks, and those two are still in the matrix. So the last state leads back to the first two blocks of each lane.
-    /// An attacker who has those can check a guessed password with a few `BLAKE2b`. After a single pass they are there
-    /// unchanged.
+    /// blocks, and those two are still in the matrix. So the last state leads back to the first two blocks of each
+    /// lane. An attacker who has those can check a guessed password with a few `BLAKE2b`. After a single pass they are
+    /// there unchanged.
     fn wipe(&mut self, pause: &mut dyn FnMut()) {
         for stretch in self.blocks.chunks_mut(WIPED_AT_ONCE) {
             stretch.fill(Block::ZERO);

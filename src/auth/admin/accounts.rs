@@ -16,7 +16,7 @@ const TRIES: u32 = 100;
 
 /// A change that was made.
 #[derive(Debug)]
-pub struct Changed {
+pub(crate) struct Changed {
     /// The account as it was before.
     pub user: User,
     pub sessions_ended: u32,
@@ -24,12 +24,12 @@ pub struct Changed {
 
 impl Admin {
     /// Up to `limit` users in the order of their creation, those after `after`.
-    pub async fn list_users(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<User>, AdminError> {
+    pub(crate) async fn list_users(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<User>, AdminError> {
         Ok(self.users().await?.list(after, limit).await?)
     }
 
     /// Creates an account, by the rules of a registration.
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         email: &str,
         username: Option<&str>,
@@ -47,7 +47,7 @@ impl Admin {
     }
 
     /// Reads the names of a new account; the error is about the first that is invalid.
-    pub fn names(email: &str, username: Option<&str>) -> Result<(String, Option<String>), AdminError> {
+    pub(crate) fn names(email: &str, username: Option<&str>) -> Result<(String, Option<String>), AdminError> {
         let invalid = |field| move |why: &'static str| AdminError::Invalid { field, message: why.to_owned() };
         let email = identity::email(email).map_err(invalid("email"))?;
         let username = username.map(identity::username).transpose().map_err(invalid("username"))?;
@@ -56,12 +56,12 @@ impl Admin {
 
     /// Disables an account and ends its sessions on all replicas. For an account that is disabled already, ends the
     /// sessions that an earlier try left.
-    pub async fn disable(&self, user: &User, offline: bool) -> Result<Changed, AdminError> {
+    pub(crate) async fn disable(&self, user: &User, offline: bool) -> Result<Changed, AdminError> {
         self.revoke_with(Change::Disabling, user, offline).await
     }
 
     /// Enables an account. Returns whether it was disabled.
-    pub async fn enable(&self, user: &User) -> Result<bool, AdminError> {
+    pub(crate) async fn enable(&self, user: &User) -> Result<bool, AdminError> {
         let was_disabled = self.users().await?.enable(user.id).await?;
         if was_disabled {
             self.audit("account_enabled", user.id, None);
@@ -70,7 +70,7 @@ impl Admin {
     }
 
     /// Sets a password and ends the account's sessions on all replicas.
-    pub async fn set_password(
+    pub(crate) async fn set_password(
         &self,
         user: &User,
         password: SecretString,
@@ -82,19 +82,29 @@ impl Admin {
     }
 
     /// Deletes an account and ends its sessions on all replicas.
-    pub async fn delete(&self, user: &User, offline: bool) -> Result<Changed, AdminError> {
+    pub(crate) async fn delete(&self, user: &User, offline: bool) -> Result<Changed, AdminError> {
         self.revoke_with(Change::Deletion, user, offline).await
     }
 
-    /// Puts an account into a group and ends its sessions on all replicas, which carry the groups. Does nothing if it is in the
-    /// group already; then the answer is `None`.
-    pub async fn add_group(&self, user: &User, group: &str, offline: bool) -> Result<Option<Changed>, AdminError> {
+    /// Puts an account into a group and ends its sessions on all replicas, which carry the groups. Does nothing if it
+    /// is in the group already; then the answer is `None`.
+    pub(crate) async fn add_group(
+        &self,
+        user: &User,
+        group: &str,
+        offline: bool,
+    ) -> Result<Option<Changed>, AdminError> {
         self.set_group(user, group, true, offline).await
     }
 
-    /// Takes an account out of a group and ends its sessions on all replicas. Does nothing if it isn't in the group; then the
-    /// answer is `None`.
-    pub async fn remove_group(&self, user: &User, group: &str, offline: bool) -> Result<Option<Changed>, AdminError> {
+    /// Takes an account out of a group and ends its sessions on all replicas. Does nothing if it isn't in the group;
+    /// then the answer is `None`.
+    pub(crate) async fn remove_group(
+        &self,
+        user: &User,
+        group: &str,
+        offline: bool,
+    ) -> Result<Option<Changed>, AdminError> {
         self.set_group(user, group, false, offline).await
     }
 
@@ -145,8 +155,9 @@ impl Admin {
         Ok(Changed { user, sessions_ended: ended })
     }
 
-    /// The sessions that a change must end, or `None` if they are out of reach and the operator says that no server runs.
-    pub fn endable(&self, offline: bool) -> Result<Option<&SessionStore>, AdminError> {
+    /// The sessions that a change must end, or `None` if they are out of reach and the operator says that no server
+    /// runs.
+    pub(crate) fn endable(&self, offline: bool) -> Result<Option<&SessionStore>, AdminError> {
         match self.sessions() {
             Ok(sessions) => Ok(Some(sessions)),
             Err(_) if offline => Ok(None),

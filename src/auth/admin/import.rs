@@ -23,7 +23,7 @@ const BATCH_PAUSE: Duration = Duration::from_millis(500);
 const FAULTS: usize = 1000;
 
 #[derive(Clone, Copy, Debug)]
-pub struct ImportOptions {
+pub(crate) struct ImportOptions {
     /// Change nothing, but report what would happen.
     pub dry_run: bool,
     /// Make usernames from the e-mail addresses, whatever the rows say.
@@ -32,7 +32,7 @@ pub struct ImportOptions {
 
 /// A user as another system has it, as text. An empty field is absent.
 #[derive(Clone, Debug, Default)]
-pub struct Row {
+pub(crate) struct Row {
     pub email: String,
     pub username: String,
     /// Argon2 or bcrypt.
@@ -43,7 +43,7 @@ pub struct Row {
 
 /// What an import did so far; scripts read it as JSON.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct ImportReport {
+pub(crate) struct ImportReport {
     /// Nothing was changed.
     pub dry_run: bool,
     /// Rows.
@@ -60,7 +60,7 @@ pub struct ImportReport {
 
 /// What is wrong with a row, without any of its content.
 #[derive(Clone, Debug, Serialize)]
-pub struct ImportFault {
+pub(crate) struct ImportFault {
     /// The line of a CSV file, or the number of a table's row.
     pub line: u64,
     pub field: &'static str,
@@ -69,19 +69,19 @@ pub struct ImportFault {
 
 /// An import under way.
 #[derive(Debug)]
-pub struct Import<'a> {
+pub(crate) struct Import<'a> {
     admin: &'a Admin,
     options: ImportOptions,
     report: ImportReport,
-    /// The line in which each name was seen first. Of two rows with one e-mail address only the operator can tell which is
-    /// right.
+    /// The line in which each name was seen first. Of two rows with one e-mail address only the operator can tell which
+    /// is right.
     emails: HashMap<String, u64>,
     usernames: HashMap<String, u64>,
     batch: Vec<(u64, Imported)>,
 }
 
 impl Admin {
-    pub async fn import(&self, options: ImportOptions) -> Result<Import<'_>, AdminError> {
+    pub(crate) async fn import(&self, options: ImportOptions) -> Result<Import<'_>, AdminError> {
         self.users().await?;
         Ok(Import {
             admin: self,
@@ -100,7 +100,7 @@ impl Import<'_> {
     /// # Errors
     ///
     /// The database doesn't take it. What it took before stays, and the import can be run again.
-    pub async fn add(&mut self, line: u64, row: Row) -> Result<(), AdminError> {
+    pub(crate) async fn add(&mut self, line: u64, row: Row) -> Result<(), AdminError> {
         match self.read(line, row) {
             Ok(user) => {
                 self.report.read += 1;
@@ -112,7 +112,7 @@ impl Import<'_> {
     }
 
     /// Counts a row that can't be read.
-    pub fn fault(&mut self, line: u64, field: &'static str, message: String) {
+    pub(crate) fn fault(&mut self, line: u64, field: &'static str, message: String) {
         self.report.read += 1;
         self.failed(line, field, message);
     }
@@ -175,11 +175,11 @@ impl Import<'_> {
     }
 
     /// Writes the rows that are left.
-    pub async fn finish(&mut self) -> Result<(), AdminError> {
+    pub(crate) async fn finish(&mut self) -> Result<(), AdminError> {
         self.write().await
     }
 
-    pub fn into_report(mut self) -> ImportReport {
+    pub(crate) fn into_report(mut self) -> ImportReport {
         self.report.errors.sort_by_key(|fault| fault.line);
         self.report
     }

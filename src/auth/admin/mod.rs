@@ -1,16 +1,16 @@
 //! Administration: what an operator does to accounts and sessions from the command line.
 //!
-//! Whatever ends a user's sessions follows [`super::revocation`], so a command that was cut off can be run again. What an
-//! operator reads in the terminal is written in `cli`.
+//! Whatever ends a user's sessions follows [`super::revocation`], so a command that was cut off can be run again. What
+//! an operator reads in the terminal is written in `cli`.
 mod accounts;
 mod import;
 mod sessions;
 
 use uuid::Uuid;
 
-pub use self::accounts::Changed;
-pub use self::import::{Import, ImportOptions, Row};
-pub use self::sessions::{Inspection, Refusal};
+pub(crate) use self::accounts::Changed;
+pub(crate) use self::import::{Import, ImportOptions, Row};
+pub(crate) use self::sessions::{Inspection, Refusal};
 use super::password::HashError;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -20,7 +20,7 @@ use crate::store::{StoreError, Stores};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
-pub enum AdminError {
+pub(crate) enum AdminError {
     #[error("there is no user {0}")]
     NoSuchUser(String),
     #[error("{0} is the id of one user and the username of another")]
@@ -53,7 +53,7 @@ pub enum AdminError {
 
 /// Who asks. Recorded with every change.
 #[derive(Clone, Debug)]
-pub struct Actor {
+pub(crate) struct Actor {
     /// The operating system's user.
     pub name: String,
     /// Who became that user by way of `sudo`.
@@ -62,7 +62,7 @@ pub struct Actor {
 
 /// The flows of an operator. Each connects to the stores that it needs, when it needs them.
 #[derive(Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     config: Config,
     clock: Clock,
     actor: Actor,
@@ -75,7 +75,7 @@ impl Admin {
     /// # Errors
     ///
     /// When a file with certificates for Redis can't be used.
-    pub fn new(config: Config, clock: Clock, actor: Actor) -> Result<Self, AdminError> {
+    pub(crate) fn new(config: Config, clock: Clock, actor: Actor) -> Result<Self, AdminError> {
         let stores = Stores::open(&config, clock.clone())?;
         Ok(Self { config, clock, actor, stores })
     }
@@ -89,12 +89,12 @@ impl Admin {
     }
 
     /// Whether sessions are in Redis, where they can be reached from here.
-    pub fn reaches_sessions(&self) -> bool {
+    pub(crate) fn reaches_sessions(&self) -> bool {
         self.config.redis.url.is_some()
     }
 
     /// The user with this id, e-mail address or username.
-    pub async fn user(&self, name: &str) -> Result<User, AdminError> {
+    pub(crate) async fn user(&self, name: &str) -> Result<User, AdminError> {
         let users = self.users().await?;
         let named = users.by_login(name).await?;
         let identified = match Uuid::parse_str(name) {

@@ -9,7 +9,7 @@ use crate::store::sessions::{Session, SessionEntry, SessionId, SessionKey};
 
 /// What is known about a cookie or a session.
 #[derive(Debug)]
-pub struct Inspection {
+pub(crate) struct Inspection {
     pub session_id: SessionId,
     /// Whose session it is: what the cookie says, or who was found to own the session.
     pub user_id: Option<Uuid>,
@@ -24,7 +24,7 @@ pub struct Inspection {
 
 /// Why a server would refuse a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// No key of ours signed the cookie.
     ForeignSignature,
     /// The cookie is past the absolute limit.
@@ -35,7 +35,7 @@ pub enum Refusal {
 
 impl Inspection {
     /// Why a server would refuse the session now; `None` if it would accept it.
-    pub fn refusal(&self) -> Option<Refusal> {
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
         let now_ms = self.now.as_millisecond();
         match &self.cookie {
             Some(Inspected { key: None, .. }) => Some(Refusal::ForeignSignature),
@@ -48,12 +48,12 @@ impl Inspection {
 
 impl Admin {
     /// The user's living sessions, newest first.
-    pub async fn list_sessions(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, AdminError> {
+    pub(crate) async fn list_sessions(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, AdminError> {
         Ok(self.sessions()?.list(user_id).await?)
     }
 
     /// Ends a session. Returns whose it was.
-    pub async fn revoke(&self, session_id: SessionId) -> Result<Uuid, AdminError> {
+    pub(crate) async fn revoke(&self, session_id: SessionId) -> Result<Uuid, AdminError> {
         let sessions = self.sessions()?;
         let user_id = sessions.owner(session_id).await?.ok_or(AdminError::NoSuchSession(session_id))?;
         let ended = sessions.end(SessionKey { user_id, session_id }).await;
@@ -67,7 +67,7 @@ impl Admin {
     }
 
     /// Ends all of a user's sessions. Returns how many.
-    pub async fn revoke_all(&self, user_id: Uuid) -> Result<u32, AdminError> {
+    pub(crate) async fn revoke_all(&self, user_id: Uuid) -> Result<u32, AdminError> {
         let ended = self.sessions()?.end_all(user_id, None, None).await;
         let count = ended.inspect_err(|_| self.audit_unconfirmed("revoked", user_id, None))?;
         self.audit_ended("revoked", user_id, count);
@@ -75,13 +75,13 @@ impl Admin {
     }
 
     /// Inspects a session by its name.
-    pub async fn inspect(&self, session_id: SessionId) -> Result<Inspection, AdminError> {
+    pub(crate) async fn inspect(&self, session_id: SessionId) -> Result<Inspection, AdminError> {
         let user_id = self.sessions()?.owner(session_id).await?;
         self.look_at(session_id, user_id, None).await
     }
 
     /// Inspects a cookie and its session; `None` if the value doesn't have the form of a cookie's.
-    pub async fn inspect_cookie(&self, value: &SecretString) -> Result<Option<Inspection>, AdminError> {
+    pub(crate) async fn inspect_cookie(&self, value: &SecretString) -> Result<Option<Inspection>, AdminError> {
         let keys = TokenKeys::new(&self.config.session.secrets);
         let Some(cookie) = keys.inspect(value.expose_secret().as_bytes()) else { return Ok(None) };
         let claims = cookie.claims;

@@ -1,16 +1,17 @@
 //! The hashing gate: a fixed number of threads, a bounded queue, an answer at once when it's full.
 //!
-//! - Room is shared fairly: addresses and accounts take turns, and when the queue is full, the last job of whoever has most
-//!   in it makes room for somebody who has less. So one address with some accounts of its own keeps nobody else from signing
-//!   in.
+//! - Room is shared fairly: addresses and accounts take turns, and when the queue is full, the last job of whoever has
+//!   most in it makes room for somebody who has less. So one address with some accounts of its own keeps nobody else
+//!   from signing in.
 //! - A thread is the permit. The work takes it, not the request, so a request that goes away neither frees it early nor
 //!   leaks it. Work that nobody waits for any more is dropped before it begins. Once it has begun, it runs to its end.
 //! - The threads run at a lower priority and let others run every 50 µs ([`paced_argon2`]), so that session checks keep
-//!   their latency during a storm of logins. The verification of a predecessor's bcrypt hash can't be interrupted that way.
+//!   their latency during a storm of logins. The verification of a predecessor's bcrypt hash can't be interrupted that
+//!   way.
 //! - A verification costs the same whether the user exists or not (ASVS 5.0 6.3.8): one hash with the configured
 //!   parameters. A hash with other parameters costs its own time until the user's next login upgrades it.
-//! - The threads share Argon2's memory and reuse what was used last. What is unused for [`IDLE`] goes back to the operating
-//!   system.
+//! - The threads share Argon2's memory and reuse what was used last. What is unused for [`IDLE`] goes back to the
+//!   operating system.
 mod job;
 #[cfg(test)]
 mod tests;
@@ -53,7 +54,7 @@ const SMOOTHING: f64 = 0.125;
 
 /// The result of a verification.
 #[derive(Debug)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The password is wrong, there is no such user, or the stored hash can't be used.
     Mismatch,
     Match {
@@ -64,7 +65,7 @@ pub enum Verdict {
 
 /// Why a password was neither hashed nor verified.
 #[derive(Debug, thiserror::Error)]
-pub enum HashError {
+pub(crate) enum HashError {
     #[error("too many passwords are waiting to be hashed")]
     Overloaded {
         /// When the work that is waiting now will be done, in whole seconds, at least one.
@@ -83,7 +84,7 @@ pub enum HashError {
 
 /// The threads that hash and verify passwords, and their queue. One per process.
 #[derive(Debug)]
-pub struct HashGate {
+pub(crate) struct HashGate {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -124,7 +125,7 @@ impl std::fmt::Debug for State {
 
 /// For whom a password is hashed.
 #[derive(Clone, Debug, Default)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// The client's network and the account, among which the queue is shared fairly. 0 stands for none.
     pub flows: [u64; 2],
     /// Cancelled when the client has gone. Work that has not begun by then is dropped.
@@ -138,7 +139,7 @@ impl HashGate {
     ///
     /// [`io::ErrorKind::InvalidInput`] for parameters that Argon2 doesn't know; anything else if the operating system
     /// starts no more threads.
-    pub fn start(config: &HashingConfig) -> io::Result<Arc<Self>> {
+    pub(crate) fn start(config: &HashingConfig) -> io::Result<Arc<Self>> {
         let scheme = Scheme::new(config).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let concurrency = config.concurrency.max(1);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
@@ -173,7 +174,7 @@ impl HashGate {
     /// # Errors
     ///
     /// At once if the queue is full or the gate is closed; otherwise if the client leaves or the machine can't do it.
-    pub async fn hash(&self, password: SecretString, origin: Origin) -> Result<SecretString, HashError> {
+    pub(crate) async fn hash(&self, password: SecretString, origin: Origin) -> Result<SecretString, HashError> {
         let (reply, answer) = oneshot::channel();
         self.shared.admit(Work::Hash { password, reply }, origin)?;
         answer.await.unwrap_or_else(|error| Err(HashError::Failed(error.into())))
@@ -185,7 +186,7 @@ impl HashGate {
     /// # Errors
     ///
     /// As [`HashGate::hash`].
-    pub async fn verify(
+    pub(crate) async fn verify(
         &self,
         password: SecretString,
         stored: Option<SecretString>,
@@ -197,7 +198,7 @@ impl HashGate {
     }
 
     /// Admits no more work, and returns when all work that somebody waits for is done and the threads have ended.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         let threads = self.shut();
         if tokio::task::spawn_blocking(|| join(threads)).await.is_err() {
             warn!("the runtime ended before the hashing threads did");
@@ -281,8 +282,8 @@ impl Shared {
         }
     }
 
-    /// Takes back the memory of the job that is done, and waits for the next one. `None` when the gate is closed and the
-    /// queue empty.
+    /// Takes back the memory of the job that is done, and waits for the next one. `None` when the gate is closed and
+    /// the queue empty.
     fn next(&self, done: Option<(Blocks, Duration)>) -> Option<(Job, Blocks)> {
         let mut state = self.state.lock();
         if let Some((blocks, took)) = done {

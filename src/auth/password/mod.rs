@@ -2,9 +2,9 @@
 //! ([`HashGate`]).
 //!
 //! A password is brought into NFKC before it's counted, compared with the blocklist or hashed, so that it's the same
-//! password when typed on another keyboard or system (NIST SP 800-63B-4 §3.1.1.2). Nothing else is changed: no trimming,
-//! no truncation, no change of case (ASVS 5.0 6.2.8). bcrypt hashes come from a predecessor that hashed only the first 72
-//! bytes, as typed. They are verified the predecessor's way.
+//! password when typed on another keyboard or system (NIST SP 800-63B-4 §3.1.1.2). Nothing else is changed: no
+//! trimming, no truncation, no change of case (ASVS 5.0 6.2.8). bcrypt hashes come from a predecessor that hashed only
+//! the first 72 bytes, as typed. They are verified the predecessor's way.
 mod gate;
 mod policy;
 mod stored;
@@ -14,18 +14,18 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfkc_qui
 
 use crate::config::HashingConfig;
 
-pub use self::gate::{HashError, HashGate, Origin, Verdict};
-pub use self::policy::PasswordPolicy;
+pub(crate) use self::gate::{HashError, HashGate, Origin, Verdict};
+pub(crate) use self::policy::PasswordPolicy;
 
 /// Checks that a hash made elsewhere can be verified here: an Argon2 hash in the PHC string format or a `$2a$`, `$2b$`
 /// or `$2y$` bcrypt hash, with parameters within bounds. The error contains no part of the hash.
-pub fn check_hash(config: &HashingConfig, hash: &str) -> Result<(), String> {
+pub(crate) fn check_hash(config: &HashingConfig, hash: &str) -> Result<(), String> {
     let scheme = stored::Scheme::new(config).map_err(|error| error.to_string())?;
     scheme.parse(hash).map(drop).map_err(|error| error.to_string())
 }
 
 /// The NFKC form of a password, wiped when dropped.
-pub fn normalize(password: &str) -> SecretString {
+pub(crate) fn normalize(password: &str) -> SecretString {
     if is_nfkc_quick(password.chars()) == IsNormalized::Yes {
         return password.into();
     }

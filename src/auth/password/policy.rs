@@ -8,14 +8,14 @@ use super::normalize;
 use crate::config::PasswordConfig;
 
 /// Code points that a password may have, after NFKC. ASVS 5.0 6.2.9 asks for at least 64.
-pub const MAX_LENGTH: usize = 128;
+pub(super) const MAX_LENGTH: usize = 128;
 
 /// Words that are about this service rather than about the user (ASVS 5.0 6.1.2).
 const SERVICE_WORDS: &[&str] = &["authfleet", "auth-fleet", "auth fleet"];
 
-/// 30 000 passwords from breaches, lower case, ASCII, sorted by byte, one per line. It's searched in place, so it costs no
-/// memory until it's used. It is the list of the crate zxcvbn, whose estimate costs up to 0.4 s for 60 hostile characters,
-/// and 8 MB for its tables.
+/// 30 000 passwords from breaches, lower case, ASCII, sorted by byte, one per line. It's searched in place, so it costs
+/// no memory until it's used. It is the list of the crate zxcvbn, whose estimate costs up to 0.4 s for 60 hostile
+/// characters, and 8 MB for its tables.
 static COMMON: &str = include_str!("common.txt");
 
 /// Rows and diagonals of keyboards. No stretch of one, in either direction, may be a password.
@@ -31,7 +31,7 @@ const KEYBOARD_RUNS: &[&str] = &[
 
 /// Why a password was refused. The messages are for the person who chose the password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PolicyViolation {
+pub(crate) enum PolicyViolation {
     #[error("must have at least {min} characters")]
     TooShort { min: usize },
     #[error("must have at most {MAX_LENGTH} characters")]
@@ -48,13 +48,13 @@ pub enum PolicyViolation {
 
 /// The rules for new passwords: length and a blocklist; no composition rules (ASVS 5.0 6.2.5).
 #[derive(Clone, Copy, Debug)]
-pub struct PasswordPolicy {
+pub(crate) struct PasswordPolicy {
     min_length: usize,
     blocklist: bool,
 }
 
 impl PasswordPolicy {
-    pub fn new(config: &PasswordConfig) -> Self {
+    pub(crate) fn new(config: &PasswordConfig) -> Self {
         Self { min_length: config.min_length, blocklist: config.blocklist }
     }
 
@@ -65,7 +65,7 @@ impl PasswordPolicy {
     /// # Errors
     ///
     /// Every rule that the password breaks, but of the blocklist's three kinds only the one that explains most.
-    pub fn check(&self, password: &str, context: &[&str]) -> Result<(), Vec<PolicyViolation>> {
+    pub(crate) fn check(&self, password: &str, context: &[&str]) -> Result<(), Vec<PolicyViolation>> {
         let password = normalize(password);
         let password = password.expose_secret();
         let length = password.chars().count();
@@ -101,8 +101,8 @@ impl PasswordPolicy {
     }
 }
 
-/// The words of `text`, an e-mail address or a username: itself, and of an address both sides of the `@` and the domain's
-/// first label. Words of fewer than four characters are left out, because no password is as short.
+/// The words of `text`, an e-mail address or a username: itself, and of an address both sides of the `@` and the
+/// domain's first label. Words of fewer than four characters are left out, because no password is as short.
 fn context_words(text: &str) -> impl Iterator<Item = String> {
     let text: String = text.nfkc().flat_map(char::to_lowercase).collect();
     let parts = match text.rsplit_once('@') {

@@ -12,15 +12,15 @@ use super::normalize;
 use crate::config::HashingConfig;
 
 /// The most memory that a stored Argon2 hash may ask for, in KiB, unless the configuration itself uses more.
-pub const MAX_MEMORY_KIB: u32 = 256 * 1024;
+pub(super) const MAX_MEMORY_KIB: u32 = 256 * 1024;
 /// The most passes that a stored Argon2 hash may ask for, unless the configuration itself uses more.
-pub const MAX_ITERATIONS: u32 = 16;
+pub(super) const MAX_ITERATIONS: u32 = 16;
 /// The most lanes that a stored Argon2 hash may have, unless the configuration itself uses more.
-pub const MAX_PARALLELISM: u32 = 16;
+pub(super) const MAX_PARALLELISM: u32 = 16;
 /// Bytes of a stored Argon2 hash's output.
-pub const OUTPUT_LENGTHS: RangeInclusive<usize> = 16..=64;
+pub(super) const OUTPUT_LENGTHS: RangeInclusive<usize> = 16..=64;
 /// The highest cost that a stored bcrypt hash may have: about a second.
-pub const MAX_BCRYPT_COST: u32 = 14;
+pub(super) const MAX_BCRYPT_COST: u32 = 14;
 
 /// bcrypt sees this many bytes; a shorter password is hashed with the NUL that ends it.
 const BCRYPT_KEY_LENGTH: usize = 72;
@@ -30,8 +30,8 @@ const SALT_LENGTH: usize = 16;
 const OUTPUT_LENGTH: usize = 32;
 
 /// Every allocation has room for at least so many blocks: 33 MiB. glibc maps requests of 32 MiB or more separately and
-/// unmaps them when they're freed. Smaller ones it learns to keep in an arena, where they would stay resident. The part that
-/// is never touched takes addresses but no memory.
+/// unmaps them when they're freed. Smaller ones it learns to keep in an arena, where they would stay resident. The part
+/// that is never touched takes addresses but no memory.
 const MAPPED_ALONE: usize = 33 * 1024;
 
 /// Why a stored hash can't be used. Has no part of a hash or a password in it.

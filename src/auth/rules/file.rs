@@ -197,8 +197,8 @@ impl Reader<'_> {
         Some(Rule { name, line, hosts, paths, methods, allow })
     }
 
-    /// Reads a list, of which each entry may have its own mistake. `None` means all; an empty list would mean none, which is a
-    /// mistake.
+    /// Reads a list, of which each entry may have its own mistake. `None` means all; an empty list would mean none,
+    /// which is a mistake.
     fn list<T>(
         &mut self,
         list: Option<TextList>,

@@ -1,7 +1,7 @@
 //! Who may go where: the rules of `ACCESS_RULES`.
 //!
-//! The first rule that matches a request's host, path and method decides. If none matches, nobody gets in. Without a file,
-//! whoever is signed in may go to `PROTECTED_HOSTS`.
+//! The first rule that matches a request's host, path and method decides. If none matches, nobody gets in. Without a
+//! file, whoever is signed in may go to `PROTECTED_HOSTS`.
 mod file;
 mod path;
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Paths, in the one form in which rules compare them.
 //!
-//! A proxy, authfleet and an application read a path each in its own way. A rule about `/admin` must not be passed by a path
-//! that authfleet reads as something else and the application as `/admin`. So a path is brought into one form, and where
-//! programs are known to differ it is refused rather than guessed:
+//! A proxy, authfleet and an application read a path each in its own way. A rule about `/admin` must not be passed by a
+//! path that authfleet reads as something else and the application as `/admin`. So a path is brought into one form, and
+//! where programs are known to differ it is refused rather than guessed:
 //!
 //! | in the path | read as |
 //! | --- | --- |
@@ -17,8 +17,8 @@
 //! | `//` | both as it stands and as one slash: rules must decide alike |
 //! | upper and lower case | both as it stands and in lower case: rules must decide alike |
 //!
-//! [`super::Rules`] asks for this form only if a rule about paths has to be decided, so a host whose rules name no paths takes
-//! any path.
+//! [`super::Rules`] asks for this form only if a rule about paths has to be decided, so a host whose rules name no
+//! paths takes any path.
 
 /// Why a path is in no form that every program reads alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -127,8 +127,8 @@ fn merge_slashes(path: &str) -> String {
     merged
 }
 
-/// Which paths a rule is about: `/admin` (with or without a slash at the end), or `/admin/*` (that and everything below it).
-/// A `*` elsewhere stands for one segment.
+/// Which paths a rule is about: `/admin` (with or without a slash at the end), or `/admin/*` (that and everything below
+/// it). A `*` elsewhere stands for one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PathPattern {
     segments: Vec<Segment>,

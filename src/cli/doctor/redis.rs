@@ -10,11 +10,11 @@ use crate::clock::Clock;
 use crate::config::{RedisConfig, RedisTopology};
 use crate::store::{Operation, RedisHandle, ServerInfo, Shard};
 
-/// `ZRANGE … REV`, which lists sessions, is younger than the rest of what is used.
+/// `ZRANGE … REV`, which lists sessions, is the newest of the commands in use.
 const OLDEST: (u32, u32) = (7, 0);
 /// Every session check waits that long, at least.
 const SLOW_PING: Duration = Duration::from_millis(5);
-/// Nobody reads this process's metrics.
+/// Metrics are not needed, since this process exposes none.
 static UNMEASURED: Operation = Operation::new("doctor", || (metrics::Histogram::noop(), metrics::Counter::noop()));
 const UNREACHABLE: &str =
     "every request with a session is answered 503 until Redis answers: see REDIS_URL, network, password";

@@ -1,4 +1,4 @@
-//! A SQLite database of users, and what it stands on.
+//! Checks of a SQLite database of users and of its file system.
 use std::time::Duration;
 
 use super::{Check, fail, names, ok, warn};

@@ -22,8 +22,8 @@ pub(crate) struct Destination {
 }
 
 impl Destination {
-    /// The URL to go to once somebody is signed in; `None` for the account page. For another host it holds a code, so it is good
-    /// once, for 30 seconds.
+    /// The URL to go to once somebody is signed in; `None` for the account page. For another host it holds a code, so
+    /// it is good once, for 30 seconds.
     ///
     /// # Errors
     ///

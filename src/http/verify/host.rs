@@ -1,5 +1,5 @@
-//! `/.authfleet/…` on the host of an application: how that host gets its cookie. Each protected host passes these paths to
-//! authfleet.
+//! `/.authfleet/…` on the host of an application: how that host gets its cookie. Each protected host passes these paths
+//! to authfleet.
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts as _, Query, Request, State};

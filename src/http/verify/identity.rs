@@ -10,8 +10,8 @@ const USER_ID: HeaderName = HeaderName::from_static("remote-user-id");
 const GROUPS: HeaderName = HeaderName::from_static("remote-groups");
 const SESSION_ID: HeaderName = HeaderName::from_static("remote-session-id");
 
-/// What is percent-encoded besides everything beyond ASCII (RFC 3986, section 2.1). The percent sign itself too: otherwise a user
-/// called `%C3%A9` would look like one called `é`.
+/// What is percent-encoded besides everything beyond ASCII (RFC 3986, section 2.1). The percent sign itself too:
+/// otherwise a user called `%C3%A9` would look like one called `é`.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
 
 /// Sets every identity header: empty if nobody is known.

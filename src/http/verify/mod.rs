@@ -1,8 +1,8 @@
 //! Forward auth: a proxy asks whether a request to an application may pass.
 //!
-//! Three endpoints, because proxies differ in what they can do with an answer. Each takes any method, costs one session check and
-//! changes nothing but the session's idle limit. Every answer has every identity header, empty when nobody gets in, so that what
-//! a client sent under these names never reaches an application.
+//! Three endpoints, because proxies differ in what they can do with an answer. Each takes any method, costs one session
+//! check and changes nothing but the session's idle limit. Every answer has every identity header, empty when nobody
+//! gets in, so that what a client sent under these names never reaches an application.
 mod destination;
 mod host;
 mod identity;

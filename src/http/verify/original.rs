@@ -1,7 +1,7 @@
 //! The request that a proxy asks about, as the proxy describes it.
 //!
-//! The description is believed only from `TRUSTED_PROXIES` (CVE-2026-40575, CVE-2026-35051: forwarded headers that clients wrote).
-//! What is missing, there twice or malformed is never guessed.
+//! The description is believed only from `TRUSTED_PROXIES` (CVE-2026-40575, CVE-2026-35051: forwarded headers that
+//! clients wrote). What is missing, there twice or malformed is never guessed.
 use http::header::{ACCEPT, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method};
@@ -160,8 +160,8 @@ pub(super) fn site_of(request: &Parts, trusted: &[IpNet], scheme: Scheme) -> Opt
     Site::parse(one(headers, &HOST).ok()?, scheme)
 }
 
-/// Whether a person looks at the answer: a browser goes to another page. Scripts, images and API clients get a 401 rather than a
-/// page in place of what they asked for.
+/// Whether a person looks at the answer: a browser goes to another page. Scripts, images and API clients get a 401
+/// rather than a page in place of what they asked for.
 pub(super) fn is_navigation(headers: &HeaderMap) -> bool {
     if headers.contains_key(REQUESTED_WITH) {
         return false;

@@ -1,4 +1,4 @@
-//! How servers are reached: what all connections have in common.
+//! What all connections to Redis have in common: credentials, TLS, time limits.
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use crate::config::{RedisNode, RedisUrl};
 use crate::metrics::REDIS_CONNECTED;
 use crate::store::StoreError;
 
-/// How long a new connection may take, handshake and asking Sentinels included.
+/// How long a new connection may take, including the handshake and the question to the Sentinels.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
 /// How long one reply may take. With a connection attempt before it, still below the two seconds in which the contract
 /// promises an answer.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_millis(900);
-/// How servers are reached: what all connections have in common.
+/// How servers are reached.
 pub(super) struct Access {
     pub(super) dialer: Dialer,
     /// User, password, database, protocol.
@@ -29,7 +29,7 @@ pub(super) struct Access {
     open: AtomicUsize,
 }
 
-/// Without the password, which the client library's type may show.
+/// Leaves out the password, which the client library's type may show.
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Access").field("dialer", &self.dialer).finish_non_exhaustive()
@@ -51,7 +51,7 @@ impl Access {
         open(self.dialer.tcp(node).await?, &self.info, patience, node).await
     }
 
-    /// A connection was opened, or given up.
+    /// Counts a connection that was opened or closed.
     pub(super) fn count(&self, is_open: bool) {
         let now = if is_open {
             self.open.fetch_add(1, Ordering::Relaxed) + 1
@@ -77,7 +77,7 @@ pub(super) fn login(username: Option<&str>, password: Option<&SecretString>) -> 
 /// A connection, and the task that moves its bytes.
 pub(super) type Opened = (MultiplexedConnection, AbortOnDropHandle<()>);
 
-/// Logs in over a stream. A reply may take as long as `patience`.
+/// Logs in over a stream. Each reply may take up to `patience`.
 pub(super) async fn open(
     stream: Box<dyn Stream>,
     info: &RedisConnectionInfo,
@@ -91,8 +91,8 @@ pub(super) async fn open(
     Ok((connection, AbortOnDropHandle::new(tokio::spawn(driver))))
 }
 
-/// The answers of several servers that were asked at once: those that came within `limit`, and at most `grace` after the
-/// first. Without any, why the last one failed, if one did.
+/// Collects the answers of several servers that were asked at the same time: those that arrive within `limit`, and at
+/// most `grace` after the first one. If none arrives, returns the last failure, if there was one.
 pub(super) async fn first_answers<T>(
     mut asked: FuturesUnordered<impl Future<Output = Result<T, StoreError>>>,
     limit: Duration,

@@ -2,12 +2,13 @@
 //!
 //! The client library has a client for clusters. It isn't used, because as of version 1.8
 //!
-//! - it sends one `ASKING` before a pipeline, which counts for the first command alone. While a slot moves, the two commands
-//!   of a session check would be sent to and fro until they are given up;
-//! - it sends a whole pipeline again when one of its commands is redirected, so an attempt at a login would count twice;
-//! - while it looks at the cluster anew, and connects to its members for that, all requests wait, also those to members that
-//!   are well: a primary that is frozen would hold up everybody;
-//! - its time-outs and connections are not ours: a request passes through two tasks and is copied.
+//! - it sends one `ASKING` before a pipeline, which counts for the first command alone. While a slot moves, the two
+//!   commands of a session check would be redirected back and forth until it gives up;
+//! - it sends a whole pipeline again when one of its commands is redirected, so an attempt at a login would count
+//!   twice;
+//! - all requests wait while it reads the cluster's layout again, including those to healthy members, so one frozen
+//!   primary would delay every request;
+//! - it has its own time-outs and connections, and a request passes through two tasks and is copied.
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,13 +28,13 @@ use crate::config::RedisNode;
 use crate::metrics::REDIS_FAILOVERS;
 use crate::store::StoreError;
 
-/// How much longer than the first answer the other members are waited for.
+/// How long to wait for the other members' answers after the first one.
 const GRACE: Duration = Duration::from_millis(100);
-/// The cluster is looked at this often at most.
+/// The shortest time between two reads of the cluster's layout.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// A detour begins this long after the request at the latest: with the reply that follows, still within two seconds.
+/// A command is sent again at most this long after the request began, so that its reply still comes within two seconds.
 const DETOURS: Duration = Duration::from_secs(1);
-/// The first pause before a command is tried again on a slot that moves; each further one is twice as long.
+/// The first pause before a command is repeated on a slot that is moving. Each further pause is twice as long.
 const PAUSE: Duration = Duration::from_millis(10);
 /// No shard has the slot.
 const NOBODY: u16 = u16::MAX;
@@ -46,16 +47,17 @@ pub(super) struct Cluster {
     confirms: bool,
     /// The members that `REDIS_URL` names.
     seeds: Vec<RedisNode>,
-    /// Members that were met, with their connections. They outlive a map.
+    /// All members seen so far, with their connections. They are kept when the map of slots is replaced.
     members: Mutex<HashMap<RedisNode, Arc<Primary>>>,
     map: RwLock<Arc<Map>>,
-    /// Held while looking at the cluster, so that one task does it for all. When the last look ended, and why it failed.
+    /// Locked while the layout is read, so that one task reads it for all. Holds when the last read ended, and why it
+    /// failed.
     looking: tokio::sync::Mutex<Option<(Instant, Option<StoreError>)>>,
-    /// Whether somebody is about to look.
+    /// Whether a task is about to read the layout.
     is_due: AtomicBool,
 }
 
-/// Who has which slot.
+/// Which shard has which slot.
 #[derive(Clone, Debug, Default)]
 struct Map {
     shards: Vec<(RedisNode, Shard)>,
@@ -68,10 +70,10 @@ impl Map {
         self.shards.get(usize::from(*self.slots.get(usize::from(slot))?)).map(|(_, shard)| shard)
     }
 
-    /// Finds for each shard what its keys may have between braces.
+    /// Finds a hash tag for each shard, that is, a text between braces that puts a key into one of its slots.
     fn find_tags(&mut self) {
         let mut missing: HashSet<u16> = self.slots.iter().copied().filter(|&place| place != NOBODY).collect();
-        // One in as many numbers as there are shards fits, as long as their parts are about equal.
+        // If the shards are about equal in size, one number in as many as there are shards fits.
         for number in 0..1_000_000 {
             if missing.is_empty() {
                 return;
@@ -85,13 +87,13 @@ impl Map {
     }
 }
 
-/// What is still to be done with a command.
+/// Where a command is sent next.
 #[derive(Clone)]
 enum Step {
     Done(Value),
     /// To the shard that has the slot.
     Owner,
-    /// There, after an `ASKING`.
+    /// To this server, after an `ASKING`.
     Ask(RedisNode),
 }
 
@@ -108,10 +110,10 @@ impl Cluster {
         }
     }
 
-    /// The replies to a pipeline, in its order, those that are errors among them. A command that is redirected hasn't been
-    /// run, so it is sent again, and no other.
+    /// Returns the replies to a pipeline in its order, including errors. A redirected command has not been run, so it
+    /// is sent again. The others are not.
     ///
-    /// With `confirm`, the commands belong together: all go where the first one's key is.
+    /// With `confirm`, all commands go to the server that has the first one's key.
     ///
     /// # Errors
     ///
@@ -131,7 +133,7 @@ impl Cluster {
             }
             steps = replies.into_iter().map(Step::Done).collect();
         }
-        // Boxed, because hardly any request comes here.
+        // Boxed, because few requests get here.
         Box::pin(self.detour(pipeline, script, confirm, steps, begin)).await
     }
 
@@ -196,7 +198,7 @@ impl Cluster {
         }
     }
 
-    /// Turns replies that are redirections into further steps. Says whether one of them needs a pause.
+    /// Turns redirections into further steps. Returns whether one of them needs a pause.
     fn take_detours(self: &Arc<Self>, steps: &mut [Step], confirm: bool) -> bool {
         let mut needs_pause = false;
         let mut together = None;
@@ -205,7 +207,7 @@ impl Cluster {
             match Detour::of(reply) {
                 None => {
                     if matches!(reply, Value::ServerError(_)) {
-                        // It may refuse because it's no primary any more.
+                        // It may refuse because it is no longer a primary.
                         self.look_soon();
                     }
                     continue;
@@ -258,7 +260,7 @@ impl Cluster {
         Ok(groups)
     }
 
-    /// The server that has a slot; of no slot, any server.
+    /// The server that has a slot, or any server if there is no slot.
     async fn owner(self: &Arc<Self>, slot: Option<u16>) -> Result<Arc<Primary>, StoreError> {
         self.look_at_first().await?;
         let map = Arc::clone(&*self.map.read());
@@ -279,7 +281,7 @@ impl Cluster {
         Ok(map.shards.iter().filter(has_keys).map(|(_, shard)| shard.clone()).collect())
     }
 
-    /// Says how many slots no shard has, if there are any.
+    /// Logs how many slots belong to no shard, if there are any.
     pub(super) fn uncovered(self: &Arc<Self>) -> Option<String> {
         let count = self.map.read().slots.iter().filter(|&&place| place == NOBODY).count();
         if count == 0 {
@@ -316,7 +318,7 @@ impl Cluster {
         if self.map.read().slots.is_empty() { self.look().await } else { Ok(()) }
     }
 
-    /// Looks at the cluster anew, in a task of its own: who noticed that something changed doesn't wait for it.
+    /// Reads the layout again in a task of its own. The request that noticed a change doesn't wait for it.
     pub(super) fn look_soon(self: &Arc<Self>) {
         if self.is_due.swap(true, Ordering::AcqRel) {
             return;
@@ -327,7 +329,7 @@ impl Cluster {
             if let Some(last) = last {
                 tokio::time::sleep(LOOK_AGAIN.saturating_sub(last.elapsed())).await;
             }
-            // What is noticed from here on is a reason to look once more.
+            // A change noticed from here on causes another read.
             cluster.is_due.store(false, Ordering::Release);
             if let Err(error) = cluster.look().await {
                 tracing::debug!(%error, "no member of the redis cluster says who has which slots");
@@ -338,7 +340,7 @@ impl Cluster {
     async fn look(self: &Arc<Self>) -> Result<(), StoreError> {
         let begin = Instant::now();
         let mut looking = self.looking.lock().await;
-        // What somebody else saw while this one waited speaks for this one too.
+        // Another task read the layout while this one waited for the lock. Its result is recent enough.
         if let Some((_, error)) = looking.as_ref().filter(|(last, _)| *last > begin) {
             return error.clone().map_or(Ok(()), Err);
         }
@@ -354,7 +356,7 @@ impl Cluster {
         nodes.retain(|node| seen.insert(node.clone()));
         let asked = nodes.iter().map(|node| self.ask(node)).collect::<FuturesUnordered<_>>();
         let (views, error) = first_answers(asked, CONNECT_TIMEOUT, GRACE).await;
-        // A member that is cut off goes on naming the primaries that it knew.
+        // A member that is cut off still names the primaries that it knew.
         let best = views.into_iter().max_by_key(|view| (view.is_ok, view.epoch, view.covered()));
         match best {
             Some(view) if !view.ranges.is_empty() => {
@@ -403,7 +405,7 @@ impl Cluster {
             let shown: Vec<_> = now.difference(&before).map(ToString::to_string).collect();
             tracing::warn!(new = shown.join(", "), "redis has another primary");
         }
-        // Connections to servers that have no slots any more are closed.
+        // Connections to servers without slots are closed.
         self.members.lock().retain(|node, _| now.contains(node) || self.seeds.contains(node));
     }
 }

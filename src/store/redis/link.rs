@@ -1,13 +1,14 @@
-//! One connection to one server, kept and made anew.
+//! One connection to one server, which is kept open and replaced when it breaks.
 //!
-//! It is multiplexed, so it serves any number of requests at once. No pool and no connection manager of a library fits:
+//! The connection is multiplexed, so it serves any number of requests at once. No library's pool or connection manager
+//! fits:
 //!
-//! - The connection must be kept. Each checkout from `deadpool-redis` costs an UNWATCH and a PING, which would triple the
-//!   commands of a session check.
-//! - It must be noticed that it is useless. The client library's `ConnectionManager` keeps a connection after a time-out,
-//!   and one to a server that refuses to serve. Here a time-out, a broken stream, or a Redis that refuses ends it.
-//! - A Redis that is away must be spared. One request at a time tries to connect, at most every [`RETRY_AFTER`]; the others
-//!   fail at once.
+//! - The connection must be kept. Each checkout from `deadpool-redis` costs an UNWATCH and a PING, which would triple
+//!   the commands of a session check.
+//! - A useless connection must be noticed. The client library's `ConnectionManager` keeps a connection after a
+//!   time-out, and also one to a server that refuses to serve. Here a time-out, a broken stream or a refusal ends it.
+//! - A Redis that is down must not be flooded. One request at a time tries to connect, at most every [`RETRY_AFTER`].
+//!   The others fail at once.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -27,8 +28,8 @@ use crate::store::StoreError;
 /// While Redis is away, connecting is tried this often at most, by one request at a time; the others fail at once
 /// instead of queueing up behind it.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// A connection to a Redis that refuses to serve is given up this long after it was made, and no sooner: the next one may
-/// lead to the same Redis, and then each refusal would cost a connection.
+/// A connection to a Redis that refuses to serve is given up this long after it was made, and no sooner: the next one
+/// may lead to the same Redis, and then each refusal would cost a connection.
 const REFUSED_AFTER: Duration = Duration::from_secs(1);
 
 /// Where a link leads.
@@ -38,7 +39,7 @@ pub(super) enum Target {
     Node(RedisNode),
     /// To the server on this socket.
     Unix(std::path::PathBuf),
-    /// To whichever server Sentinels call the primary.
+    /// To the server that the Sentinels name as the primary.
     Sentinel(Arc<Sentinels>),
 }
 
@@ -52,7 +53,7 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// A connection that is made when it is needed, and made anew when it has become useless.
+/// A connection that is made when it is first needed, and replaced when it has become useless.
 pub(super) struct Link {
     access: Arc<Access>,
     target: Arc<Target>,
@@ -106,7 +107,7 @@ impl Link {
         }
     }
 
-    /// The replies to a pipeline, those that are errors among them. A script that the server doesn't know is loaded.
+    /// Returns the replies to a pipeline, including errors. Loads a script that the server doesn't know.
     ///
     /// # Errors
     ///
@@ -162,7 +163,7 @@ impl Link {
                 _ => return Err(why),
             },
         };
-        // What another request's attempt came to while this one waited speaks for this one too.
+        // Another request tried to connect while this one waited for the lock. Its result holds for this one too.
         if let Some(lent) = self.lent() {
             return Ok(lent);
         }
@@ -173,7 +174,7 @@ impl Link {
         }
         let attempt = tokio::time::timeout(CONNECT_TIMEOUT, self.dial()).await.unwrap_or_else(|_| {
             let (target, limit) = (&self.target, CONNECT_TIMEOUT.as_millis());
-            // A port without TLS waits for the end of a command that it takes a handshake for.
+            // A port without TLS takes the handshake for the beginning of a command and waits for the rest.
             let hint = if self.access.dialer.has_tls() { "; does it speak TLS there?" } else { "" };
             Err(StoreError::new(format!("REDIS_URL: no connection to {target} within {limit} ms{hint}")))
         });
@@ -227,7 +228,7 @@ impl Link {
         if self.primary.read().as_ref().is_none_or(|primary| primary == node) {
             return;
         }
-        // Connecting is worth a try again, whatever the last one came to.
+        // The next request may connect at once, even if the last attempt failed.
         *self.away.write() = None;
         let lease = self.lease.write().take();
         if let Some(lease) = lease {
@@ -236,8 +237,8 @@ impl Link {
         }
     }
 
-    /// Ends the lease if its connection is of no more use: Redis is silent on it, or answers but doesn't serve. A command
-    /// that was refused for what it is, is no reason.
+    /// Ends the lease if its connection has become useless, because Redis is silent or answers but doesn't serve. A
+    /// command that Redis refuses for another reason leaves the connection alone.
     fn give_up_if_useless(&self, generation: u64, error: &RedisError) {
         let is_broken = error.is_io_error()
             || error.is_timeout()
@@ -258,8 +259,8 @@ impl Link {
         }
     }
 
-    /// Lets requests that are under way on the connection get their answers, but not for ever: a server that is silent
-    /// would keep it.
+    /// Lets requests in progress on the connection get their answers, within a limit, since a silent server would
+    /// otherwise keep it open.
     fn end(&self, lease: Lease) {
         self.access.count(false);
         let patience = self.patience;
@@ -274,13 +275,13 @@ fn is_unknown_script(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript))
 }
 
-/// Whether the server at the other end is not the one to ask: it became a replica, lost its primary or its replicas, or is
-/// still reading its data. Another one may be at its address by now, so what helps is a new connection, not a wait.
+/// Whether the server at the other end is not the one to ask: it became a replica, lost its primary or its replicas, or
+/// is still reading its data. Another one may be at its address by now, so what helps is a new connection, not a wait.
 fn refuses_service(error: &RedisError) -> bool {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
     match error.kind() {
         ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly) => true,
-        // As the client library has no name for it.
+        // The client library has no variant for this error.
         _ => error.code() == Some("NOREPLICAS"),
     }
 }

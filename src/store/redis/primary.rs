@@ -12,7 +12,8 @@ use crate::store::StoreError;
 
 /// How long replicas have to confirm, in one `WAIT`.
 pub(super) const CONFIRMATION: Duration = Duration::from_millis(500);
-/// How long the reply to that may take: an earlier one on the same connection may have waited in vain.
+/// How long the reply to `WAIT` may take. An earlier `WAIT` on the same connection may have used up its own limit
+/// first.
 const CONFIRMING_TIMEOUT: Duration = Duration::from_millis(1200);
 
 /// A primary, and the links to it.
@@ -20,7 +21,7 @@ const CONFIRMING_TIMEOUT: Duration = Duration::from_millis(1200);
 pub(super) struct Primary {
     target: Arc<Target>,
     link: Link,
-    /// For what replicas must confirm. `WAIT` blocks its connection, and on a shared one it would hold up every check.
+    /// For writes that replicas must confirm. `WAIT` blocks its connection; on a shared one it would delay every check.
     confirming: Option<Link>,
 }
 

@@ -1,8 +1,8 @@
-//! Sentinels: which server is the primary, and when that changes.
+//! Sentinels, which say which server is the primary, and when that changes.
 //!
-//! The client library asks Sentinels one after the other, so one that is frozen costs a time-out of its own, and it takes
-//! the first answer. Here all are asked at once, and of those that answer the one with the newest configuration is believed:
-//! a Sentinel that is cut off together with the old primary goes on naming that.
+//! The client library asks Sentinels one after the other, so one that is frozen costs a time-out of its own, and it
+//! takes the first answer. Here all are asked at once, and of those that answer the one with the newest configuration
+//! is believed: a Sentinel that is cut off together with the old primary still names that one.
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +20,12 @@ use crate::store::StoreError;
 
 /// How long Sentinels may take altogether. The rest of [`CONNECT_TIMEOUT`] is left for the primary.
 const ASKING: Duration = Duration::from_millis(350);
-/// How much longer than the first answer the others are waited for.
+/// How long to wait for the other Sentinels' answers after the first one.
 const GRACE: Duration = Duration::from_millis(100);
 /// What a Sentinel publishes once a failover is over.
 const SWITCHED: &str = "+switch-master";
-/// After this, news are read from the next Sentinel: one that is silent can't be told from one that has none. Whatever was
-/// missed meanwhile is asked for.
+/// After this time, messages are read from the next Sentinel, because a silent Sentinel looks like one without news.
+/// The primary is then asked for, in case a message was missed.
 const LISTENING: Duration = Duration::from_secs(30);
 /// The pause after a Sentinel that can't be reached.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -108,14 +108,14 @@ impl Sentinels {
             Value::Nil => return Err(format!("knows no primary of the name {:?}", self.primary)),
             address => <(String, u16)>::from_redis_value(address).map_err(|error| error.to_string())?,
         };
-        // An ACL may allow the first question alone.
+        // An ACL may allow only the first question.
         let details = std::collections::HashMap::<String, String>::from_redis_value(details).unwrap_or_default();
         let epoch = details.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let (host, port) = address;
         Ok(Opinion { epoch, primary: RedisNode { host, port } })
     }
 
-    /// Calls `is_at` with the primary's place as soon as it changes, and now and then. Never ends by itself.
+    /// Calls `is_at` with the primary's address when it changes, and from time to time. Never returns.
     pub(super) async fn watch(self: Arc<Self>, access: Arc<Access>, is_at: impl Fn(&RedisNode)) {
         for node in self.nodes.iter().cycle() {
             if let Err(error) = self.listen(&access.dialer, node, &is_at).await {
@@ -133,7 +133,7 @@ impl Sentinels {
         };
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect).await;
         let mut news = connected.map_err(|_| StoreError::new("no connection in time"))??;
-        // What changed before anybody listened.
+        // The primary may have changed before this task began to listen.
         if let Ok(node) = self.primary(dialer).await {
             is_at(&node);
         }

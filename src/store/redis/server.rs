@@ -1,4 +1,4 @@
-//! What Redis says of itself.
+//! What a Redis server reports about itself.
 use std::collections::HashMap;
 
 use redis::cmd;
@@ -10,9 +10,9 @@ use crate::store::StoreError;
 static INFO_TRIP: Operation = operation!("info");
 static TIME_TRIP: Operation = operation!("time");
 
-/// What a server says of itself. Managed ones leave some of it out.
+/// What a server reports about itself. Managed services leave some of it out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ServerState {
+pub(crate) struct ServerState {
     /// Bytes in use.
     pub memory: Option<u64>,
     /// `maxmemory`; 0 for no limit.
@@ -21,13 +21,13 @@ pub struct ServerState {
     pub evicted_keys: Option<u64>,
     /// Whether the last writes to its disk went well: the append-only file, its last rewrite, the last snapshot.
     pub is_persistence_ok: Option<bool>,
-    /// Replicas that are connected and up to date but for what is under way; of several primaries the one with the fewest.
+    /// Replicas that are connected and in sync; with several primaries, the lowest of their numbers.
     pub replicas: Option<u64>,
 }
 
-/// What a server answers to `INFO`. Managed ones leave some of it out.
+/// A server's answer to `INFO`. Managed services leave some of it out.
 #[derive(Debug, Default)]
-pub struct ServerInfo(HashMap<String, String>);
+pub(crate) struct ServerInfo(HashMap<String, String>);
 
 impl ServerInfo {
     fn read(text: &str) -> Self {
@@ -35,18 +35,17 @@ impl ServerInfo {
         Self(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
     }
 
-    /// One field.
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
-    /// One field that is a whole number.
-    pub fn number(&self, name: &str) -> Option<u64> {
+    /// A field that is a whole number.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
         self.get(name)?.parse().ok()
     }
 
     /// How many replicas are connected and receive what is written.
-    pub fn replicas(&self) -> Option<u64> {
+    pub(crate) fn replicas(&self) -> Option<u64> {
         let count = self.number("connected_slaves")?;
         let is_online = |number: &u64| {
             let line = self.get(&format!("slave{number}"));
@@ -57,19 +56,19 @@ impl ServerInfo {
 }
 
 impl RedisHandle {
-    /// `clock` minus Redis's clock in seconds; of several servers the one that differs most. Off by half a round trip at
-    /// most.
+    /// `clock` minus Redis's clock in seconds, exact to half a round trip. With several servers, the largest
+    /// difference.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
-    pub async fn clock_skew(&self, clock: &Clock) -> Result<f64, StoreError> {
+    pub(crate) async fn clock_skew(&self, clock: &Clock) -> Result<f64, StoreError> {
         let mut largest = 0.0_f64;
         for shard in self.shards().await? {
             let before = clock.now_us();
             let (seconds, microseconds): (i64, i64) = self.command_at(&shard, &TIME_TRIP, &cmd("TIME")).await?;
             let after = clock.now_us();
-            // Somewhere in between it answered.
+            // It answered at some time between these two.
             let skew = i64::midpoint(before, after) - (seconds * 1_000_000 + microseconds);
             #[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
             let skew = skew as f64 / 1e6;
@@ -80,24 +79,24 @@ impl RedisHandle {
         Ok(largest)
     }
 
-    /// `INFO` of one primary, all that it says unasked.
+    /// `INFO` of one primary, with its default sections.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
-    pub async fn info(&self, shard: &Shard) -> Result<ServerInfo, StoreError> {
+    pub(crate) async fn info(&self, shard: &Shard) -> Result<ServerInfo, StoreError> {
         let text: String = self.command_at(shard, &INFO_TRIP, &cmd("INFO")).await?;
         Ok(ServerInfo::read(&text))
     }
 
-    /// Four sections of `INFO`, of all primaries together.
+    /// Four sections of `INFO`, combined over all primaries.
     ///
     /// # Errors
     ///
     /// As [`RedisHandle::pipeline`].
-    pub async fn server_state(&self) -> Result<ServerState, StoreError> {
+    pub(crate) async fn server_state(&self) -> Result<ServerState, StoreError> {
         let mut sections = redis::Pipeline::with_capacity(4);
-        // One by one: several at once are understood since Redis 7.
+        // One by one, because only Redis 7 and later accept several at once.
         for section in ["memory", "stats", "persistence", "replication"] {
             sections.cmd("INFO").arg(section);
         }
@@ -127,13 +126,13 @@ impl ServerState {
         }
     }
 
-    /// Of two servers: the sum of what they use, and the worse of what must be well.
+    /// Combines two servers: the sum of what they use, and the worse of each sign of health.
     fn and(self, other: Self) -> Self {
         let sum = |one: Option<u64>, other: Option<u64>| Some(one? + other?);
         Self {
             memory: sum(self.memory, other.memory),
             memory_limit: match (self.memory_limit, other.memory_limit) {
-                // Without a limit in one, there is none of the whole.
+                // If one has no limit, the whole has none.
                 (Some(0), Some(_)) | (Some(_), Some(0)) => Some(0),
                 (one, other) => sum(one, other),
             },

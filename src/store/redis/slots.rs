@@ -1,4 +1,4 @@
-//! Slots of a Redis Cluster: of which key, and at which server.
+//! Slots of a Redis Cluster: which key belongs to which slot, and which server has it.
 //!
 //! <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use crate::config::RedisNode;
 /// How many slots a cluster has.
 pub(super) const SLOTS: u16 = 16_384;
 
-/// The slot of a key: of what is between its first braces, if that isn't empty.
+/// The slot of a key, or of its hash tag (the text between its first braces) if that isn't empty.
 pub(super) fn slot(key: &[u8]) -> u16 {
     const CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
     let tag = key.iter().position(|&byte| byte == b'{').and_then(|open| {
@@ -20,7 +20,7 @@ pub(super) fn slot(key: &[u8]) -> u16 {
     CRC.checksum(tag.unwrap_or(key)) % SLOTS
 }
 
-/// The slot of a command's first key; `None` for one without.
+/// The slot of a command's first key; `None` for a command without keys.
 pub(super) fn slot_of(command: &Cmd) -> Option<u16> {
     let mut words = command.args_iter().map(|word| match word {
         Arg::Simple(bytes) => bytes,
@@ -35,7 +35,7 @@ pub(super) fn slot_of(command: &Cmd) -> Option<u16> {
     Some(slot(key))
 }
 
-/// Why a command belongs elsewhere, or to another moment.
+/// Why a command must go elsewhere or be repeated later.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Detour {
     /// The slot has moved there for good.
@@ -47,7 +47,7 @@ pub(super) enum Detour {
 }
 
 impl Detour {
-    /// What a reply says; `None` if it's an answer, or an error of another kind.
+    /// Reads a reply; `None` if it is an answer or another kind of error.
     pub(super) fn of(reply: &Value) -> Option<Self> {
         let Value::ServerError(error) = reply else { return None };
         let place = || {
@@ -57,7 +57,7 @@ impl Detour {
             Some((slot.parse().ok()?, RedisNode { host: host.to_owned(), port: port.parse().ok()? }))
         };
         match error.kind()? {
-            // A server that doesn't know its own address says none: the next look at the cluster helps.
+            // A server that doesn't know its own address names none. The next read of the layout helps.
             ServerErrorKind::Moved => Some(match place() {
                 Some((slot, node)) if slot < SLOTS && !node.host.is_empty() => Self::Moved(slot, node),
                 _ => Self::Later,
@@ -75,9 +75,9 @@ impl Detour {
 /// The cluster as one of its members sees it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct View {
-    /// Whether that member is with the majority.
+    /// Whether that member belongs to the majority.
     pub(super) is_ok: bool,
-    /// Grows with each failover.
+    /// The configuration's number, which grows with each failover.
     pub(super) epoch: u64,
     /// First and last slot of each range, with its primary.
     pub(super) ranges: Vec<(u16, u16, RedisNode)>,
@@ -110,7 +110,7 @@ impl View {
                 _ => String::new(),
             };
             let Value::Int(port) = primary.next()? else { return None };
-            // Where a member doesn't know a name, it's the one that it was asked by.
+            // A member that doesn't know its own name has the one that it was reached by.
             let host = if host.is_empty() || host == "?" { asked.host.clone() } else { host };
             let node = RedisNode { host, port: u16::try_from(port).ok()? };
             Some((u16::try_from(first).ok()?, u16::try_from(last).ok().filter(|last| *last < SLOTS)?, node))

@@ -1,8 +1,8 @@
 //! Bytes to and from a server: TCP, TLS, Unix sockets.
 //!
-//! The client library connects by TLS too, but it always loads the certificates that this system trusts, even where others
-//! are named, and fails if one of them can't be read; and it takes the process's default provider of cryptography, which
-//! there is none of where several are compiled in, as here (`ring` for the stores, `aws-lc-rs` for the collector).
+//! The client library can connect over TLS, but it always loads the certificates that this system trusts, even if
+//! others are named, and fails if one of them can't be read. It also uses the process's default cryptography provider.
+//! There is no default if several are compiled in, as here (`ring` for the stores, `aws-lc-rs` for the collector).
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -31,11 +31,11 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
-    /// Reads the certificates once, so that a mistake is told at the start.
+    /// Reads the certificates once, so that a mistake is reported at start.
     ///
     /// # Errors
     ///
-    /// When a file can't be read or holds nothing of use. The message names its variable.
+    /// When a file can't be read or has no usable content. The message names its variable.
     pub(super) fn new(config: &RedisConfig) -> Result<Self, StoreError> {
         let tls = config.url.as_ref().is_some_and(|url| url.tls).then(|| Tls::new(config));
         if let Some(tls) = &tls {
@@ -49,7 +49,7 @@ impl Dialer {
         self.tls.is_some()
     }
 
-    /// Connects to all addresses of the host at once; the first that answers is taken.
+    /// Connects to all addresses of the host at once and takes the first that answers.
     pub(super) async fn tcp(&self, node: &RedisNode) -> Result<Box<dyn Stream>, StoreError> {
         let failed = |error: io::Error| StoreError::caused(&format!("REDIS_URL: cannot connect to {node}"), error);
         let addresses: Vec<_> = lookup_host((&*node.host, node.port)).await.map_err(failed)?.collect();
@@ -74,8 +74,8 @@ pub(super) async fn unix(path: &Path) -> Result<Box<dyn Stream>, StoreError> {
     Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?))
 }
 
-/// The files that TLS takes. They are read for each connection, so that renewed certificates need no restart: a connection
-/// that is open keeps its own.
+/// The files that TLS uses. They are read for each new connection, so renewed certificates need no restart. An open
+/// connection keeps the old ones.
 #[derive(Debug)]
 struct Tls {
     ca_file: Option<PathBuf>,
@@ -119,7 +119,7 @@ fn certificates(variable: &str, path: &Path) -> Result<Vec<CertificateDer<'stati
     Ok(found)
 }
 
-/// Looked for once: there are a hundred and more, and who has a private authority names it.
+/// Read once, because there are more than a hundred. A private authority is named in `REDIS_CA_FILE` instead.
 fn trusted_by_this_system() -> Result<RootCertStore, StoreError> {
     static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
     let roots = ROOTS.get_or_init(|| {

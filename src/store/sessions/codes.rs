@@ -4,7 +4,8 @@
 //! | --- | --- | --- | --- |
 //! | `user:{USER_ID}:code:HASH` | hash | a code that was handed out, by the SHA-256 of it: `session_id`, `expires_at_ms`, `host`, `start`, `to` | [`CODE_TTL`] |
 //!
-//! It is in the user's slot, so that one script can take it and look at the session. A leak of the store gives no code away.
+//! It is in the user's slot, so that one script can take it and look at the session. A leak of the store gives no code
+//! away.
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ pub(super) const HOSTS_KEPT: usize = 20;
 
 /// A code to be handed out.
 #[derive(Clone, Debug)]
-pub struct NewCode {
+pub(crate) struct NewCode {
     pub key: SessionKey,
     /// SHA-256 of the code, in hexadecimal digits.
     pub hash: String,
@@ -40,7 +41,7 @@ pub struct NewCode {
 
 /// A code that was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub(crate) struct Taken {
     pub session_id: SessionId,
     pub expires_at_ms: i64,
     pub to: String,
@@ -49,8 +50,8 @@ pub struct Taken {
 static PUT_TRIP: Operation = operation!("put_code");
 static TAKE_TRIP: Operation = operation!("take_code");
 
-/// KEYS: code, session. ARGV: its life in ms, then the hash's fields and values. Returns whether the session is alive; if it
-/// isn't, there is no code.
+/// KEYS: code, session. ARGV: its life in ms, then the hash's fields and values. Returns whether the session is alive;
+/// if it isn't, there is no code.
 static PUT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -62,9 +63,9 @@ return 1
     )
 });
 
-/// KEYS: code. ARGV: prefix of the user's sessions, host, start, hosts to keep. Takes the code away, whoever asks. Returns
-/// {session id, absolute limit, where to go} if host, start and a living session fit it, else {}. The session remembers the
-/// host.
+/// KEYS: code. ARGV: prefix of the user's sessions, host, start, hosts to keep. Takes the code away, whoever asks.
+/// Returns {session id, absolute limit, where to go} if host, start and a living session fit it, else {}. The session
+/// remembers the host.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"

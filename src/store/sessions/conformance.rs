@@ -17,13 +17,13 @@ const LIMITS: Limits = Limits { idle: IDLE, max_age: Duration::from_mins(1), per
 const DONE: Created = Created::Done { evicted: 0, replaced: false };
 
 #[path = "../../../tests/it/fleet/ports.rs"]
-#[expect(dead_code, reason = "the integration tests use the rest")]
+#[expect(dead_code, unreachable_pub, reason = "the integration tests use the rest")]
 mod ports;
 #[path = "../../../tests/it/fleet/redis_group.rs"]
-#[expect(dead_code, reason = "the integration tests use the rest")]
+#[expect(dead_code, unreachable_pub, reason = "the integration tests use the rest")]
 mod redis_group;
 #[path = "../../../tests/it/fleet/redis_server.rs"]
-#[expect(dead_code, reason = "the integration tests use the rest")]
+#[expect(dead_code, unreachable_pub, reason = "the integration tests use the rest")]
 mod redis_server;
 
 use self::redis_group::{Access, Group};

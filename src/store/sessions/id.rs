@@ -8,37 +8,36 @@ use sha2::{Digest as _, Sha256};
 /// The first 128 bits of SHA-256 over the signed bytes, as 22 characters of base64url.
 /// It can be listed, logged and used to revoke, never to sign in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SessionId([u8; 22]);
+pub(crate) struct SessionId([u8; 22]);
 
 impl SessionId {
     /// The id of the session whose cookie has these signed bytes.
-    pub fn of(signed: &[u8]) -> Self {
+    pub(crate) fn of(signed: &[u8]) -> Self {
         let hash = Sha256::digest(signed);
         Self::from_bytes(hash[..16].try_into().expect("16 of 32 bytes"))
     }
 
     /// Reads an id as the API shows it; `None` if it can't be one.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let bytes: [u8; 22] = text.as_bytes().try_into().ok()?;
         bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')).then_some(Self(bytes))
     }
 
     /// The id of these 128 bits.
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
         let mut text = [0; 22];
         URL_SAFE_NO_PAD.encode_slice(bytes, &mut text).expect("16 bytes are 22 characters");
         Self(text)
     }
 
     /// The 128 bits. `None` for a text that [`Self::parse`] takes but no session has: 22 characters have 132 bits.
-    pub fn to_bytes(self) -> Option<[u8; 16]> {
+    pub(crate) fn to_bytes(self) -> Option<[u8; 16]> {
         let mut bytes = [0; 16];
         URL_SAFE_NO_PAD.decode_slice(self.0, &mut bytes).ok().filter(|length| *length == 16)?;
         Some(bytes)
     }
 
-    /// The 22 characters.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("base64url is ASCII")
     }
 }

@@ -10,9 +10,8 @@ use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, Sessio
 use crate::clock::{Clock, millis};
 use crate::store::ServerState;
 
-/// Sessions in memory.
 #[derive(Debug)]
-pub struct MemorySessions {
+pub(crate) struct MemorySessions {
     clock: Clock,
     limits: Limits,
     state: Mutex<State>,
@@ -47,8 +46,7 @@ struct Entry {
 }
 
 impl MemorySessions {
-    /// An empty store.
-    pub fn new(clock: Clock, limits: Limits) -> Self {
+    pub(crate) fn new(clock: Clock, limits: Limits) -> Self {
         Self { clock, limits, state: Mutex::default() }
     }
 
@@ -144,7 +142,7 @@ impl MemorySessions {
 
     pub(super) fn fence_off(&self, user_id: Uuid, epoch: i64) -> u32 {
         let stands = self.state.lock().users.get(&user_id).is_some_and(|user| user.fence >= epoch);
-        // The fence only rises: if it stands by now, somebody else has ended them.
+        // The fence only rises. If it is at this epoch already, another call has ended the sessions.
         if stands { 0 } else { self.end_all(user_id, None, Some(epoch)) }
     }
 

@@ -11,31 +11,26 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-pub use self::codes::{NewCode, Taken};
-pub use self::id::SessionId;
-pub use self::memory::MemorySessions;
-pub use self::redis::RedisSessions;
+pub(crate) use self::codes::{NewCode, Taken};
+pub(crate) use self::id::SessionId;
+pub(crate) use self::memory::MemorySessions;
+pub(crate) use self::redis::RedisSessions;
 use super::{ServerState, StoreError};
 use crate::clock::millis;
 use crate::store::users::groups::Groups;
 
 /// Whose session, and which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SessionKey {
-    /// The user.
+pub(crate) struct SessionKey {
     pub user_id: Uuid,
-    /// The session's public name.
     pub session_id: SessionId,
 }
 
 /// What a check reads. Times are RFC 3339 as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// The user's name when the session was made.
+pub(crate) struct Session {
     pub username: String,
-    /// The user's e-mail when the session was made.
     pub email: String,
-    /// When the session was made.
     pub created_at: String,
     /// The replica that made it.
     pub created_by: String,
@@ -45,8 +40,7 @@ pub struct Session {
 
 /// A living session, as its user sees it in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionEntry {
-    /// Its public name.
+pub(crate) struct SessionEntry {
     pub session_id: SessionId,
     /// When it was made.
     pub created_at: Timestamp,
@@ -54,8 +48,8 @@ pub struct SessionEntry {
     pub expires_at: Timestamp,
     /// When it ends unless it's used before.
     pub idle_expires_at: Timestamp,
-    /// When it was last used, from the time it has left to live and the idle limit in force. Near its absolute limit that
-    /// no longer grows with use, and this is the earliest time that it can have been.
+    /// When it was last used, from the time it has left to live and the idle limit in force. Near its absolute limit
+    /// that no longer grows with use, and this is the earliest time that it can have been.
     pub last_seen_at: Timestamp,
     /// The replica that made it.
     pub created_by: String,
@@ -69,35 +63,29 @@ pub struct SessionEntry {
 
 /// A session to be created.
 #[derive(Clone, Debug)]
-pub struct NewSession {
+pub(crate) struct NewSession {
     /// Whose, and which.
     pub key: SessionKey,
-    /// The user's name.
     pub username: String,
-    /// The user's e-mail.
     pub email: String,
-    /// The groups that the user is in.
     pub groups: Groups,
-    /// Now.
     pub created_at: Timestamp,
     /// The absolute limit.
     pub expires_at: Timestamp,
-    /// This replica.
     pub created_by: String,
-    /// The client's address.
     pub ip: String,
     /// The client's `User-Agent`, bounded.
     pub user_agent: String,
     /// The user's epoch as read before the password was verified.
     pub epoch: i64,
-    /// A session of the same user that the new one takes the place of.
+    /// A session of the same user that the new one replaces.
     pub replaces: Option<SessionId>,
 }
 
-/// What became of a request to create a session.
+/// The outcome of a request to create a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Created {
-    /// It exists, and these have ended.
+pub(crate) enum Created {
+    /// The session exists, and these have ended.
     Done {
         /// Oldest sessions ended because the user had too many.
         evicted: u32,
@@ -113,7 +101,7 @@ pub enum Created {
 
 /// Limits that the store applies to every session.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// A session unused for this long ends.
     pub idle: Duration,
     /// A session this old ends.
@@ -122,7 +110,7 @@ pub struct Limits {
     pub per_user: u32,
 }
 
-/// Where the client of a session came from.
+/// What is known about the client of a session.
 #[derive(Clone, Copy, Debug)]
 struct ClientOf<'a> {
     ip: &'a str,
@@ -132,14 +120,14 @@ struct ClientOf<'a> {
 }
 
 impl Limits {
-    /// When a session ends at the latest: by its own limit, or by the one in force if that comes first, so that a lowered
-    /// `SESSION_MAX_AGE` ends older sessions too.
-    pub fn end_of(&self, created_at: Timestamp, expires_at: Timestamp) -> Timestamp {
+    /// When a session ends at the latest: by its own limit, or by the one in force if that comes first, so that a
+    /// lowered `SESSION_MAX_AGE` ends older sessions too.
+    pub(crate) fn end_of(&self, created_at: Timestamp, expires_at: Timestamp) -> Timestamp {
         created_at.checked_add(self.max_age).unwrap_or(Timestamp::MAX).min(expires_at)
     }
 
-    /// A session that has `left_ms` to live, as its user sees it; `None` if it has outlived a lowered limit, or its times
-    /// can't be read.
+    /// A session that has `left_ms` to live, as its user sees it; `None` if it has outlived a lowered limit, or its
+    /// times can't be read.
     fn entry(
         &self,
         session_id: SessionId,
@@ -157,7 +145,8 @@ impl Limits {
             return None;
         }
         let idle_ends = now_ms.saturating_add(left_ms);
-        // Whoever renewed it last may have had another idle limit: it was not used before it was made, nor in the future.
+        // The last renewal may have used another idle limit. So the result is kept between the session's creation and
+        // now.
         let last_seen_at = at(idle_ends.saturating_sub(millis(self.idle))).max(created_at).min(now);
         Some(SessionEntry {
             session_id,
@@ -175,8 +164,7 @@ impl Limits {
 
 /// The session store: Redis for a fleet, memory for one replica.
 #[derive(Debug)]
-pub enum SessionStore {
-    /// Shared by every replica.
+pub(crate) enum SessionStore {
     Redis(RedisSessions),
     /// In this process alone.
     Memory(MemorySessions),
@@ -192,8 +180,7 @@ macro_rules! either {
 }
 
 impl SessionStore {
-    /// `redis` or `memory`.
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Redis(_) => "redis",
             Self::Memory(_) => "memory",
@@ -201,17 +188,17 @@ impl SessionStore {
     }
 
     /// Whether other replicas know these sessions.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::Redis(_))
     }
 
     /// Reads a session and renews its idle limit to `idle_for` from now, both or neither; in one round trip.
-    /// A session that has ended stays so, whatever happens at the same time.
+    /// A session that has ended never comes back, not even if it ends during this call.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer. `None` is an answer: there is no such session.
-    pub async fn check(&self, key: SessionKey, idle_for: Duration) -> Result<Option<Session>, StoreError> {
+    pub(crate) async fn check(&self, key: SessionKey, idle_for: Duration) -> Result<Option<Session>, StoreError> {
         either!(self.check(key, idle_for))
     }
 
@@ -220,7 +207,7 @@ impl SessionStore {
     /// # Errors
     ///
     /// When the store doesn't answer. The session may then exist, but nobody has its token.
-    pub async fn create(&self, session: &NewSession) -> Result<Created, StoreError> {
+    pub(crate) async fn create(&self, session: &NewSession) -> Result<Created, StoreError> {
         either!(self.create(session))
     }
 
@@ -229,17 +216,17 @@ impl SessionStore {
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn put_code(&self, code: &NewCode) -> Result<bool, StoreError> {
+    pub(crate) async fn put_code(&self, code: &NewCode) -> Result<bool, StoreError> {
         either!(self.put_code(code))
     }
 
-    /// Takes a code away, so that nobody takes it again. `None` if there is none, it is for another host or another browser's
-    /// start, or its session has ended. Atomic.
+    /// Takes a code away, so that nobody takes it again. `None` if there is none, it is for another host or another
+    /// browser's start, or its session has ended. Atomic.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer. The code may be gone then.
-    pub async fn take_code(
+    pub(crate) async fn take_code(
         &self,
         user_id: Uuid,
         hash: &str,
@@ -250,7 +237,7 @@ impl SessionStore {
     }
 
     /// Whether a session has ended only when replicas of the store confirm it.
-    pub fn confirms(&self) -> bool {
+    pub(crate) fn confirms(&self) -> bool {
         match self {
             Self::Redis(store) => store.confirms(),
             Self::Memory(_) => false,
@@ -262,25 +249,28 @@ impl SessionStore {
     /// # Errors
     ///
     /// When they don't, or the store doesn't answer.
-    pub async fn confirmable(&self, user_id: Uuid) -> Result<(), StoreError> {
+    pub(crate) async fn confirmable(&self, user_id: Uuid) -> Result<(), StoreError> {
         either!(self.confirmable(user_id))
     }
 
-    /// Ends one session; says whether it was alive. Atomic. That nothing brings it back is confirmed even if it wasn't.
+    /// Ends one session and returns whether it was alive. Atomic. Replicas confirm it even if the session was already
+    /// gone.
     ///
     /// # Errors
     ///
-    /// When the store doesn't answer, or too few replicas confirm it. The session may have ended then; asking again is safe.
-    pub async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
+    /// When the store doesn't answer, or too few replicas confirm it. The session may have ended then; asking again is
+    /// safe.
+    pub(crate) async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
         either!(self.end(key))
     }
 
-    /// Removes a session that is over anyway, without waiting for replicas: what would bring it back would still be over.
+    /// Removes a session past its limit. It doesn't wait for replicas, because even if a failover brought the session
+    /// back, it would be past its limit.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn forget(&self, key: SessionKey) -> Result<(), StoreError> {
+    pub(crate) async fn forget(&self, key: SessionKey) -> Result<(), StoreError> {
         either!(self.forget(key))
     }
 
@@ -290,7 +280,12 @@ impl SessionStore {
     /// # Errors
     ///
     /// As [`SessionStore::end`].
-    pub async fn end_all(&self, user_id: Uuid, keep: Option<SessionId>, fence: Option<i64>) -> Result<u32, StoreError> {
+    pub(crate) async fn end_all(
+        &self,
+        user_id: Uuid,
+        keep: Option<SessionId>,
+        fence: Option<i64>,
+    ) -> Result<u32, StoreError> {
         either!(self.end_all(user_id, keep, fence))
     }
 
@@ -300,7 +295,7 @@ impl SessionStore {
     /// # Errors
     ///
     /// As [`SessionStore::end`].
-    pub async fn fence_off(&self, user_id: Uuid, epoch: i64) -> Result<u32, StoreError> {
+    pub(crate) async fn fence_off(&self, user_id: Uuid, epoch: i64) -> Result<u32, StoreError> {
         either!(self.fence_off(user_id, epoch))
     }
 
@@ -309,16 +304,16 @@ impl SessionStore {
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
+    pub(crate) async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
         either!(self.list(user_id))
     }
 
-    /// A living session with all that is known of it. Reading it doesn't renew it.
+    /// Reads a living session in full, without renewing it.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn inspect(&self, key: SessionKey) -> Result<Option<(Session, SessionEntry)>, StoreError> {
+    pub(crate) async fn inspect(&self, key: SessionKey) -> Result<Option<(Session, SessionEntry)>, StoreError> {
         either!(self.inspect(key))
     }
 
@@ -327,16 +322,16 @@ impl SessionStore {
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn owner(&self, session_id: SessionId) -> Result<Option<Uuid>, StoreError> {
+    pub(crate) async fn owner(&self, session_id: SessionId) -> Result<Option<Uuid>, StoreError> {
         either!(self.owner(session_id))
     }
 
-    /// How many sessions live: counted if there are few, else estimated with as much work as for a few.
+    /// How many sessions are alive: counted if there are few, otherwise estimated from a sample of fixed size.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn count(&self) -> Result<u64, StoreError> {
+    pub(crate) async fn count(&self) -> Result<u64, StoreError> {
         either!(self.count())
     }
 
@@ -345,26 +340,26 @@ impl SessionStore {
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn clock_skew(&self) -> Result<Option<f64>, StoreError> {
+    pub(crate) async fn clock_skew(&self) -> Result<Option<f64>, StoreError> {
         either!(self.clock_skew())
     }
 
-    /// What the store's server says of itself; `None` if there is no server.
+    /// What the store's server reports about itself; `None` if there is no server.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub async fn server_state(&self) -> Result<Option<ServerState>, StoreError> {
+    pub(crate) async fn server_state(&self) -> Result<Option<ServerState>, StoreError> {
         either!(self.server_state())
     }
 
-    /// Asks the store whether a check would work now: whether it's there and takes writes. Names the parts of it that don't,
-    /// if others do.
+    /// Asks the store whether a check would succeed now, that is, whether it answers and accepts writes. Returns the
+    /// names of the parts that don't, if others do.
     ///
     /// # Errors
     ///
     /// When no part of it does.
-    pub async fn ping(&self) -> Result<Vec<String>, StoreError> {
+    pub(crate) async fn ping(&self) -> Result<Vec<String>, StoreError> {
         either!(self.ping())
     }
 }

@@ -12,17 +12,18 @@
 //! The braces put all keys of one user into one Redis Cluster slot. `DEL` of a session's key is a logout; the entry
 //! that it leaves in the index is dropped when it's next seen.
 //!
-//! A revocation finds sessions by the index alone. So an entry stays for as long as its session's key is there, and the
-//! index's own life is only ever lengthened: neither depends on the limits that are in force when somebody looks, which
-//! may be others than those under which a session was made.
+//! A revocation finds sessions only through the index. So an entry stays as long as its session's key exists, and the
+//! index's time to live is only ever extended. Neither depends on the limits in force at the time of reading, which may
+//! differ from those under which a session was made.
 //!
-//! `WAIT` is about the last write on its connection. A revocation that finds nothing to take away, because an earlier attempt
-//! took it without being confirmed, would write nothing, and be confirmed by nobody. So each writes `confirm`, in the slot of
-//! the user's other keys: a replica that has it has all that was written before.
+//! `WAIT` is about the last write on its connection. If an earlier attempt ended the session without being confirmed,
+//! the next one finds nothing to remove, would write nothing, and `WAIT` would confirm nothing. So every revocation
+//! writes `confirm`, in the slot of the user's other keys. A replica that has this key also has everything written
+//! before it.
 //!
 //! Builds before the first release scored entries by creation. Such an entry has a score in the past while its session
-//! lives, and the next session of the same user gives it its proper score. A replica of such a build takes a score in the
-//! future for a very young session, and keeps it.
+//! lives, and the next session of the same user gives it its proper score. A replica of such a build takes a score in
+//! the future for a very young session, and keeps it.
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -36,15 +37,16 @@ use crate::store::redis::{Operation, RedisHandle, operation};
 use crate::store::users::groups::Groups;
 use crate::store::{ServerState, Shard, StoreError};
 
-/// How long [`CONFIRM`]'s key lives, in ms. It need only be written.
+/// How long [`CONFIRM`]'s key lives, in ms. Nothing reads it; it only has to be written.
 const CONFIRM_TTL: u32 = 1000;
-/// Who asks again to end a session, because replicas didn't confirm that it had ended, is told for so long that it was alive.
+/// If replicas didn't confirm the end of a session, a repeated request gets the same answer as the first one for this
+/// long.
 const UNCONFIRMED_TTL: Duration = Duration::from_mins(10);
 /// How long a fence stands. It must outlive every login that read the epoch before it; after that, logins read the
 /// epoch that is in SQL.
 const FENCE_TTL: Duration = Duration::from_hours(1);
-/// How much longer than its sessions an index lives. Replicas whose clocks are behind renew a session for longer; an index
-/// must not be gone before.
+/// How much longer than its sessions an index lives. A replica whose clock is behind renews a session for longer, and
+/// the index must not expire before it.
 const CLOCK_MARGIN: Duration = Duration::from_hours(24);
 /// Keys that Redis looks at in one step of a search: about a third of a millisecond.
 const SCAN_STEP: u32 = 1000;
@@ -52,12 +54,13 @@ const SCAN_STEP: u32 = 1000;
 const SESSIONS: &str = "session:";
 /// With more keys than this, sessions are no longer counted one by one.
 const COUNTED_KEYS: u64 = 10_000;
-/// Keys that are looked at instead, in so many round trips of so many. Where half of all keys are sessions, as with one
-/// session per user, the estimate is off by 3 % (one standard deviation).
+/// The sample that is taken instead: this many round trips with this many keys each. If half of all keys are sessions,
+/// as with one session per user, the estimate is off by 3 % (one standard deviation).
 const SAMPLE: (usize, usize) = (10, 100);
 
-/// Lua that several scripts begin with: the time that a session's hash has in `field` (RFC 3339, UTC), in ms since the
-/// epoch, or nil. Days are counted as in <https://howardhinnant.github.io/date_algorithms.html#days_from_civil>.
+/// Lua code at the beginning of several scripts: the time that a session's hash has in `field` (RFC 3339, UTC), in ms
+/// since the epoch, or nil. Days are counted as in
+/// <https://howardhinnant.github.io/date_algorithms.html#days_from_civil>.
 const TIME_OF: &str = r"
 local function time_of(key, field)
   local text = redis.call('HGET', key, field) or ''
@@ -138,8 +141,9 @@ return redis.call('SET', KEYS[1], 1, 'PX', ARGV[1])
     )
 });
 
-/// KEYS: session, index; and if replicas must confirm it, confirm and unconfirmed. ARGV: id, confirm's life in ms. Returns
-/// whether the session was alive, or was ended before without being confirmed. Takes away more than it adds, so a Redis that is full must let it.
+/// KEYS: session, index; and if replicas must confirm it, confirm and unconfirmed. ARGV: id, confirm's life in ms.
+/// Returns whether the session was alive, or had been ended without confirmation. It removes more than it adds, so it
+/// may run while Redis is full.
 static END: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"#!lua flags=allow-oom
@@ -154,9 +158,9 @@ return alive
     )
 });
 
-/// KEYS: index, fence, and confirm if replicas must confirm it. ARGV: key prefix, id to keep or '', epoch or '', fence's life
-/// in ms, '1' to end nothing if the fence stands at this epoch or above, confirm's life in ms. Returns how many were alive. Takes away more than the fence adds, so a Redis that
-/// is full must let it.
+/// KEYS: index, fence, and confirm if replicas must confirm it. ARGV: key prefix, id to keep or '', epoch or '',
+/// fence's life in ms, '1' to end nothing if the fence is at this epoch or above, confirm's life in ms. Returns how
+/// many were alive. It removes more than the fence adds, so it may run while Redis is full.
 static END_ALL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"#!lua flags=allow-oom
@@ -190,9 +194,8 @@ static LIST_TRIP: Operation = operation!("list");
 static PING_TRIP: Operation = operation!("ping");
 static SCAN_TRIP: Operation = operation!("scan");
 
-/// Sessions in Redis.
 #[derive(Debug)]
-pub struct RedisSessions {
+pub(crate) struct RedisSessions {
     pub(super) redis: Arc<RedisHandle>,
     clock: Clock,
     limits: Limits,
@@ -225,7 +228,7 @@ fn confirm_key(user_id: Uuid) -> String {
 
 impl RedisSessions {
     /// Keeps sessions in this Redis.
-    pub fn new(redis: Arc<RedisHandle>, clock: Clock, limits: Limits) -> Self {
+    pub(crate) fn new(redis: Arc<RedisHandle>, clock: Clock, limits: Limits) -> Self {
         Self { redis, clock, limits }
     }
 
@@ -325,7 +328,7 @@ impl RedisSessions {
         if was_alive && confirmation.is_err() {
             let mut remember = cmd("SET");
             remember.arg(mark).arg(1).arg("PX").arg(millis(UNCONFIRMED_TTL));
-            // Without it, who asks again is told that there is no such session, which is true as well.
+            // If this fails, a repeated request is told that there is no such session, which is true as well.
             drop(self.redis.command::<Value>(&CONFIRM_TRIP, &remember).await);
         }
         confirmation.map(|()| was_alive)
@@ -406,7 +409,7 @@ impl RedisSessions {
         Ok(None)
     }
 
-    /// SCAN, in steps that don't hold up anybody else, until `go_on` has seen enough.
+    /// Runs SCAN in short steps, so that other clients are not delayed, until `go_on` returns false.
     async fn scan(
         &self,
         operation: &Operation,
@@ -426,7 +429,7 @@ impl RedisSessions {
         }
     }
 
-    /// Those of a user's sessions that are alive, in the order of `ids`.
+    /// Reads the user's living sessions, in the order of `ids`.
     async fn read(
         &self,
         operation: &Operation,
@@ -448,7 +451,7 @@ impl RedisSessions {
             let (Some(hash), Some(left)) = (replies.next(), replies.next()) else { return Err(unexpected(())) };
             let mut hash: HashMap<String, String> = redis::from_redis_value(hash).map_err(unexpected)?;
             let left_ms: i64 = redis::from_redis_value(left).map_err(unexpected)?;
-            // Gone, or going.
+            // It has ended or is about to.
             if left_ms <= 0 || hash.is_empty() {
                 continue;
             }
@@ -483,7 +486,7 @@ impl RedisSessions {
     }
 
     async fn count_each(&self, shard: &Shard) -> Result<u64, StoreError> {
-        // While Redis resizes its table, SCAN may come by a key twice.
+        // While Redis resizes its table, SCAN may return a key twice.
         let mut seen = HashSet::new();
         let see = |names| {
             seen.extend::<Vec<Vec<u8>>>(names);
@@ -520,12 +523,13 @@ impl RedisSessions {
         self.redis.server_state().await.map(Some)
     }
 
-    /// A check renews the session that it reads. So Redis is ready if it takes this write, which changes nothing: a replica,
-    /// a primary cut off from its replicas or one whose disk refuses answers PING as well, and refuses this.
+    /// A check renews the session that it reads, so Redis is ready if it accepts this write, which changes nothing. A
+    /// replica, a primary cut off from its replicas and one with a failing disk also answer PING, but refuse this
+    /// write.
     pub(super) async fn ping(&self) -> Result<Vec<String>, StoreError> {
         let renew = async |shard: Shard| {
             let mut renewal = cmd("PEXPIRE");
-            // A key that no session has.
+            // No session has this key.
             renewal.arg(format!("{SESSIONS}{{{}}}:probe", shard.tag())).arg(1);
             self.redis.command::<Value>(&PING_TRIP, &renewal).await.map(drop)
         };

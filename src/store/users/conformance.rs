@@ -1,7 +1,7 @@
 //! What every users' store must do, run against each engine.
 //!
-//! Whatever a test needs of a database goes through its URL, as it does for the server. An engine adds its subject and its
-//! line in `suite!`.
+//! A test reaches its database only through the URL, as the server does. An engine adds its subject and its line in
+//! `suite!`.
 use std::any::Any;
 use std::cell::Cell;
 use std::time::Duration;
@@ -162,13 +162,13 @@ async fn a_name_is_found_and_taken_in_all_its_spellings(subject: Subject) {
             assert!(matches!(username, Err(UserStoreError::UsernameTaken)));
         }
     }
-    // What nobody sees makes it no name at all, rather than the same or another one.
+    // A name with invisible characters is refused; it is neither the same name nor another one.
     for invisible in ['\u{fe0f}', '\u{34f}', '\u{1160}', '\u{e0061}'] {
         assert!(subject.store.by_login(&format!("ada{invisible}")).await.unwrap().is_none());
     }
 }
 
-/// Whatever name isn't refused, in whatever case and form it is typed later.
+/// Any accepted name, typed later in any case and normalisation form.
 async fn what_was_stored_is_found_in_other_spellings(subject: Subject) {
     let registered = Cell::new(0);
     let names = ("[^@\\pC\\s]{1,12}", "[^@\\pC\\s]{1,12}", "[a-zà-ÿα-ώа-я]{1,8}");

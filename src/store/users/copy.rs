@@ -1,8 +1,8 @@
-//! Moves all accounts from one database to another, whatever their engines: `authfleet users copy`.
+//! Moves all accounts from one database to another, of the same or another engine: `authfleet users copy`.
 //!
-//! An account is copied as it is, its id and epoch included, so sessions live on. The source is read in one transaction,
-//! in the order of ids, a batch at a time, so memory doesn't grow with the number of accounts. The target is changed in
-//! one transaction, which is committed only if what it then holds has the checksum of what was read.
+//! An account is copied as it is, its id and epoch included, so sessions live on. The source is read in one
+//! transaction, in the order of ids, a batch at a time, so memory doesn't grow with the number of accounts. The target
+//! is changed in one transaction, which is committed only if what it then holds has the checksum of what was read.
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ use crate::config::DatabaseUrl;
 /// Accounts that are read, and written, at once.
 const BATCH: usize = 500;
 
-/// What may be overwritten, and what is left to the operator's care.
+/// What may be overwritten, and which checks the operator takes over.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CopyOptions {
     /// Accounts of the target that the source doesn't have, or has in an older state, are lost.
@@ -122,8 +122,8 @@ impl End {
     }
 }
 
-/// Copies all accounts of `from` to `to`, whose schemas must be up to date. `progress` is told after each batch what is
-/// being done and how many accounts it was done to.
+/// Copies all accounts of `from` to `to`, whose schemas must be up to date. Calls `progress` after each batch, with the
+/// stage and the number of accounts done.
 ///
 /// # Errors
 ///
@@ -160,7 +160,7 @@ pub(crate) async fn copy(
     }
 
     if before > 0 {
-        // Rather than row by row: a name may have gone from one account to another.
+        // All at once rather than row by row, because a name may have moved from one account to another.
         target.clear().await.map_err(CopyError::Target)?;
     }
     let mut read = Checksum::default();
@@ -218,7 +218,7 @@ struct Difference {
 }
 
 impl Difference {
-    /// Goes through both in the order of ids.
+    /// Compares both ends in the order of ids.
     async fn between(
         source: &mut End,
         target: &mut End,

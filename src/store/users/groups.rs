@@ -1,7 +1,7 @@
 //! The groups that a user is in.
 //!
-//! They are stored as one text, in order, separated by commas: `admins,staff`. Sessions carry the same text, and applications get
-//! it in `Remote-Groups`.
+//! They are stored as one text, in order, separated by commas: `admins,staff`. Sessions carry the same text, and
+//! applications get it in `Remote-Groups`.
 use std::fmt;
 
 /// Bytes of a group's name.
@@ -11,11 +11,11 @@ const LONGEST_TEXT: usize = 1024;
 
 /// The groups of one user: each once, in alphabetical order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Groups(String);
+pub(crate) struct Groups(String);
 
 /// Why a user can't be put into a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GroupError {
+pub(crate) enum GroupError {
     #[error("must be 1 to 64 characters out of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit")]
     Name,
     #[error("the user is in as many groups as there is room for (1024 bytes)")]
@@ -23,7 +23,7 @@ pub enum GroupError {
 }
 
 /// Checks a group's name.
-pub fn check_name(name: &str) -> Result<(), GroupError> {
+pub(crate) fn check_name(name: &str) -> Result<(), GroupError> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
     let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     if begins && name.len() <= LONGEST_NAME && name.bytes().all(fits) { Ok(()) } else { Err(GroupError::Name) }
@@ -31,7 +31,7 @@ pub fn check_name(name: &str) -> Result<(), GroupError> {
 
 impl Groups {
     /// Reads the stored text. What isn't a group's name in it is left out.
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut names: Vec<_> = text.split(',').filter(|name| check_name(name).is_ok()).collect();
         names.sort_unstable();
         names.dedup();
@@ -39,19 +39,19 @@ impl Groups {
     }
 
     /// The stored text; empty without any.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.split(',').filter(|name| !name.is_empty())
     }
 
-    pub fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.iter().any(|known| known == name)
     }
 
@@ -60,7 +60,7 @@ impl Groups {
     /// # Errors
     ///
     /// If that is no name of a group, or there is no room for it.
-    pub fn with(&self, name: &str) -> Result<Self, GroupError> {
+    pub(crate) fn with(&self, name: &str) -> Result<Self, GroupError> {
         check_name(name)?;
         let more = Self::parse(&format!("{},{name}", self.0));
         if more.0.len() > LONGEST_TEXT { Err(GroupError::TooMany) } else { Ok(more) }
@@ -68,7 +68,7 @@ impl Groups {
 
     /// These but one.
     #[must_use]
-    pub fn without(&self, name: &str) -> Self {
+    pub(crate) fn without(&self, name: &str) -> Self {
         let rest: Vec<_> = self.iter().filter(|known| *known != name).collect();
         Self(rest.join(","))
     }

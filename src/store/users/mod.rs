@@ -1,16 +1,16 @@
 //! What a users' store promises: accounts in SQL, each found by id, e-mail address and username.
 //!
-//! SQLite serves the replicas of one host, PostgreSQL those of many. Both pass the same suite, in `conformance`. Outside of
-//! this module only the configuration and `authfleet doctor` know which one it is.
+//! SQLite serves the replicas of one host, PostgreSQL those of many. Both pass the same suite, in `conformance`.
+//! Outside of this module only the configuration and `authfleet doctor` know which one it is.
 mod account;
 #[cfg(test)]
 mod conformance;
 pub(crate) mod copy;
-pub mod groups;
-pub mod names;
+pub(crate) mod groups;
+pub(crate) mod names;
 mod observed;
-pub mod postgres;
-pub mod sqlite;
+pub(crate) mod postgres;
+pub(crate) mod sqlite;
 
 use std::error::Error;
 
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use self::groups::Groups;
 use self::names::UnusualNames;
-pub use self::names::login_key;
+pub(crate) use self::names::login_key;
 use self::postgres::PostgresUsers;
 use self::sqlite::SqliteUsers;
 use crate::clock::Clock;
@@ -28,12 +28,12 @@ use crate::config::DatabaseUrl;
 
 /// A user as stored.
 #[derive(Clone, Debug)]
-pub struct User {
+pub(crate) struct User {
     /// UUIDv7 (RFC 9562 §5.7). Its timestamp is `created_at`, so a session needs no copy of that.
     pub id: Uuid,
-    /// As the user typed it, NFKC; unique in whatever spelling ([`names`]).
+    /// As the user typed it, in NFKC; unique across all spellings ([`names`]).
     pub email: String,
-    /// As the user typed it, NFKC; unique in whatever spelling; never contains `@`.
+    /// As the user typed it, in NFKC; unique across all spellings; never contains `@`.
     pub username: String,
     /// PHC string (Argon2) or `$2b$…` (bcrypt).
     pub password_hash: SecretString,
@@ -50,7 +50,7 @@ pub struct User {
 
 /// A user to be created, validated by the caller.
 #[derive(Clone, Debug)]
-pub struct NewUser {
+pub(crate) struct NewUser {
     /// Stored as NFKC.
     pub email: String,
     /// Stored as NFKC, without `@`; `None` takes the e-mail's local part, with a number if that is taken.
@@ -61,7 +61,7 @@ pub struct NewUser {
 
 /// A user of another system.
 #[derive(Clone, Debug)]
-pub struct Imported {
+pub(crate) struct Imported {
     id: Uuid,
     created_at: Timestamp,
     user: NewUser,
@@ -73,20 +73,21 @@ impl Imported {
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`] for a time before 1970, or if the operating system gives no randomness.
-    pub fn new(user: NewUser, created_at: Timestamp) -> Result<Self, UserStoreError> {
+    pub(crate) fn new(user: NewUser, created_at: Timestamp) -> Result<Self, UserStoreError> {
         Ok(Self { id: id_at(created_at)?, created_at, user })
     }
 
     /// The id that the user gets here.
-    pub fn id(&self) -> Uuid {
+    pub(crate) fn id(&self) -> Uuid {
         self.id
     }
 }
 
 /// Why an operation on users failed.
 #[derive(Debug, thiserror::Error)]
-pub enum UserStoreError {
-    /// Another user has this e-mail address, in some spelling. Reported rather than [`Self::UsernameTaken`] if both are.
+pub(crate) enum UserStoreError {
+    /// Another user has this e-mail address, in some spelling. Reported rather than [`Self::UsernameTaken`] if both
+    /// are.
     #[error("the e-mail address is taken")]
     EmailTaken,
     /// Another user has this username, in some spelling.
@@ -111,71 +112,64 @@ impl From<sqlx::Error> for UserStoreError {
 
 /// Why the database can't be used at all. The text says what to do about it.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// SQLite's file can't.
+pub(crate) enum OpenError {
     #[error(transparent)]
     Sqlite(#[from] sqlite::OpenError),
-    /// PostgreSQL's database can't.
     #[error(transparent)]
     Postgres(#[from] postgres::OpenError),
 }
 
 /// What `migrate` did.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MigrationReport {
+pub(crate) struct MigrationReport {
     /// The database did not exist before.
     pub created: bool,
     /// Numbers of the migrations that this run applied, oldest first.
     pub applied: Vec<i64>,
     /// The newest migration in the database now. Higher than this binary knows if a newer release migrated.
     pub version: i64,
-    /// Canonical names that this run gave to accounts without.
+    /// Number of accounts without a canonical name that got one in this run.
     pub named: u64,
-    /// The names that still have none.
+    /// Names that still have no canonical form.
     pub unusual: UnusualNames,
 }
 
 /// Connections and bytes. Bytes are absent where there is no file, or its file system doesn't tell.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
-    /// Connections of SQLite's one writer, or all to PostgreSQL.
+pub(crate) struct Usage {
+    /// SQLite's one writing connection, or all connections to PostgreSQL.
     pub writer: Connections,
     /// Connections of SQLite's readers.
     pub readers: Connections,
-    /// The database file.
     pub database: Option<u64>,
-    /// Its write-ahead log.
     pub journal: Option<u64>,
     /// The file system that holds it.
     pub volume: Option<u64>,
-    /// What this user may still write to it.
+    /// Bytes of it that this process may still write.
     pub volume_free: Option<u64>,
 }
 
 /// Open connections of a pool.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Connections {
+pub(crate) struct Connections {
     /// Waiting for work.
     pub idle: usize,
-    /// At work.
     pub busy: usize,
 }
 
-/// What is to be known of a database that could be opened: each engine has its own questions.
+/// What `authfleet doctor` reads from a database that could be opened. Each engine has its own facts.
 #[derive(Debug)]
-pub enum Survey {
-    /// Of a SQLite file.
+pub(crate) enum Survey {
     Sqlite(sqlite::Survey),
-    /// Of a PostgreSQL server.
     Postgres(postgres::Survey),
 }
 
 /// The users of a fleet. Cheap to clone, safe to share.
 ///
-/// Every call ends within about 1.5 s. One that fails with [`UserStoreError::Unavailable`] needs no reaction but a
-/// retry: locks that go away and databases that come back are noticed by the next call.
+/// Every call ends within about 1.5 s. A call that fails with [`UserStoreError::Unavailable`] can simply be repeated:
+/// the next one notices a lock that was released or a database that is back.
 #[derive(Clone, Debug)]
-pub enum UserStore {
+pub(crate) enum UserStore {
     /// In a file that the replicas of one host share.
     Sqlite(SqliteUsers),
     /// On a server that the replicas of many hosts share.
@@ -191,25 +185,25 @@ macro_rules! engine {
     };
 }
 
-/// Brings the schema of the database of `url` up to date. A SQLite file is made if there is none. Safe beside other `migrate`s and
-/// running servers.
+/// Brings the schema of the database of `url` up to date. A SQLite file is made if there is none. Safe beside other
+/// `migrate`s and running servers.
 ///
 /// # Errors
 ///
-/// [`OpenError`]; nothing is half applied, and the next run goes on where this one ended.
-pub async fn migrate(url: &DatabaseUrl) -> Result<MigrationReport, OpenError> {
+/// [`OpenError`]. No migration is applied in part, and the next run continues where this one stopped.
+pub(crate) async fn migrate(url: &DatabaseUrl) -> Result<MigrationReport, OpenError> {
     match url {
         DatabaseUrl::Sqlite(path) => Ok(sqlite::migrate(path).await?),
         DatabaseUrl::Postgres(url) => Ok(postgres::migrate(url).await?),
     }
 }
 
-/// Looks at the database of `url` for an operator; writes nothing but what is there already.
+/// Reads facts about the database of `url` for an operator. Writes nothing.
 ///
 /// # Errors
 ///
 /// [`OpenError`] if there is none, or it is in a place where it can't be used.
-pub async fn survey(url: &DatabaseUrl) -> Result<Survey, OpenError> {
+pub(crate) async fn survey(url: &DatabaseUrl) -> Result<Survey, OpenError> {
     match url {
         DatabaseUrl::Sqlite(path) => Ok(Survey::Sqlite(sqlite::survey(path).await?)),
         DatabaseUrl::Postgres(url) => Ok(Survey::Postgres(postgres::survey(url).await?)),
@@ -222,7 +216,7 @@ impl UserStore {
     /// # Errors
     ///
     /// [`OpenError`], with a message for the operator.
-    pub async fn open(url: &DatabaseUrl, clock: Clock) -> Result<Self, OpenError> {
+    pub(crate) async fn open(url: &DatabaseUrl, clock: Clock) -> Result<Self, OpenError> {
         match url {
             DatabaseUrl::Sqlite(path) => Ok(Self::Sqlite(SqliteUsers::open(path, clock).await?)),
             DatabaseUrl::Postgres(url) => Ok(Self::Postgres(PostgresUsers::open(url, clock).await?)),
@@ -230,15 +224,15 @@ impl UserStore {
     }
 
     /// The engine's name, as `/readyz` and logs show it.
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Sqlite(_) => "sqlite",
             Self::Postgres(_) => "postgresql",
         }
     }
 
-    /// What the database takes at the moment, without a statement to it.
-    pub fn usage(&self) -> Usage {
+    /// The connections and bytes in use, read without sending a statement.
+    pub(crate) fn usage(&self) -> Usage {
         engine!(self, store => store.usage())
     }
 
@@ -247,7 +241,7 @@ impl UserStore {
     /// # Errors
     ///
     /// [`UserStoreError::EmailTaken`], [`UserStoreError::UsernameTaken`], [`UserStoreError::Unavailable`].
-    pub async fn create(&self, new: NewUser) -> Result<User, UserStoreError> {
+    pub(crate) async fn create(&self, new: NewUser) -> Result<User, UserStoreError> {
         engine!(self, store => store.create(new).await)
     }
 
@@ -259,7 +253,7 @@ impl UserStore {
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`]; nothing is known of any of them then.
-    pub async fn import(
+    pub(crate) async fn import(
         &self,
         users: Vec<Imported>,
         dry_run: bool,
@@ -272,18 +266,17 @@ impl UserStore {
     /// # Errors
     ///
     /// As [`UserStore::create`].
-    pub async fn ensure_free(&self, email: &str, username: Option<&str>) -> Result<(), UserStoreError> {
+    pub(crate) async fn ensure_free(&self, email: &str, username: Option<&str>) -> Result<(), UserStoreError> {
         engine!(self, store => store.ensure_free(email, username).await)
     }
 
-    /// The user with this e-mail address (if it contains `@`) or username, in whatever spelling ([`names`]); disabled
-    /// ones too. An account that is found by the exact name goes before one that has it in another spelling: only
-    /// accounts of older releases can be two of these.
+    /// The user with this e-mail address (if it contains `@`) or username in any spelling ([`names`]), disabled or not.
+    /// An exact match takes precedence over another spelling. Only accounts made by older releases can be two matches.
     ///
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn by_login(&self, identifier: &str) -> Result<Option<User>, UserStoreError> {
+    pub(crate) async fn by_login(&self, identifier: &str) -> Result<Option<User>, UserStoreError> {
         engine!(self, store => store.by_login(identifier).await)
     }
 
@@ -292,7 +285,7 @@ impl UserStore {
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn by_id(&self, id: Uuid) -> Result<Option<User>, UserStoreError> {
+    pub(crate) async fn by_id(&self, id: Uuid) -> Result<Option<User>, UserStoreError> {
         engine!(self, store => store.by_id(id).await)
     }
 
@@ -301,25 +294,25 @@ impl UserStore {
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn current_epoch(&self, id: Uuid) -> Result<Option<i64>, UserStoreError> {
+    pub(crate) async fn current_epoch(&self, id: Uuid) -> Result<Option<i64>, UserStoreError> {
         engine!(self, store => store.current_epoch(id).await)
     }
 
-    /// Up to `limit` users in the order of their ids, which is that of their creation, beginning behind `after`.
+    /// Up to `limit` users in the order of their ids, which is the order of creation, starting after `after`.
     ///
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn list(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<User>, UserStoreError> {
+    pub(crate) async fn list(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<User>, UserStoreError> {
         engine!(self, store => store.list(after, limit).await)
     }
 
-    /// Asks the database for anything; also notices files that were deleted or replaced.
+    /// Sends a small query; also notices files that were deleted or replaced.
     ///
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn ping(&self) -> Result<(), UserStoreError> {
+    pub(crate) async fn ping(&self) -> Result<(), UserStoreError> {
         engine!(self, store => store.ping().await)
     }
 
@@ -329,7 +322,7 @@ impl UserStore {
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn replace_password(
+    pub(crate) async fn replace_password(
         &self,
         id: Uuid,
         expected_epoch: i64,
@@ -344,7 +337,7 @@ impl UserStore {
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn raise_epoch(
+    pub(crate) async fn raise_epoch(
         &self,
         id: Uuid,
         expected_epoch: i64,
@@ -353,13 +346,13 @@ impl UserStore {
         engine!(self, store => store.raise_epoch(id, expected_epoch, at_least).await)
     }
 
-    /// Stores another hash of the same password; sessions live on. Whether `old_hash` was still the stored one: if
-    /// not, nothing happens, so that a password change in between is not undone.
+    /// Stores another hash of the same password and leaves sessions alone. Returns whether `old_hash` was still the
+    /// stored one. If it wasn't, nothing happens, so a password change in between is not undone.
     ///
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn upgrade_hash(
+    pub(crate) async fn upgrade_hash(
         &self,
         id: Uuid,
         old_hash: &SecretString,
@@ -374,17 +367,17 @@ impl UserStore {
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn disable(&self, id: Uuid, expected_epoch: i64) -> Result<Option<i64>, UserStoreError> {
+    pub(crate) async fn disable(&self, id: Uuid, expected_epoch: i64) -> Result<Option<i64>, UserStoreError> {
         engine!(self, store => store.disable(id, expected_epoch).await)
     }
 
-    /// Sets the groups that a user is in and raises the epoch by one, unless it is no longer `expected_epoch` or the user is
-    /// gone: then the answer is `None`. Otherwise the new epoch.
+    /// Sets the groups that a user is in and raises the epoch by one, unless it is no longer `expected_epoch` or the
+    /// user is gone: then the answer is `None`. Otherwise the new epoch.
     ///
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn replace_groups(
+    pub(crate) async fn replace_groups(
         &self,
         id: Uuid,
         expected_epoch: i64,
@@ -398,7 +391,7 @@ impl UserStore {
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn enable(&self, id: Uuid) -> Result<bool, UserStoreError> {
+    pub(crate) async fn enable(&self, id: Uuid) -> Result<bool, UserStoreError> {
         engine!(self, store => store.enable(id).await)
     }
 
@@ -407,7 +400,7 @@ impl UserStore {
     /// # Errors
     ///
     /// [`UserStoreError::Unavailable`].
-    pub async fn delete(&self, id: Uuid, expected_epoch: i64) -> Result<bool, UserStoreError> {
+    pub(crate) async fn delete(&self, id: Uuid, expected_epoch: i64) -> Result<bool, UserStoreError> {
         engine!(self, store => store.delete(id, expected_epoch).await)
     }
 }

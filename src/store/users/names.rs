@@ -1,10 +1,11 @@
-//! E-mail addresses and usernames: when two spellings are one name, and which are tried for who gives none.
+//! E-mail addresses and usernames: when two spellings are the same name, and which usernames are tried if none is
+//! given.
 //!
 //! One function, [`canonical`], decides it for registration, sign-in, import, the command line and the throttle: white
-//! space around is dropped, then NFKC (UAX #15) and full case folding (Unicode 3.13, D146: compatibility caseless
-//! matching), and the domain of an e-mail address by UTS 46. What looks like another name because of characters that
-//! nobody sees (`Default_Ignorable_Code_Point`) is refused, and so are code points that Unicode hasn't assigned yet: how
-//! they fold may still change.
+//! space around the name is dropped, then NFKC (UAX #15) and full case folding (Unicode 3.13, D146: compatibility
+//! caseless matching), and the domain of an e-mail address by UTS 46. A name with invisible characters
+//! (`Default_Ignorable_Code_Point`), which would look like another name, is refused, and so are code points that
+//! Unicode hasn't assigned yet: how they fold may still change.
 use std::borrow::Cow;
 
 use icu_casemap::CaseMapper;
@@ -19,10 +20,10 @@ const USERNAME_MAX: usize = 64;
 /// Bytes of a domain as typed; what is longer is none (RFC 1035 §2.3.4: 255 in its ASCII form).
 const DOMAIN_LIMIT: usize = 1024;
 
-/// Why nobody may have a name.
+/// Why a name is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.message())]
-pub enum RefusedName {
+pub(crate) enum RefusedName {
     /// A code point with `Default_Ignorable_Code_Point`: a zero-width joiner, a variation selector, a soft hyphen.
     Invisible,
     /// A code point that this release's Unicode data doesn't know.
@@ -33,7 +34,7 @@ pub enum RefusedName {
 
 impl RefusedName {
     /// What is wrong, to be read after the name of the field.
-    pub fn message(self) -> &'static str {
+    pub(crate) fn message(self) -> &'static str {
         match self {
             Self::Invisible => "must not contain invisible characters",
             Self::Unassigned => "must not contain characters that Unicode has not assigned",
@@ -44,7 +45,7 @@ impl RefusedName {
 
 /// A name as it is stored and shown: without white space around it, NFKC.
 #[must_use]
-pub fn written(name: &str) -> String {
+pub(crate) fn written(name: &str) -> String {
     name.trim().nfkc().collect()
 }
 
@@ -54,7 +55,7 @@ pub fn written(name: &str) -> String {
 /// # Errors
 ///
 /// [`RefusedName`]; no account made by this release has such a name.
-pub fn canonical(name: &str) -> Result<String, RefusedName> {
+pub(crate) fn canonical(name: &str) -> Result<String, RefusedName> {
     let name = written(name);
     let invisible = CodePointSetData::new::<DefaultIgnorableCodePoint>();
     let category = CodePointMapData::<GeneralCategory>::new();
@@ -74,9 +75,9 @@ pub fn canonical(name: &str) -> Result<String, RefusedName> {
     }
 }
 
-/// What stands for a name where an account is not looked for, in a throttle's key say: equal for all spellings of one.
+/// A key for a name where no account is looked up, such as in the throttle: equal for all spellings of one name.
 #[must_use]
-pub fn login_key(name: &str) -> String {
+pub(crate) fn login_key(name: &str) -> String {
     canonical(name).unwrap_or_else(|_| exact(name))
 }
 
@@ -88,7 +89,7 @@ pub(super) fn exact(name: &str) -> String {
     key.trim().to_owned()
 }
 
-/// What an account is looked for by.
+/// The keys by which an account is found.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     pub(super) exact: String,
@@ -130,9 +131,9 @@ fn ascii_domain(domain: &str) -> Result<Cow<'_, str>, RefusedName> {
         .map_err(|_| RefusedName::Domain)
 }
 
-/// Usernames for an e-mail address, to be tried one after the other: its local part, then that with a number, 2 to 9 and
-/// then random ones that grow longer, because a popular name (`info`) would otherwise be counted through from the start
-/// each time.
+/// Usernames for an e-mail address, to be tried one after the other: its local part, then that with a number, 2 to 9
+/// and then random ones that grow longer, because a popular name (`info`) would otherwise be counted through from the
+/// start each time.
 pub(super) fn free_usernames(email: &str) -> impl Iterator<Item = String> {
     let base = username_base(email);
     let numbers = (2..=9).chain([4, 4, 4, 6, 6, 8, 8, 8].map(|digits| fastrand::u32(10..10_u32.pow(digits))));
@@ -151,8 +152,8 @@ fn username_base(email: &str) -> String {
 
 /// An e-mail address or username without canonical form.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unusual {
-    /// Whose.
+pub(crate) struct Unusual {
+    /// The account's id.
     pub user_id: Uuid,
     /// Which of the two: `email` or `username`.
     pub field: &'static str,
@@ -162,16 +163,16 @@ pub struct Unusual {
 
 /// Why a name has no canonical form in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub(crate) enum Why {
     /// By today's rule another account has the same name.
     SharedWith(Uuid),
-    /// By today's rule nobody may have it.
+    /// Today's rule refuses it.
     Refused(RefusedName),
 }
 
 /// Names without canonical form, of accounts that older releases made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UnusualNames {
+pub(crate) struct UnusualNames {
     /// How many of them `authfleet migrate` would fill in.
     pub pending: u64,
     /// How many share their name with another account.
@@ -256,7 +257,8 @@ mod tests {
             for name in [format!("{c}"), format!("a{c}\u{301}α\u{345}{c}"), format!("a@{c}b.org")] {
                 if let Ok(form) = canonical(&name) {
                     assert_eq!(canonical(&form).as_deref(), Ok(form.as_str()), "{name:?}");
-                    // The lunate sigma: NFKC makes its small form a final one, which in a domain is a letter of its own.
+                    // The lunate sigma: NFKC makes its small form a final one, which in a domain is a letter of its
+                    // own.
                     if c != '\u{3f9}' {
                         assert_eq!(canonical(&name.to_lowercase()).as_deref(), Ok(form.as_str()), "{name:?}");
                     }
@@ -276,7 +278,7 @@ mod tests {
             prop_assert_eq!(login_key(&login_key(&text)), login_key(&text));
         }
 
-        /// Whatever case a keyboard sends: for text whose upper case is the same letters.
+        /// Any mix of upper and lower case, for text whose upper case has the same letters.
         #[test]
         fn case_and_form_make_no_difference(text in "[a-zäöüßéèçñα-ωάέήίόύώа-яё0-9._-]{1,16}") {
             let form = canonical(&text);

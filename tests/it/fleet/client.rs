@@ -1,4 +1,5 @@
-//! A client that does only what it is told: it stores no cookies, follows no redirects, keeps no connections, uses no proxies.
+//! A client that does only what it is told: it stores no cookies, follows no redirects, keeps no connections, uses no
+//! proxies.
 use std::time::{Duration, Instant};
 
 use reqwest::header::{COOKIE, HeaderMap, SET_COOKIE};

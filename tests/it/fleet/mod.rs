@@ -203,8 +203,8 @@ impl Fleet {
         Held::Sqlite(db)
     }
 
-    /// Waits until nobody waits for the lock any more: PostgreSQL goes on with what a replica asked that was killed, until
-    /// the statement's time is over.
+    /// Waits until nobody waits for the lock any more: PostgreSQL goes on with what a replica asked that was killed,
+    /// until the statement's time is over.
     pub async fn writers_have_given_up(&self) {
         let Some((server, database)) = self.server() else { return };
         let waiting = format!(

@@ -58,8 +58,8 @@ impl PasswordChanges {
         Self { stop, users }
     }
 
-    /// Lets every user finish. Panics if a change was answered with anything but 200 or 503, or if no password of a user
-    /// holds any more.
+    /// Lets every user finish. Panics if a change was answered with anything but 200 or 503, or if no password of a
+    /// user holds any more.
     pub async fn end(self) -> Changed {
         self.stop.store(true, Ordering::Relaxed);
         let users = join_all(self.users).await;
@@ -113,8 +113,8 @@ impl Account {
 }
 
 impl Changed {
-    /// Fails the test unless every user has the last password that was acknowledged and no other, every session that ended
-    /// stays ended on every replica, and it was enough to mean something.
+    /// Fails the test unless every user has the last password that was acknowledged and no other, every session that
+    /// ended stays ended on every replica, and it was enough to mean something.
     pub async fn expect_kept(&self, fleet: &Fleet) {
         let acknowledged: usize = self.0.iter().map(|account| account.replaced.len()).sum();
         let (mut forgotten, mut revived) = (Vec::new(), Vec::new());

@@ -104,16 +104,16 @@ pub fn binary(directory: &Path, settings: &BTreeMap<String, String>) -> Command 
 /// The user `nobody` of every Linux.
 pub const NOBODY: u32 = 65534;
 
-/// The binary as a user who is not root. Tests in containers run as root, who may do everything; there, `nobody` runs a copy
-/// in `directory`, since the build's own directory may be closed to that user.
+/// The binary as a user who is not root. Tests in containers run as root, who may do everything; there, `nobody` runs a
+/// copy in `directory`, since the build's own directory may be closed to that user.
 pub fn unprivileged(directory: &Path) -> Command {
     let original = Path::new(env!("CARGO_BIN_EXE_authfleet"));
     let mut command = if rustix::process::getuid().is_root() {
         let copy = directory.join("authfleet");
         if !copy.exists() {
             std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).expect("an own directory");
-            // By a process of its own: a child that another test starts meanwhile would inherit the file, still open for
-            // writing, and nobody can run it then.
+            // By a process of its own: a child that another test starts meanwhile would inherit the file, still open
+            // for writing, and nobody can run it then.
             let copied = Command::new("cp").arg(original).arg(&copy).status().expect("cp runs");
             assert!(copied.success(), "the binary can't be copied");
         }

@@ -45,8 +45,8 @@ impl Redis {
         self.run::<String>(&["REPLICAOF", "127.0.0.1", "1"]);
     }
 
-    /// Another Redis with the data of this one takes over its address. Connections that are open stay where they are; the
-    /// old server is returned, so that it lives for as long.
+    /// Another Redis with the data of this one takes over its address. Connections that are open stay where they are;
+    /// the old server is returned, so that it lives for as long.
     pub async fn hand_over(&mut self) -> Self {
         // What was written by now is in its append-only file within a second.
         self.run::<String>(&["CONFIG", "SET", "appendfsync", "always"]);
@@ -76,8 +76,8 @@ impl Fleet {
         self.cost_on(&self.redis, work).await
     }
 
-    /// What `work` costs this server. Every few seconds a replica asks Redis how it is, for its metrics; if that happens
-    /// during the work, the work is done and measured again.
+    /// What `work` costs this server. Every few seconds a replica asks Redis how it is, for its metrics; if that
+    /// happens during the work, the work is done and measured again.
     pub async fn cost_on(&self, server: &Server, mut work: impl AsyncFnMut()) -> Usage {
         let looks = async || {
             let mut trips = 0;

@@ -1,5 +1,5 @@
-//! Several Redis servers of a test's own: a primary with two replicas and three Sentinels, a cluster of three primaries with
-//! a replica each, or a single one with passwords or TLS.
+//! Several Redis servers of a test's own: a primary with two replicas and three Sentinels, a cluster of three primaries
+//! with a replica each, or a single one with passwords or TLS.
 //!
 //! The unit tests of the sessions' store use this file too, so it needs only `ports` and `redis_server` of the others.
 use std::collections::BTreeMap;
@@ -19,8 +19,8 @@ const PATIENTLY: Duration = Duration::from_secs(30);
 pub const NAME: &str = "main";
 /// `min-replicas-max-lag`, less than what is shipped, so that tests take less time.
 const LAG: Duration = Duration::from_secs(2);
-/// A primary refuses writes this long after it last heard of its replicas, at the latest: it counts in whole seconds, and
-/// counts once a second.
+/// A primary refuses writes this long after it last heard of its replicas, at the latest: it counts in whole seconds,
+/// and counts once a second.
 pub const ISOLATED: Duration = LAG.saturating_add(Duration::from_secs(2));
 /// `down-after-milliseconds`, and `cluster-node-timeout`. Not less than [`ISOLATED`], so that a primary that is cut off
 /// refuses before another one is elected.
@@ -41,8 +41,8 @@ pub struct Access {
 /// A name and a password full of characters that mean something in a URL or in Redis's configuration.
 pub const SPECIAL: [(&str, &str); 2] = [("fle@et", "fle%40et"), ("p@s/s#?%:, é", "p%40s%2Fs%23%3F%25%3A%2C%20%C3%A9")];
 
-/// Nobody comes in without a name. The user keeps its rights, because Redis up to 8.4 reads its append-only file as this user,
-/// and leaves out scripts' writes that the user may not make.
+/// Nobody comes in without a name. The user keeps its rights, because Redis up to 8.4 reads its append-only file as
+/// this user, and leaves out scripts' writes that the user may not make.
 const NOBODY: &str = "user default reset off ~* &* +@all";
 
 /// A certificate authority of a test's own, and what it has signed, as files.

@@ -16,7 +16,8 @@ const PATIENTLY: Duration = Duration::from_secs(20);
 /// Who the tests are on a server that doesn't let everybody in. Name and password.
 pub const HARNESS: &str = "harness";
 
-/// A server with a directory of its own, killed when dropped. Tests reach it by a socket there, whatever its clients use.
+/// A server with a directory of its own, killed when dropped. Tests reach it by a socket there, whatever its clients
+/// use.
 #[derive(Debug)]
 pub struct Server {
     directory: PathBuf,

@@ -42,7 +42,8 @@ impl Watch {
         Self { stop, clients }
     }
 
-    /// What each client has seen until now. Fails the test if another answer than `right` or a 503 came, or one too late.
+    /// What each client has seen until now. Fails the test if another answer than `right` or a 503 came, or one too
+    /// late.
     pub async fn expect(self, right: u16) -> Vec<Vec<Seen>> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Vec::new();

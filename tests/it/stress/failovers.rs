@@ -49,7 +49,8 @@ async fn asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_a_clus
     chaos(Group::cluster(Access::default()).await).await;
 }
 
-/// The checker finds what it looks for: without confirmation by replicas, a primary that dies takes revocations with it.
+/// The checker finds what it looks for: without confirmation by replicas, a primary that dies takes revocations with
+/// it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_confirmation_a_failover_brings_sessions_back() {
     for (replicas, brings_back) in [("0", true), ("1", false)] {
@@ -196,8 +197,8 @@ async fn strike(group: &mut Group, fault: Fault, rng: &mut Rng) {
             within(PATIENTLY, "it is promoted", async || group.servers[replica].info("role") == "master").await;
         }
         Fault::Failover => {
-            // As docs/operations.md says. Otherwise the old primary goes on for a second, and a revocation may be confirmed
-            // by a replica that isn't the one to be promoted.
+            // As docs/operations.md says. Otherwise the old primary goes on for a second, and a revocation may be
+            // confirmed by a replica that isn't the one to be promoted.
             group.servers[primary].run::<String>(&["CLIENT", "PAUSE", "10000", "WRITE"]);
             tokio::time::sleep(Duration::from_millis(200)).await;
             group.sentinels[0].run::<String>(&["SENTINEL", "FAILOVER", "main"]);

@@ -406,7 +406,8 @@ async fn measured_alone() {
         let hashes = join_all((0..8).map(|_| gate.hash(PASSWORD.into(), Origin::default()))).await;
         assert!(hashes.iter().all(Result::is_ok));
         assert!(anonymous_kib() > before + 15 * 1024, "memory is kept between hashes that follow each other");
-        // Half of one thread's memory. Threads' stacks are in `before` in part only, and huge pages make them 2 MiB each.
+        // Half of one thread's memory. Threads' stacks are in `before` in part only, and huge pages make them 2 MiB
+        // each.
         until("memory is back", || anonymous_kib() < before + 19 * 1024 / 2).await;
     }
 }

@@ -1,13 +1,13 @@
 //! The order in which jobs are taken from the hashing queue.
 use std::collections::HashMap;
 
-/// With more flows than this, those whose turn has come are forgotten. At most as many as there are jobs in the queue are
-/// still ahead of their turn.
+/// With more flows than this, those whose turn has come are forgotten. At most as many as there are jobs in the queue
+/// are still ahead of their turn.
 const FLOWS_KEPT: usize = 1024;
 
 /// Whose turn it is: start-time fair queueing (Goyal, Vin and Cheng, 1996) with jobs of equal size. A job's turn is the
-/// present one, or the one after the last job of its address or account, whichever is later. Jobs with the same turn are
-/// served in the order in which they came.
+/// present one, or the one after the last job of its address or account, whichever is later. Jobs with the same turn
+/// are served in the order in which they came.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     /// The turn of the job that was taken last.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::connector::Session;
 use crate::store::users::names::{Unusual, UnusualNames, Why, canonical};
 
-/// Accounts that are named one by one; the rest is counted.
+/// How many accounts are listed by name; the others are only counted.
 const NAMED: usize = 10;
 
 /// Looks at what has no canonical form.

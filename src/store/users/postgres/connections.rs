@@ -61,7 +61,8 @@ pub(super) struct Database {
     pool: Pool<Connector>,
 }
 
-/// A connection at work. Unless it is given back, it is closed when dropped: nobody knows what is still under way on it.
+/// A connection in use. If it is dropped without being given back, it is closed, because a statement may still be
+/// running on it.
 struct Lease(Option<Object<Connector>>);
 
 impl Lease {

@@ -2,9 +2,9 @@
 //!
 //! Nothing of a session's own is relied on, so that a pooler such as `PgBouncer` may stand in between and give each
 //! transaction another server process. [`Connector`] finds out whether one does: it swallows or refuses settings that
-//! come with the connection. Without a pooler, statements are prepared once per connection and take one round trip each.
-//! Behind one, each operation is a transaction with unnamed statements: sqlx sends the text and the values of a statement
-//! separately, and between the two the pooler must not change the process.
+//! come with the connection. Without a pooler, statements are prepared once per connection and take one round trip
+//! each. Behind one, each operation is a transaction with unnamed statements: sqlx sends the text and the values of a
+//! statement separately, and between the two the pooler must not change the process.
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +20,8 @@ use crate::config::{PostgresHost, PostgresUrl, TlsMode};
 
 /// How long a connection may take to be made, checks included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// How long the server works on a statement. With the longest wait for a connection it is what a whole operation has, so
-/// that nothing comes through after its 503.
+/// How long the server works on a statement. With the longest wait for a connection it is what a whole operation has,
+/// so that nothing comes through after its 503.
 const STATEMENT_LIMIT: &str = "900ms";
 /// Settings of each session, where no pooler is in between. The server ends what a lost client left behind.
 const SETTINGS: [(&str, &str); 2] =
@@ -132,8 +132,8 @@ impl Connector {
         };
         let place = format!("{host}:{}/{}", url.port, url.database).into();
         if url.tls == TlsMode::VerifyCa {
-            // In this mode alone sqlx's verifier takes the process's cryptography, and panics if none was chosen. An error
-            // means that one was.
+            // In this mode alone sqlx's verifier takes the process's cryptography, and panics if none was chosen. An
+            // error means that one was.
             drop(rustls::crypto::ring::default_provider().install_default());
         }
         Self { url: url.clone(), place, is_pooled: AtomicBool::new(false) }
@@ -180,7 +180,7 @@ impl Connector {
         options
     }
 
-    /// A connection to a server that can be worked with, which is the primary, whatever the schema is.
+    /// Connects to a server that can be used, which is the primary. The schema is not checked.
     pub(super) async fn connect(&self) -> Result<Session, OpenError> {
         let (mut session, greeting) = self.connect_anyway().await?;
         if greeting.version < OLDEST_SERVER {
@@ -197,7 +197,7 @@ impl Connector {
         Ok(session)
     }
 
-    /// A connection to whatever answers.
+    /// Connects without checking what answers.
     pub(super) async fn connect_anyway(&self) -> Result<(Session, Greeting), OpenError> {
         let (certificate, key) = self.url.client_certificate.clone().unzip();
         for path in [&self.url.root_certificates, &certificate, &key].into_iter().flatten() {
@@ -256,7 +256,7 @@ impl Connector {
     }
 }
 
-/// Whether whoever answers doesn't take settings that come with a connection: no server does that.
+/// Whether the peer refuses settings at connection time. A pooler does; a server never does.
 fn refuses_settings(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.message().contains("startup parameter"))
 }

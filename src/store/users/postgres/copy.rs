@@ -14,8 +14,8 @@ use crate::store::users::account::{Account, COLUMNS};
 
 /// Without the limits of a server's statements: all accounts take longer.
 const UNLIMITED: &str = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
-/// How long the server may take to end the process of a connection that was closed, as that of an `authfleet migrate` just
-/// before.
+/// How long the server may take to end the process of a connection that was closed, as that of an `authfleet migrate`
+/// just before.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// For the source: one state of all accounts.
 const BEGIN_READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";

@@ -1,8 +1,8 @@
 //! Users in PostgreSQL: every statement about them is in this file.
 //!
 //! Every statement is one transaction at READ COMMITTED, which is enough. A conditional change names the epoch that it
-//! expects in its own `WHERE`; if another one comes first, PostgreSQL waits for it and looks at the condition again. Names
-//! are unique by constraints, which hold whatever transactions see of each other.
+//! expects in its own `WHERE`; if another one comes first, PostgreSQL waits for it and looks at the condition again.
+//! Names are unique by constraints, which hold whatever transactions see of each other.
 mod canonical;
 mod connections;
 mod connector;
@@ -78,8 +78,8 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
-    /// Whether it may be otherwise in a while, without anybody changing a setting: a server that starts after its clients,
-    /// or whose place another one takes.
+    /// Whether it may be otherwise in a while, without anybody changing a setting: a server that starts after its
+    /// clients, or whose place another one takes.
     fn may_pass(&self) -> bool {
         match self {
             Self::Standby { .. } | Self::ReadOnly { .. } | Self::Silent { .. } | Self::Busy { .. } => true,
@@ -113,8 +113,8 @@ macro_rules! select {
     };
 }
 
-/// Adds a user who takes the first username of a list that is free. No row if none is, or the e-mail address or the id is
-/// taken; also if somebody else takes one of them at the same time.
+/// Adds a user who takes the first username of a list that is free. No row if none is, or the e-mail address or the id
+/// is taken; also if somebody else takes one of them at the same time.
 const INSERT: &str = "\
     WITH free AS ( \
         SELECT name.* FROM unnest($6::text[], $7::text[], $8::text[]) WITH ORDINALITY \
@@ -130,7 +130,7 @@ const INSERT: &str = "\
     ON CONFLICT DO NOTHING \
     RETURNING id, email, username, password_hash, epoch, disabled_at, group_names, created_at";
 
-/// Whether the e-mail address and the username are taken, in whatever spelling.
+/// Whether the e-mail address and the username are taken, in any spelling.
 const TAKEN: &str = "\
     SELECT EXISTS (SELECT 1 FROM users WHERE email_key IN ($1, $2) OR email_canonical = $2) AS email, \
         EXISTS (SELECT 1 FROM users WHERE username_key IN ($3, $4) OR username_canonical = $4) AS username";

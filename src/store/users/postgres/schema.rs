@@ -10,8 +10,8 @@ use super::{OpenError, canonical};
 use crate::config::PostgresUrl;
 use crate::store::users::MigrationReport;
 
-/// Begins a migration: one at a time in each database. A transaction's lock, because behind a pooler a session's would be
-/// somebody else's. The number is only this program's.
+/// Begins a migration: one at a time in each database. A transaction's lock, because behind a pooler a session's would
+/// be somebody else's. The number is only this program's.
 const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = 60000; SET LOCAL idle_in_transaction_session_timeout = 60000; \
      SELECT pg_advisory_xact_lock(4702394921427289921)";
 const TABLE: &str = "CREATE TABLE authfleet_migrations (\

@@ -13,7 +13,7 @@ use crate::config::{PostgresHost, TlsMode};
 use crate::store::users::names::{self, UnusualNames};
 
 #[path = "../../../../tests/it/fleet/postgres.rs"]
-#[expect(dead_code, reason = "the integration tests use the rest")]
+#[expect(dead_code, unreachable_pub, reason = "the integration tests use the rest")]
 mod server;
 
 /// The contract: 503 within 2 s.

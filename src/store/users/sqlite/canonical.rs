@@ -12,7 +12,7 @@ use crate::store::users::names::{self, RefusedName, Unusual, UnusualNames, Why};
 
 /// Rows per transaction: a few milliseconds, so that a running fleet's registrations go on meanwhile.
 const BATCH: u32 = 500;
-/// Accounts that are named one by one; the rest is counted.
+/// How many accounts are listed by name; the others are only counted.
 const NAMED: usize = 10;
 
 /// What stands in a row.

@@ -181,8 +181,8 @@ impl Database {
         .await
     }
 
-    /// Runs `work` in a `BEGIN IMMEDIATE` transaction, rolled back if it fails. Once it has the lock, it runs to its end
-    /// even if nobody waits for it any more. After a timeout it is unknown whether it was committed.
+    /// Runs `work` in a `BEGIN IMMEDIATE` transaction, rolled back if it fails. Once it has the lock, it runs to its
+    /// end even if nobody waits for it any more. After a timeout it is unknown whether it was committed.
     pub(super) async fn write<T, F>(&self, operation: &'static str, work: F) -> Result<T, UserStoreError>
     where
         T: Send + 'static,

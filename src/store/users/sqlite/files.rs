@@ -80,7 +80,7 @@ pub(super) enum Fate {
     Replaced,
     /// The database is the same, its `-wal` or `-shm` is not.
     JournalLost {
-        /// Nobody has made new ones yet.
+        /// No new ones exist yet.
         absent: bool,
     },
 }
@@ -92,7 +92,7 @@ impl Files {
         Ok(if let (Some(db), Some(wal), Some(shm)) = ids { Some(Self { db, wal, shm }) } else { None })
     }
 
-    /// Three `stat` calls. SQLite itself goes on writing to files that nobody can find any more.
+    /// Makes three `stat` calls. SQLite itself keeps writing to files that were deleted.
     pub(super) fn fate(&self, paths: &Paths) -> io::Result<Fate> {
         let Some(db) = FileId::at(&paths.db)? else { return Ok(Fate::Missing) };
         let (wal, shm) = (FileId::at(&paths.wal)?, FileId::at(&paths.shm)?);
@@ -107,8 +107,8 @@ impl Files {
     }
 }
 
-/// Held by whoever creates, migrates or removes files of the database at `path`, until dropped; the kernel drops it when
-/// the process dies. The lock's file stays: after its removal two could hold "the" lock.
+/// Held, until dropped, by a process that creates, migrates or removes files of the database at `path`; the kernel
+/// drops it when the process dies. The lock's file stays: after its removal two could hold "the" lock.
 pub(super) async fn lock(path: &Path, patience: Duration) -> Result<File, OpenError> {
     let real = path.canonicalize().unwrap_or_else(|_| path.into());
     let path = with_suffix(&real, ".lock");
@@ -143,7 +143,7 @@ fn open_lock(database: &Path, path: &Path) -> io::Result<File> {
     match existing() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Ok(file) => {
-            // Left behind by root and an older release. Nothing but an empty file that nobody else has a name for.
+            // An older release that ran as root left it behind. It is an empty file that nothing else refers to.
             let metadata = file.metadata()?;
             if metadata.uid() == 0 && metadata.is_file() && metadata.nlink() == 1 && metadata.len() == 0 {
                 Owner::beside(database).give(&file);
@@ -157,7 +157,7 @@ fn open_lock(database: &Path, path: &Path) -> io::Result<File> {
             Owner::beside(database).give(&file);
             Ok(file)
         }
-        // Somebody else was quicker.
+        // Another process was first.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => existing(),
         error => error,
     }
@@ -229,8 +229,8 @@ pub(super) fn check_directory(path: &Path) -> Result<(), OpenError> {
     check_access(directory, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)
 }
 
-/// [`check_directory`] for an existing database, and the file itself, which may be a symbolic link or a mount of its own,
-/// and those beside it.
+/// [`check_directory`] for an existing database, and the file itself, which may be a symbolic link or a mount of its
+/// own, and those beside it.
 pub(super) fn check_place(path: &Path) -> Result<(), OpenError> {
     let real = path.canonicalize().map_err(|source| OpenError::Io { path: path.into(), source })?;
     check_directory(&real)?;
@@ -272,8 +272,8 @@ fn check_filesystem(_path: &Path) -> Result<(), OpenError> {
 /// The name of a filesystem that other hosts may write too: neither its locks nor its shared memory reach them
 /// (<https://www.sqlite.org/wal.html> §1). Numbers from `linux/magic.h` and statfs(2).
 ///
-/// FUSE is refused as a whole. The number doesn't tell sshfs, s3fs and `GlusterFS` from a local one, and file servers of
-/// desktop virtual machines (virtiofs, 9p) let the host open the database behind the kernel's locks.
+/// FUSE is refused as a whole. The number doesn't tell sshfs, s3fs and `GlusterFS` from a local one, and file servers
+/// of desktop virtual machines (virtiofs, 9p) let the host open the database behind the kernel's locks.
 #[cfg(target_os = "linux")]
 fn shared_filesystem(magic: u32) -> Option<&'static str> {
     Some(match magic {

@@ -24,7 +24,7 @@ use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 pub(super) use self::schema::migrate;
-pub use self::survey::Survey;
+pub(crate) use self::survey::Survey;
 pub(super) use self::survey::survey;
 use super::groups::Groups;
 use super::names::{Keys, free_usernames, written};
@@ -39,7 +39,7 @@ impl From<OpenError> for UserStoreError {
 
 /// Why the database can't be used at all. The text says what to do about it.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub(crate) enum OpenError {
     #[error("there is no database at {}: run `authfleet migrate` to create it", path.display())]
     Missing { path: PathBuf },
     #[error("{} has no tables yet: run `authfleet migrate`", path.display())]
@@ -89,7 +89,7 @@ pub enum OpenError {
 
 /// The users of one file. Safe to share between tasks, and the file between processes of one host.
 #[derive(Clone)]
-pub struct SqliteUsers {
+pub(crate) struct SqliteUsers {
     database: Arc<connections::Database>,
     clock: Clock,
 }
@@ -433,7 +433,7 @@ async fn id_exists(db: &mut SqliteConnection, id: Uuid) -> sqlx::Result<bool> {
     sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE id = ?1)").bind(id.to_string()).fetch_one(db).await
 }
 
-/// Whether anybody has this e-mail address, in whatever spelling.
+/// Whether an account has this e-mail address, in any spelling.
 async fn email_exists(db: &mut SqliteConnection, keys: &Keys) -> sqlx::Result<bool> {
     exists(db, "SELECT EXISTS (SELECT 1 FROM users WHERE email_key IN (?1, ?2) OR email_canonical = ?2)", keys).await
 }

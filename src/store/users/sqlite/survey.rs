@@ -11,7 +11,7 @@ use crate::store::users::names::UnusualNames;
 
 /// A database that could be opened.
 #[derive(Debug)]
-pub struct Survey {
+pub(crate) struct Survey {
     /// Where it is.
     pub path: PathBuf,
     /// Size of the file, without its journal.

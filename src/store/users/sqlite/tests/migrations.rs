@@ -62,7 +62,8 @@ async fn an_upgrade_keeps_users_and_a_running_replica_of_the_previous_release() 
     assert_eq!((report.created, report.applied, report.version), (false, vec![1000], 1000));
     schema::check(&bench.path(), &mut db, &release()).await.unwrap();
 
-    // The old binary works while it is running and when it is started again, and so does its `migrate` after a roll-back.
+    // The old binary works while it is running and when it is started again, and so does its `migrate` after a
+    // roll-back.
     assert!(bench.store.by_login("ada").await.unwrap().is_some());
     bench.create("bob@example.org").await.unwrap();
     open(&bench.path()).await.create(new("eve@example.org", None)).await.unwrap();

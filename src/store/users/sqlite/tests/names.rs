@@ -4,7 +4,8 @@ use sqlx::migrate::Migrator;
 use super::*;
 use crate::store::users::names::{RefusedName, Unusual, UnusualNames, Why};
 
-/// Inserts a user as the release before canonical names does. Its rule for names was NFKC in lower case, without trimming.
+/// Inserts a user as the release before canonical names does. Its rule for names was NFKC in lower case, without
+/// trimming.
 async fn insert_as_before(db: &mut SqliteConnection, age: u32, email: &str, username: &str) -> Uuid {
     use unicode_normalization::UnicodeNormalization as _;
     let key = |name: &str| name.nfkc().collect::<String>().to_lowercase().nfkc().collect::<String>();
