@@ -124,6 +124,31 @@ impl Postgres {
         server
     }
 
+    /// Makes a standby of a running server in `directory`, which must not exist yet (streaming replication). It isn't
+    /// started.
+    pub fn standby_of(primary: &Self, directory: &Path) -> Self {
+        fs::create_dir(directory).expect("a new directory");
+        hand_over(directory);
+        let standby = Self { directory: directory.to_owned(), port: primary.port, settings: Vec::new(), process: None };
+        let mut copy = program("pg_basebackup");
+        copy.args([
+            "--write-recovery-conf",
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--no-sync",
+            "--username",
+            USER,
+        ]);
+        copy.arg("--port").arg(primary.port.to_string()).arg("--host").arg(&primary.directory);
+        run(copy.arg("--pgdata").arg(standby.data()));
+        standby
+    }
+
+    /// Makes a running standby the primary, and returns when it is.
+    pub fn promote(&self) {
+        run(program("pg_ctl").args(["promote", "--wait", "--pgdata"]).arg(self.data()));
+    }
+
     /// Where its data is.
     pub fn data(&self) -> PathBuf {
         self.directory.join("data")
