@@ -30,6 +30,7 @@ mod outage_postgres;
 mod outage_redis;
 mod outage_sqlite;
 mod passwords;
+mod postgres_backup;
 mod postgres_failover;
 mod postgres_pooler;
 mod postgres_tls;

@@ -1,5 +1,5 @@
-//! PostgreSQL's primary dies and its standby takes over: streaming replication, `pg_ctl promote`, and a name that is moved, as
-//! docs/operations.md says.
+//! PostgreSQL's primary dies and its standby takes over: streaming replication, `pg_ctl promote`, and a name that is
+//! moved, as docs/operations.md says.
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -181,8 +181,8 @@ async fn a_connection_to_a_standby_is_given_back() {
     pair.fleet[1].ops("/readyz").await.expect(200);
 }
 
-/// The primary that died comes back as it was. It isn't behind the name, so nobody writes there; it follows again once it was
-/// rewound (docs/operations.md).
+/// The primary that died comes back as it was. It isn't behind the name, so nobody writes there; it follows again once
+/// it was rewound (docs/operations.md).
 #[tokio::test]
 async fn the_old_primary_becomes_a_standby() {
     let mut pair = Pair::start(1).await;
@@ -199,7 +199,8 @@ async fn the_old_primary_becomes_a_standby() {
     pair.primary().query("postgres", "SELECT pg_reload_conf()").await;
     pair.fleet[0].register("eve").await;
 
-    // Until its first checkpoint the new primary still names the old timeline, and there would seem to be nothing to rewind.
+    // Until its first checkpoint the new primary still names the old timeline, and there would seem to be nothing to
+    // rewind.
     pair.primary().query("postgres", "CHECKPOINT").await;
     // A server that was killed is recovered first; pg_rewind does that by itself.
     let source = format!("host={} port=5432 user=authfleet dbname=postgres", pair.primary().directory.display());

@@ -85,6 +85,28 @@ async fn sslmode_is_as_documented_and_refusals_are_clear() {
     let by_file = [("DATABASE_URL", ""), ("DATABASE_URL_FILE", file.to_str().expect("UTF-8"))];
     fleet.command(&["migrate"], &by_file).await.expect_code(0);
 
+    // A server that demands certificates of its clients.
+    let demands = "local all all trust\nhostssl all all 127.0.0.0/8 scram-sha-256 clientcert=verify-ca\n";
+    let ca_file = server.directory.join("ca.crt");
+    fs::copy(&authority.certificate, &ca_file).expect("a file");
+    hand_over(&ca_file);
+    let rules = server.data().join("pg_hba.conf");
+    let usual = fs::read_to_string(&rules).expect("its rules");
+    fs::write(&rules, demands).expect("its rules");
+    server.query("postgres", &format!("ALTER SYSTEM SET ssl_ca_file = '{}'", ca_file.display())).await;
+    server.query("postgres", "SELECT pg_reload_conf()::text").await;
+    let own = |authority: &Authority| {
+        let [certificate, key] = &authority.client;
+        format!("{full}&sslcert={}&sslkey={}", certificate.display(), key.display())
+    };
+    migrate(url("127.0.0.1", &own(&authority))).await.expect_code(0);
+    refused(url("127.0.0.1", &full), "certificate").await;
+    refused(url("127.0.0.1", &own(&other)), "fatal alert").await;
+    let missing = format!("{full}&sslcert=/nonexistent.crt&sslkey=/nonexistent.key");
+    refused(url("127.0.0.1", &missing), "/nonexistent.crt").await;
+    fs::write(&rules, usual).expect("its rules");
+    server.query("postgres", "SELECT pg_reload_conf()::text").await;
+
     refused(url("127.0.0.1", &with_ca("verify-full", &other)), "invalid peer certificate: BadSignature").await;
     refused(url("127.0.0.1", &with_ca("verify-ca", &other)), "invalid peer certificate: BadSignature").await;
     refused(url("127.0.0.2", &full), "not valid for name").await;

@@ -187,6 +187,24 @@ async fn what_cannot_be_copied_is_said() {
     refused(&["--from", source, "--to-file", "/nonexistent"], 2, "--to-file: ").await;
 }
 
+/// What the target holds after the copy is compared with what was read, before anything is committed.
+#[tokio::test]
+async fn a_target_that_changes_what_is_written_is_noticed() {
+    let this = Move::prepare(1).await;
+    this.fleet[0].register("ada").await;
+    this.there(
+        "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN NEW.epoch = NEW.epoch + 1; RETURN NEW; END $$; \
+         CREATE TRIGGER spoil BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION spoil()",
+    )
+    .await;
+    let refused = this.copy(&["--while-running"]).await.expect_code(1);
+    assert!(refused.stderr.contains("another checksum than the source"), "{}", refused.stderr);
+    assert_eq!(this.there("SELECT count(*)::text FROM users").await, ["0"], "nothing was kept");
+    this.there("DROP TRIGGER spoil ON users").await;
+    this.copied(&["--while-running"]).await;
+}
+
 /// The copy as a process of its own.
 fn start_copy(directory: &Path, from: &str, to: &str) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_authfleet"));

@@ -86,6 +86,7 @@ suite! { on_sqlite by sqlite, on_postgres by postgres: {
     what_is_ready_answers,
     a_database_is_migrated_once,
     replace_password_takes_effect_once_per_epoch,
+    of_parallel_changes_under_one_epoch_one_takes_effect,
     raise_epoch_never_lowers_and_yields_to_other_changes,
     upgrade_hash_yields_to_a_password_change_and_keeps_the_epoch,
     disabling_raises_the_epoch_once_hides_it_and_yields_to_other_changes,
@@ -324,6 +325,29 @@ async fn upgrade_hash_yields_to_a_password_change_and_keeps_the_epoch(subject: S
     assert!(!subject.store.upgrade_hash(user.id, &user.password_hash, &"late".into()).await.unwrap());
     let stored = subject.store.by_id(user.id).await.unwrap().unwrap();
     assert_eq!((stored.password_hash.expose_secret(), stored.epoch), ("stronger", 1));
+}
+
+/// In one statement each: with the epoch read in one and written in another, several would take effect.
+async fn of_parallel_changes_under_one_epoch_one_takes_effect(subject: Subject) {
+    let user = subject.create("ada@example.org").await.unwrap();
+    let stores = [subject.store.clone(), subject.open(Clock::system()).await, subject.open(Clock::system()).await];
+    for epoch in 1..8 {
+        let changes = (0..12).map(|n| {
+            let store = stores[n % 3].clone();
+            async move {
+                let hash = format!("hash {n}").into();
+                match n % 4 {
+                    0 => store.replace_groups(user.id, epoch, &Groups::parse(&format!("g{n}"))).await,
+                    1 => store.raise_epoch(user.id, epoch, epoch + 1).await,
+                    _ => store.replace_password(user.id, epoch, &hash).await,
+                }
+            }
+        });
+        let results: Vec<_> = join_all(changes).await.into_iter().map(Result::unwrap).collect();
+        let done: Vec<_> = results.iter().flatten().collect();
+        assert_eq!(done, [&(epoch + 1)], "{results:?}");
+    }
+    assert_eq!(subject.store.current_epoch(user.id).await.unwrap(), Some(8));
 }
 
 async fn disabling_raises_the_epoch_once_hides_it_and_yields_to_other_changes(subject: Subject) {
