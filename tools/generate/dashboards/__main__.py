@@ -9,7 +9,7 @@ import overview
 import replica
 import slo
 import stores
-from panels import RUNBOOK, finished
+from board import RUNBOOK, finished
 
 DASHBOARDS = Path(__file__).resolve().parents[3] / "deploy/grafana/dashboards"
 MODULES = (overview, logins, stores, replica, slo)

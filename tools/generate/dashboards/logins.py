@@ -1,6 +1,7 @@
 """Whether people can sign in, what logins cost, and whether they slow down session checks."""
 
-from panels import LOGIN_COLOURS, ORANGE, RED, REGISTRATION_COLOURS, Query, heat, new, plot, stat
+from board import new
+from panels import LOGIN_COLOURS, ORANGE, RED, REGISTRATION_COLOURS, Query, heat, plot, stat
 
 CHECKS = 'route=~"/profile|/auth/verify"'
 LOGIN = 'method="POST", route=~"/login|/auth/login"'

@@ -1,5 +1,6 @@
 """The state of the fleet, and where to look further."""
 
+from board import new
 from panels import (
     BLUE,
     CHECK_COLOURS,
@@ -10,7 +11,6 @@ from panels import (
     Query,
     heat,
     link,
-    new,
     plot,
     stat,
     states,

@@ -1,5 +1,6 @@
 """All metrics of one replica."""
 
+from board import new
 from panels import (
     BLUE,
     CHECK_COLOURS,
@@ -10,7 +11,6 @@ from panels import (
     SPAN_COLOURS,
     Query,
     heat,
-    new,
     plot,
     stat,
     states,

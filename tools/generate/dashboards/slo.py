@@ -1,6 +1,7 @@
 """Whether the objectives are met, and how fast the error budget is used. docs/slo.md explains the recorded series."""
 
-from panels import GREEN, ORANGE, RED, YELLOW, Query, new, plot, stat, table
+from board import new
+from panels import GREEN, ORANGE, RED, YELLOW, Query, plot, stat, table
 
 # The label `slo` → heading, bad events, alert.
 OBJECTIVES = {

@@ -1,6 +1,7 @@
 """Redis (the sessions) and SQL (the users): whether they answer, how fast, and how much room is left."""
 
-from panels import GREEN, ORANGE, RED, Query, heat, new, plot, stat, states
+from board import new
+from panels import GREEN, ORANGE, RED, Query, heat, plot, stat, states
 
 
 def dashboard():
