@@ -19,379 +19,48 @@ Needs Python 3.9, redis-server, nginx and a built authfleet; Prometheus only if 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
-import random
-import re
-import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-DEPLOY = ROOT / "deploy"
-HOST = "127.0.0.1"
-# Enough for a busy machine with two cores. When all is well, nothing waits nearly as long.
-START_TIMEOUT = 60.0
+from model import HOST, ROOT, Fleet, FleetError
+from parts import replica_env, tool, upstream_conf, write_nginx_conf, write_prometheus_conf, write_secret
+from ports import PORTS, chosen_ports, is_free, private_ports
+from processes import answers, launch, ready, reap, running, send, tail, wait_gone, wait_ready
+
+# For tests and tools that start fleets; the other modules beside this one are its parts.
+__all__ = [
+    "HOST",
+    "PORTS",
+    "ROOT",
+    "Fleet",
+    "FleetError",
+    "answers",
+    "down",
+    "is_free",
+    "load",
+    "private_ports",
+    "reach_without_proxy",
+    "reap",
+    "replica_env",
+    "running",
+    "send",
+    "start",
+    "status",
+    "stop",
+    "tail",
+    "tool",
+    "up",
+    "upstream_conf",
+]
+
 # More than DRAIN_DELAY and DRAIN_TIMEOUT (30 s by default) together.
 STOP_TIMEOUT = 45.0
-
-# Variable, default, meaning. The other replicas take the ports that follow the first one's.
-PORTS = {
-    "http": ("AUTHFLEET_HTTP_PORT", 8080, "nginx"),
-    "redis": ("AUTHFLEET_REDIS_PORT", 6390, "Redis"),
-    "replica": ("AUTHFLEET_REPLICA_PORT", 3001, "the first replica"),
-    "ops": ("AUTHFLEET_OPS_PORT", 9461, "the first replica's /readyz and /metrics"),
-    "prometheus": ("AUTHFLEET_PROMETHEUS_PORT", 9090, "Prometheus"),
-}
-
-
-class FleetError(Exception):
-    """An error that the user can act on. It is printed without a traceback."""
-
-
-@dataclass
-class Ports:
-    """The ports of the parts."""
-
-    http: int
-    redis: int
-    # Of replica-1, replica-2, …
-    replicas: list[int]
-    ops: list[int]
-    # None: a fleet without Prometheus.
-    prometheus: int | None = None
-
-
-@dataclass
-class Fleet:
-    """The addresses and settings of a fleet that `up` started; stored in fleet.json."""
-
-    dir: str
-    binary: str
-    http_port: int
-    redis_port: int
-    # Of replica-1, replica-2, …
-    replica_ports: list[int]
-    ops_ports: list[int]
-    # Extra variables of the replicas (--env).
-    env: dict[str, str] = field(default_factory=dict)
-    # None: a fleet without Prometheus.
-    prometheus_port: int | None = None
-
-    @property
-    def path(self) -> Path:
-        return Path(self.dir)
-
-    @property
-    def replicas(self) -> list[str]:
-        return [f"replica-{i + 1}" for i in range(len(self.replica_ports))]
-
-    @property
-    def parts(self) -> list[str]:
-        """The names of all parts, in the order of starting."""
-        return ["redis", *self.replicas, "nginx", *(["prometheus"] if self.prometheus_port else [])]
-
-    @property
-    def url(self) -> str:
-        return f"http://localhost:{self.http_port}"
-
-    @property
-    def prometheus_url(self) -> str | None:
-        return f"http://localhost:{self.prometheus_port}" if self.prometheus_port else None
-
-    def replica_url(self, name: str) -> str:
-        return f"http://{HOST}:{self.replica_ports[self.replicas.index(name)]}"
-
-    def ops_url(self, name: str) -> str:
-        return f"http://{HOST}:{self.ops_ports[self.replicas.index(name)]}"
-
-    def log(self, name: str) -> Path:
-        return self.path / "log" / f"{name}.log"
-
-    def addresses(self) -> dict[str, object]:
-        """The addresses as JSON, for programs that use the fleet."""
-        return {
-            "dir": self.dir,
-            "nginx": f"http://{HOST}:{self.http_port}",
-            "redis": f"redis://{HOST}:{self.redis_port}",
-            "replicas": {n: {"http": self.replica_url(n), "ops": self.ops_url(n)} for n in self.replicas},
-            "logs": str(self.path / "log"),
-            **({"prometheus": f"http://{HOST}:{self.prometheus_port}"} if self.prometheus_port else {}),
-        }
-
-
-# --- Processes ----------------------------------------------------------------------------------------------------
-
-
-def process_start(pid: int) -> str | None:
-    """The start time of a running process, in the system's own format. None if there is no such process or it is a
-    zombie."""
-    try:
-        # The name in parentheses may contain anything; the fields after it are state, ppid, …, starttime (22nd).
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-    shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    state, _, began = shown.stdout.strip().partition(" ")
-    return None if not state or state.startswith("Z") else began.strip()
-
-
-def running(fleet: Fleet, name: str) -> int | None:
-    """The part's process id, or None if it doesn't run. Also compares the start time, because ids are reused."""
-    try:
-        pid, _, began = (fleet.path / "pid" / name).read_text().strip().partition(" ")
-    except FileNotFoundError:
-        return None
-    return int(pid) if process_start(int(pid)) == began else None
-
-
-def send(fleet: Fleet, name: str, number: signal.Signals) -> int:
-    pid = running(fleet, name)
-    if pid is None:
-        raise FleetError(f"{name} is not running")
-    os.kill(pid, number)
-    return pid
-
-
-def wait_gone(fleet: Fleet, names: Iterable[str], timeout: float) -> list[str]:
-    """Waits until the parts have ended; returns those that have not."""
-    deadline = time.monotonic() + timeout
-    left = list(names)
-    while True:
-        reap()
-        left = [name for name in left if running(fleet, name)]
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.02)
-
-
-def reap() -> None:
-    """Reaps children of this process that have ended."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
-def launch(fleet: Fleet, name: str) -> None:
-    """Starts one part detached, with its output in its log and its process id in its pid file."""
-    if running(fleet, name):
-        raise FleetError(f"{name} is already running")
-    command, env = command_of(fleet, name)
-    # nginx writes its access log to standard output, a JSON object per line.
-    out_path = fleet.log("access") if name == "nginx" else fleet.log(name)
-    with open(out_path, "ab") as out, open(fleet.log(name), "ab") as err:
-        child = subprocess.Popen(
-            command,
-            cwd=fleet.path,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            # In a process group of its own Ctrl-C doesn't reach it, so that the caller can stop the parts in order. Not
-            # in a session of its own: Linux divides the CPU by session first (sched_autogroup), and hashing would lose
-            # its low priority.
-            preexec_fn=os.setpgrp,
-        )
-    (fleet.path / "pid" / name).write_text(f"{child.pid} {process_start(child.pid)}\n")
-    # wait_gone reaps the child. With a return code set, Popen doesn't wait for it as well.
-    child.returncode = 0
-
-
-def command_of(fleet: Fleet, name: str) -> tuple[list[str], dict[str, str]]:
-    if name == "redis":
-        redis_dir = fleet.path / "redis"
-        redis_dir.mkdir(exist_ok=True)
-        command = [tool("redis-server"), str(DEPLOY / "redis" / "redis.conf")]
-        return [*command, "--bind", HOST, "--port", str(fleet.redis_port), "--dir", str(redis_dir)], dict(os.environ)
-    if name == "nginx":
-        return nginx_command(fleet, "-g", "daemon off;"), dict(os.environ)
-    if name == "prometheus":
-        return prometheus_command(fleet), dict(os.environ)
-    return [fleet.binary, "serve"], replica_env(fleet, name)
-
-
-def replica_env(fleet: Fleet, name: str) -> dict[str, str]:
-    number = fleet.replicas.index(name)
-    own = {
-        "REPLICA_ID": name,
-        "LISTEN_ADDR": f"{HOST}:{fleet.replica_ports[number]}",
-        "OPS_ADDR": f"{HOST}:{fleet.ops_ports[number]}",
-        "REDIS_URL": f"redis://{HOST}:{fleet.redis_port}",
-        "DATABASE_URL": f"sqlite://{fleet.path}/data/authfleet.db",
-        "SESSION_SECRET_FILE": str(fleet.path / "secret"),
-        "COOKIE_SECURE": "false",  # Plain http on loopback.
-        "TRUSTED_PROXIES": f"{HOST}/32",
-        **fleet.env,
-    }
-    # Replicas inherit variables such as RUST_LOG and OTEL_*, except those that are set here, as NAME or NAME_FILE.
-    stems = {key.removesuffix("_FILE") for key in own}
-    inherited = {key: value for key, value in os.environ.items() if key.removesuffix("_FILE") not in stems}
-    # All replicas together shouldn't hash on more threads than this machine has cores.
-    hashing = str(max(1, (os.cpu_count() or 1) // len(fleet.replicas)))
-    return {"DRAIN_DELAY": "1s", "HASH_CONCURRENCY": hashing, **inherited, **own}
-
-
-def nginx_command(fleet: Fleet, *more: str) -> list[str]:
-    prefix = fleet.path / "nginx"
-    command = [tool("nginx"), "-p", str(prefix), "-c", str(prefix / "conf" / "nginx.conf")]
-    # -e needs nginx 1.19.5 (Ubuntu 22.04 has 1.18). Without it, nginx first tries to open the system's error log.
-    shown = subprocess.run([command[0], "-v"], capture_output=True, text=True, check=True).stderr
-    version = tuple(int(part) for part in re.findall(r"\d+", shown)[:3])
-    return command + (["-e", "stderr"] if version >= (1, 19, 5) else []) + list(more)
-
-
-def prometheus_command(fleet: Fleet) -> list[str]:
-    home = fleet.path / "prometheus"
-    return [
-        tool("prometheus"),
-        f"--config.file={home / 'prometheus.yml'}",
-        f"--storage.tsdb.path={home / 'data'}",
-        # The objectives in docs/slo.md cover 30 days.
-        "--storage.tsdb.retention.time=40d",
-        f"--web.listen-address={HOST}:{fleet.prometheus_port}",
-        # Links in alerts to the runbook begin with this address.
-        f"--web.external-url={fleet.prometheus_url}",
-        f"--web.console.templates={DEPLOY / 'prometheus' / 'consoles'}",
-    ]
-
-
-def tool(name: str) -> str:
-    """The path of a program. Also looks in /usr/sbin, where Debian puts nginx, because only root's PATH includes it."""
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/opt/homebrew/bin:/usr/local/bin")
-    if not found:
-        option = " --bundle" if name == "prometheus" else ""
-        raise FleetError(f"{name} is not installed; tools/local/install.sh{option} installs it")
-    return found
-
-
-# --- Waiting ------------------------------------------------------------------------------------------------------
-
-
-def answers(port: int, path: str, want: Callable[[int], bool]) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=3)
-    try:
-        connection.request("GET", path)
-        return want(connection.getresponse().status)
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def redis_pongs(port: int) -> bool:
-    try:
-        with socket.create_connection((HOST, port), timeout=3) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith(b"+PONG")
-    except OSError:
-        return False
-
-
-def ready(fleet: Fleet, name: str) -> bool:
-    if name == "redis":
-        return redis_pongs(fleet.redis_port)
-    if name == "nginx":
-        return answers(fleet.http_port, "/openapi.json", lambda status: status == 200)
-    if name == "prometheus":
-        return answers(fleet.prometheus_port, "/-/ready", lambda status: status == 200)
-    return answers(fleet.ops_ports[fleet.replicas.index(name)], "/readyz", lambda status: status == 200)
-
-
-def wait_ready(fleet: Fleet, names: list[str]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT
-    left = list(names)
-    while left:
-        for name in left:
-            if not running(fleet, name):
-                raise FleetError(f"{name} ended while starting; the end of {fleet.log(name)}:\n{tail(fleet.log(name))}")
-        left = [name for name in left if not ready(fleet, name)]
-        if left and time.monotonic() > deadline:
-            logs = "\n".join(f"the end of {fleet.log(name)}:\n{tail(fleet.log(name))}" for name in left)
-            raise FleetError(f"not ready after {START_TIMEOUT:.0f} s: {', '.join(left)}; {logs}")
-        if left:
-            time.sleep(0.02)
-
-
-def tail(path: Path, lines: int = 20) -> str:
-    try:
-        return "\n".join("    " + line for line in path.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return "    (nothing)"
-
-
-# --- Ports --------------------------------------------------------------------------------------------------------
-
-
-def is_free(port: int) -> bool:
-    # Binding to one address can succeed although something listens on all addresses, so try to connect first.
-    with socket.socket() as knock:
-        knock.settimeout(1)
-        if knock.connect_ex((HOST, port)) == 0:
-            return False
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def chosen_ports(replicas: int, prometheus: bool) -> Ports:
-    """The ports from the variables. Raises FleetError, naming every port that is taken or invalid."""
-    count = {"http": 1, "redis": 1, "replica": replicas, "ops": replicas, "prometheus": int(prometheus)}
-    ports: dict[str, list[int]] = {}
-    problems: list[str] = []
-    for key, (variable, default, _) in PORTS.items():
-        text = os.environ.get(variable) or str(default)
-        first = int(text) if text.isdigit() else 0
-        if count[key] and not 0 < first <= 65536 - count[key]:
-            problems.append(f"{variable}={text} is not a usable port")
-        ports[key] = [first + i for i in range(count[key])]
-    if problems:
-        raise FleetError("; ".join(problems))
-
-    seen: dict[int, str] = {}
-    for key, port in [(key, port) for key, several in ports.items() for port in several]:
-        variable, _, meaning = PORTS[key]
-        if port in seen:
-            problems.append(f"port {port} would be used twice: set {seen[port]} or {variable} to another one")
-        elif not is_free(port):
-            problems.append(
-                f"port {port} is taken: end what listens there, or set {variable} (for {meaning}) to another one"
-            )
-        seen[port] = variable
-    if problems:
-        raise FleetError("nothing was started:\n" + "\n".join(f"    {problem}" for problem in problems))
-    return Ports(*ports["http"], *ports["redis"], ports["replica"], ports["ops"], *ports["prometheus"])
-
-
-def private_ports(replicas: int, prometheus: bool) -> Ports:
-    """A random free block of ports, below the range that systems use for outgoing connections."""
-    count = 2 + 2 * replicas + int(prometheus)
-    for _ in range(200):
-        base = random.randrange(15000, 32000 - count)
-        ports = list(range(base, base + count))
-        if all(is_free(port) for port in ports):
-            http_port, redis_port, *rest = ports
-            return Ports(http_port, redis_port, rest[:replicas], rest[replicas : 2 * replicas], *rest[2 * replicas :])
-    raise FleetError("no block of free ports between 15000 and 32000")
-
-
-# --- Commands -----------------------------------------------------------------------------------------------------
 
 
 def reach_without_proxy() -> None:
@@ -468,51 +137,6 @@ def up(
         down(fleet)
         raise
     return fleet
-
-
-def write_secret(path: Path) -> None:
-    """Writes a new secret, unless the directory has one from an earlier start (sessions are kept too)."""
-    if not path.exists():
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
-
-
-def write_nginx_conf(fleet: Fleet, limits: Path | None) -> None:
-    """Links to the shipped files, except for the addresses of this fleet."""
-    conf = fleet.path / "nginx" / "conf"
-    for old in conf.iterdir():
-        old.unlink()
-    for shipped in (DEPLOY / "nginx").glob("*.conf"):
-        (conf / shipped.name).symlink_to(shipped)
-    if limits:
-        (conf / "limits.conf").unlink()
-        (conf / "limits.conf").symlink_to(limits.absolute())
-    (conf / "listen.conf").unlink()
-    (conf / "listen.conf").write_text(f"listen {HOST}:{fleet.http_port};\n")
-    (conf / "upstream.conf").write_text(upstream_conf(fleet.replica_ports))
-
-
-def upstream_conf(ports: list[int]) -> str:
-    """The local counterpart of deploy/nginx/upstream/*.conf. Each replica is listed twice. After a failure nginx skips
-    the first entry for 5 s. It never skips the second entry, but uses it only if all first entries are skipped, so even
-    then a replica answers the client."""
-    servers = [f"server {HOST}:{port} max_fails=1 fail_timeout=5s;" for port in ports]
-    servers += [f"server {HOST}:{port} max_fails=0 backup;" for port in ports]
-    return "\n".join(servers) + "\n"
-
-
-def write_prometheus_conf(fleet: Fleet) -> None:
-    """Links to the shipped files, and writes the targets of this fleet."""
-    home = fleet.path / "prometheus"
-    home.mkdir(exist_ok=True)
-    for name, shipped in (("prometheus.yml", HERE / "prometheus.yml"), ("rules", DEPLOY / "prometheus" / "rules")):
-        (home / name).unlink(missing_ok=True)
-        (home / name).symlink_to(shipped)
-    targets = [
-        {"targets": [f"{HOST}:{port}"], "labels": {"replica": name}}
-        for name, port in zip(fleet.replicas, fleet.ops_ports)
-    ]
-    (home / "targets.json").write_text(json.dumps(targets, indent=2) + "\n")
 
 
 def migrate(fleet: Fleet) -> None:
