@@ -11,12 +11,12 @@ use tokio::time::MissedTickBehavior;
 use crate::http::App;
 use crate::metrics::{
     CLOCK_SKEW, DRAINING, PART_READY, READY, REDIS_EVICTED, REDIS_MEMORY, REDIS_MEMORY_LIMIT, REDIS_PERSISTENCE_OK,
-    REDIS_REPLICAS, REDIS_SHARDS_MISSING, SESSIONS_ALIVE, SQL_CONNECTIONS, USERS_DATABASE_BYTES, USERS_JOURNAL_BYTES,
-    USERS_VOLUME_BYTES, USERS_VOLUME_FREE_BYTES,
+    REDIS_REPLICAS, REDIS_SHARDS_MISSING, SESSIONS_ALIVE, SQL_CONNECTIONS, SQL_CONNECTIONS_LIMIT, USERS_DATABASE_BYTES,
+    USERS_JOURNAL_BYTES, USERS_PRIMARY, USERS_VOLUME_BYTES, USERS_VOLUME_FREE_BYTES,
 };
 use crate::readiness::Readiness;
 use crate::store::StoreError;
-use crate::store::users::Usage;
+use crate::store::users::{Connections, Usage};
 
 /// How often everything but the sessions is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -52,8 +52,7 @@ struct Gauges {
     replicas: Reading,
     shards_missing: Reading,
     alive: Reading,
-    /// By pool (writer, readers) and state (idle, busy).
-    connections: [[Gauge; 2]; 2],
+    primary: Reading,
     database: Reading,
     journal: Reading,
     volume: Reading,
@@ -70,7 +69,6 @@ impl Gauges {
         // Shown as 0 until the drain begins.
         drop(gauge!(DRAINING));
         let part = |name| gauge!(PART_READY, "part" => name);
-        let pool = |name| ["idle", "busy"].map(|state| gauge!(SQL_CONNECTIONS, "pool" => name, "state" => state));
         Self {
             ready: gauge!(READY),
             sessions_ready: part("sessions"),
@@ -83,7 +81,7 @@ impl Gauges {
             replicas: Reading::of(REDIS_REPLICAS),
             shards_missing: Reading::of(REDIS_SHARDS_MISSING),
             alive: Reading::of(SESSIONS_ALIVE),
-            connections: [pool("writer"), pool("readers")],
+            primary: Reading::of(USERS_PRIMARY),
             database: Reading::of(USERS_DATABASE_BYTES),
             journal: Reading::of(USERS_JOURNAL_BYTES),
             volume: Reading::of(USERS_VOLUME_BYTES),
@@ -97,8 +95,9 @@ impl Gauges {
 
     async fn look(&mut self, app: &App) {
         // First, because asking whether the database is ready keeps a connection busy.
-        self.look_at_users(app.auth.users.usage());
+        self.look_at_users(&app.auth.users.usage());
         let readiness = Readiness::of(&app.auth, app.drain.is_cancelled()).await;
+        self.primary.set(app.auth.users.usage().is_primary.map(flag));
         self.sessions_ready.set(flag(readiness.sessions.is_ready()));
         self.users_ready.set(flag(readiness.users.is_ready()));
         self.ready.set(flag(readiness.is_ready()));
@@ -112,11 +111,12 @@ impl Gauges {
         self.look_at_sessions(app, is_there).await;
     }
 
-    fn look_at_users(&mut self, usage: Usage) {
-        for (gauges, pool) in self.connections.iter().zip([usage.writer, usage.readers]) {
-            for (gauge, count) in gauges.iter().zip([pool.idle, pool.busy]) {
-                gauge.set(as_f64(count as u64));
+    fn look_at_users(&mut self, usage: &Usage) {
+        for &Connections { pool, limit, idle, busy } in &usage.pools {
+            for (state, count) in [("idle", idle), ("busy", busy)] {
+                gauge!(SQL_CONNECTIONS, "pool" => pool, "state" => state).set(as_f64(count as u64));
             }
+            gauge!(SQL_CONNECTIONS_LIMIT, "pool" => pool).set(as_f64(limit as u64));
         }
         self.database.set(usage.database.map(as_f64));
         self.journal.set(usage.journal.map(as_f64));

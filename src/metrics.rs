@@ -220,8 +220,20 @@ catalogue! {
     SQL_SECONDS = Latency "authfleet_sql_duration_seconds" { operation: [] };
     /// SQL operations that failed.
     SQL_ERRORS = Counter "authfleet_sql_errors_total" { operation: [] };
-    /// Connections to the users' database.
-    SQL_CONNECTIONS = Gauge "authfleet_sql_connections" { pool: ["writer", "readers"], state: ["idle", "busy"] };
+    /// Connections to the users' database: SQLite's `writer` and `readers`, or `all` to PostgreSQL.
+    SQL_CONNECTIONS = Gauge "authfleet_sql_connections" { pool: ["writer", "readers", "all"], state: ["idle", "busy"] };
+    /// Connections that each pool may have.
+    SQL_CONNECTIONS_LIMIT = Gauge "authfleet_sql_connections_limit" { pool: ["writer", "readers", "all"] };
+    /// Seconds that SQL operations waited for a connection: for SQLite's one writer, or for one of all to PostgreSQL.
+    SQL_ACQUIRE_SECONDS = Latency "authfleet_sql_acquire_duration_seconds" { pool: ["writer", "all"] };
+    /// SQL operations that got no connection in time, because all were busy or the server was silent.
+    SQL_ACQUIRE_TIMEOUTS = Counter "authfleet_sql_acquire_timeouts_total" { pool: ["writer", "all"] };
+    /// Connections made to PostgreSQL, and tries that failed. `standby` and `read_only`: the server was not the
+    /// primary.
+    SQL_CONNECTS = Counter "authfleet_sql_connects_total" { result: ["success", "failed", "standby", "read_only"] };
+    /// 1 if PostgreSQL's server is the primary and takes writes, 0 if it's a standby or read-only, NaN if it doesn't
+    /// say. Asked every 5 s. Always 1 for SQLite.
+    USERS_PRIMARY = Gauge "authfleet_users_primary";
     /// Bytes of the users' database file.
     USERS_DATABASE_BYTES = Gauge "authfleet_users_database_bytes";
     /// Bytes of its write-ahead log.

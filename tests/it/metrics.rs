@@ -7,14 +7,16 @@ use std::path::Path;
 use authfleet::metrics::{
     CATALOGUE, CLOCK_SKEW, CONFIG_INFO, DRAINING, HTTP_CONNECTIONS, PART_READY, READY, REDIS_CONNECTED, REDIS_ERRORS,
     REDIS_EVICTED, REDIS_MEMORY, REDIS_MEMORY_LIMIT, REDIS_PERSISTENCE_OK, REDIS_SECONDS, SECRET_FILE_TIME,
-    SESSIONS_ACCEPTED, SESSIONS_ALIVE, TRACE_SPANS, USERS_DATABASE_BYTES, USERS_VOLUME_BYTES, USERS_VOLUME_FREE_BYTES,
+    SESSIONS_ACCEPTED, SESSIONS_ALIVE, SQL_ACQUIRE_SECONDS, SQL_ACQUIRE_TIMEOUTS, SQL_CONNECTIONS,
+    SQL_CONNECTIONS_LIMIT, SQL_CONNECTS, TRACE_SPANS, USERS_DATABASE_BYTES, USERS_PRIMARY, USERS_VOLUME_BYTES,
+    USERS_VOLUME_FREE_BYTES,
 };
 use futures::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 
 use self::exposition::{Exposition, Labels};
-use crate::fleet::{Fleet, PATIENTLY, Replica, SECRET, within};
+use crate::fleet::{Engine, Fleet, PASSWORD, PATIENTLY, Replica, SECRET, within};
 
 const SESSIONS_PART: &[(&str, &str)] = &[("part", "sessions")];
 const USERS_PART: &[(&str, &str)] = &[("part", "users")];
@@ -410,4 +412,64 @@ async fn looking_costs_redis_little() {
     assert!(used.reads <= 9, "{used:?}");
     let commands: BTreeSet<_> = used.commands.keys().map(String::as_str).collect();
     assert_eq!(commands, ["info", "pexpire", "time"].into(), "{used:?}");
+}
+
+/// Connections, how long they are waited for, and the role of the server.
+#[tokio::test]
+async fn the_connections_to_postgres_and_its_role_are_known() {
+    let mut fleet = Fleet::start_on(Engine::OwnPostgres, 1).await;
+    fleet[0].register("ada").await;
+    expect_value(&fleet[0], USERS_PRIMARY, &[], 1.0).await;
+    let exposition = Exposition::of(&fleet[0]).await;
+    let all = [("pool", "all")];
+    assert_eq!(exposition.value(SQL_CONNECTIONS_LIMIT, &all), Some(5.0));
+    let open = ["idle", "busy"].map(|state| exposition.value(SQL_CONNECTIONS, &[("pool", "all"), ("state", state)]));
+    assert!(open.iter().flatten().sum::<f64>() >= 1.0, "{open:?}");
+    assert!(exposition.value(&format!("{SQL_ACQUIRE_SECONDS}_count"), &all).is_some_and(|count| count >= 2.0));
+    assert_eq!(exposition.value(SQL_ACQUIRE_TIMEOUTS, &all), Some(0.0));
+    assert!(exposition.value(SQL_CONNECTS, &[("result", "success")]).is_some_and(|made| made >= 1.0));
+
+    // Frozen: connections that are there don't answer, new ones aren't made.
+    fleet.postgres.as_ref().expect("a server").freeze();
+    expect_value(&fleet[0], USERS_PRIMARY, &[], f64::NAN).await;
+    within(PATIENTLY, "a wait for a connection took too long", async || {
+        value(&fleet[0], SQL_ACQUIRE_TIMEOUTS, &all).await.is_some_and(|late| late >= 1.0)
+    })
+    .await;
+    fleet.postgres.as_ref().expect("a server").thaw();
+    expect_value(&fleet[0], USERS_PRIMARY, &[], 1.0).await;
+
+    // A server that takes no writes is not the one to be connected to.
+    fleet.query("ALTER DATABASE authfleet SET default_transaction_read_only = on").await;
+    let server = fleet.postgres.as_mut().expect("a server");
+    server.kill();
+    server.start().await;
+    expect_value(&fleet[0], USERS_PRIMARY, &[], 0.0).await;
+    within(PATIENTLY, "it is counted", async || {
+        value(&fleet[0], SQL_CONNECTS, &[("result", "read_only")]).await.is_some_and(|found| found >= 1.0)
+    })
+    .await;
+}
+
+/// After a restart of PostgreSQL each replica makes as many connections as it may have, and no more.
+#[tokio::test]
+async fn a_postgres_that_comes_back_is_not_flooded() {
+    let mut fleet = Fleet::start_on(Engine::OwnPostgres, 3).await;
+    let ada = fleet[0].register("ada").await;
+    let server = fleet.postgres.as_mut().expect("a server");
+    server.settings.push("log_connections=on".to_owned());
+    server.kill();
+    server.start().await;
+    let logins = (0..90).map(|n| fleet[n % 3].try_login(&ada.email, PASSWORD).send());
+    join_all(logins).await;
+    let log = fleet.postgres.as_ref().expect("a server").log();
+    let opened = log
+        .lines()
+        .filter(|line| line.contains("connection authorized") && line.contains("application_name=authfleet"));
+    let opened = opened.count();
+    println!("{opened} connections for 90 logins at 3 replicas");
+    assert!(
+        (1..=3 * 5 * 2).contains(&opened),
+        "{opened}: each replica has 5, and replaces those that the restart broke"
+    );
 }

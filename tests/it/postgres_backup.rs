@@ -1,4 +1,5 @@
-//! A backup of the users in PostgreSQL, and its restoration: the commands of docs/operations.md, with PostgreSQL's own tools.
+//! A backup of the users in PostgreSQL, and its restoration: the commands of docs/operations.md, with PostgreSQL's own
+//! tools.
 use std::process::Command;
 
 use serde_json::json;

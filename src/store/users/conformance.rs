@@ -286,7 +286,8 @@ async fn what_is_ready_answers(subject: Subject) {
     subject.store.ping().await.unwrap();
     subject.create("ada@example.org").await.unwrap();
     let usage = subject.store.usage();
-    assert!(usage.writer.idle + usage.writer.busy > 0, "{usage:?}");
+    let open = usage.pools.iter().map(|pool| pool.idle + pool.busy).sum::<usize>();
+    assert!(open > 0 && usage.pools.iter().all(|pool| pool.idle + pool.busy <= pool.limit), "{usage:?}");
     survey(&subject.url).await.unwrap();
 }
 

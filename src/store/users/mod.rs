@@ -135,23 +135,29 @@ pub(crate) struct MigrationReport {
 }
 
 /// Connections and bytes. Bytes are absent where there is no file, or its file system doesn't tell.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
-    /// SQLite's one writing connection, or all connections to PostgreSQL.
-    pub writer: Connections,
-    /// Connections of SQLite's readers.
-    pub readers: Connections,
+    /// Each pool of connections.
+    pub pools: Vec<Connections>,
+    /// Whether the server is the primary and takes writes, as it last said. `None` if it doesn't say.
+    pub is_primary: Option<bool>,
+    /// Bytes of SQLite's file.
     pub database: Option<u64>,
+    /// Bytes of its write-ahead log.
     pub journal: Option<u64>,
-    /// The file system that holds it.
+    /// Bytes of the file system that holds them.
     pub volume: Option<u64>,
     /// Bytes of it that this process may still write.
     pub volume_free: Option<u64>,
 }
 
 /// Open connections of a pool.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Connections {
+    /// `writer`, `readers` or `all`, as in metrics.
+    pub pool: &'static str,
+    /// How many there may be.
+    pub limit: usize,
     /// Waiting for work.
     pub idle: usize,
     pub busy: usize,

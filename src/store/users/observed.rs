@@ -5,8 +5,23 @@ use std::time::{Duration, Instant};
 use tracing::field;
 
 use super::UserStoreError;
-use crate::metrics::{SQL_ERRORS, SQL_SECONDS};
+use crate::metrics::{SQL_ACQUIRE_SECONDS, SQL_ACQUIRE_TIMEOUTS, SQL_ERRORS, SQL_SECONDS};
 use crate::telemetry::traces;
+
+/// Waits for a connection of a pool, and counts how long that took, and whether it took too long.
+pub(super) async fn acquired<T, E>(
+    pool: &'static str,
+    waiting: impl Future<Output = Result<T, E>>,
+    is_late: impl FnOnce(&E) -> bool,
+) -> Result<T, E> {
+    let started = Instant::now();
+    let result = waiting.await;
+    metrics::histogram!(SQL_ACQUIRE_SECONDS, "pool" => pool).record(started.elapsed());
+    if result.as_ref().err().is_some_and(is_late) {
+        metrics::counter!(SQL_ACQUIRE_TIMEOUTS, "pool" => pool).increment(1);
+    }
+    result
+}
 
 /// One operation, waiting for a connection included. The contract answers 503 within 2 s.
 pub(super) const DEADLINE: Duration = Duration::from_millis(1500);

@@ -331,7 +331,7 @@ def replicas():
             "Replica": to_dashboard("In depth", "replica", "&var-replica=${__value.text}"),
         },
         join="replica",
-        alerts="AuthfleetConfigDrift AuthfleetVersionDrift",
+        alerts="AuthfleetConfigDrift AuthfleetAccessRulesDrift AuthfleetVersionDrift",
         width=12,
         height=8,
     )

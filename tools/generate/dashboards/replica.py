@@ -374,7 +374,7 @@ def state():
         ],
         {"replica": "Replica", "version": "Version", "fingerprint": "Settings"},
         join="replica",
-        alerts="AuthfleetConfigDrift AuthfleetVersionDrift",
+        alerts="AuthfleetConfigDrift AuthfleetAccessRulesDrift AuthfleetVersionDrift",
         width=12,
         height=6,
     )

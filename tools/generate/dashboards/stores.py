@@ -237,11 +237,46 @@ def sql():
     )
     yield plot(
         "SQL connections",
-        "Connections to the users' database in all replicas, by pool and state. If all `readers` are busy for long, "
-        "reads are slow. A replica's one `writer` is busy while it writes.",
+        "Connections to the users' database in all replicas, by pool and state: `all` to PostgreSQL, SQLite's "
+        "`readers` and one `writer` per replica. If all of a pool are busy for long, operations wait.",
         Query("sum by (pool, state) (authfleet_sql_connections{@})", "{{pool}} {{state}}"),
         "short",
         stack=True,
+        alerts="AuthfleetSqlConnectionsExhausted",
+    )
+    yield plot(
+        "Wait for a SQL connection, slowest 1 %",
+        "99 of 100 operations get a connection faster than this: SQLite's one writer, or one of all to PostgreSQL.",
+        Query(
+            """histogram_quantile(0.99, sum by (pool, le) (
+                 rate(authfleet_sql_acquire_duration_seconds_bucket{@}[$__rate_interval])))""",
+            "{{pool}}",
+        ),
+        "s",
+        alerts="AuthfleetSqlConnectionsExhausted",
+    )
+    yield plot(
+        "No SQL connection in time",
+        "Operations per second that waited in vain for a connection. Normal: 0.",
+        Query("sum by (pool) (rate(authfleet_sql_acquire_timeouts_total{@}[$__rate_interval]))", "{{pool}}"),
+        "ops",
+        alerts="AuthfleetSqlConnectionsExhausted",
+    )
+    yield plot(
+        "Connections made to PostgreSQL",
+        "New connections per second, by result. Many after a restart of PostgreSQL are normal; `failed`, `standby` and "
+        "`read_only` are not.",
+        Query("sum by (result) (rate(authfleet_sql_connects_total{@}[$__rate_interval]))", "{{result}}"),
+        "ops",
+    )
+    yield plot(
+        "PostgreSQL's role",
+        "1: the server is the primary and takes writes. 0: a standby or a read-only server. Always 1 with SQLite.",
+        Query("min by (replica) (authfleet_users_primary{@})", "{{replica}}"),
+        "short",
+        alerts="AuthfleetUsersDatabaseNotPrimary",
+        by_replica=True,
+        width=6,
     )
     yield plot(
         "Database file and journal",
@@ -253,6 +288,7 @@ def sql():
         ],
         "bytes",
         alerts="AuthfleetUsersJournalGrowing",
+        width=6,
     )
     yield plot(
         "Room on the users' volume",
@@ -264,6 +300,7 @@ def sql():
         "bytes",
         dashed="size",
         alerts="AuthfleetUsersVolumeFilling AuthfleetUsersVolumeFull",
+        width=6,
     )
     yield states(
         "Parts as seen by replicas",
@@ -272,6 +309,6 @@ def sql():
         [Query("max by (replica, part) (authfleet_part_ready{@})", "{{part}} from {{replica}}")],
         {"1": ("answers", GREEN), "0": ("doesn't answer", RED)},
         alerts="AuthfleetRedisDown AuthfleetUsersDatabaseDown AuthfleetReplicaNotReady",
-        width=8,
         height=8,
+        width=6,
     )

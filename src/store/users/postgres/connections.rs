@@ -12,7 +12,8 @@ use deadpool::managed::{
 use super::connector::{Connector, Session};
 use super::{OpenError, schema};
 use crate::config::PostgresUrl;
-use crate::store::users::observed::{DEADLINE, observed};
+use crate::metrics::SQL_CONNECTS;
+use crate::store::users::observed::{DEADLINE, acquired, observed};
 use crate::store::users::{Connections, UserStoreError};
 
 /// Connections of one replica. A statement takes a millisecond or so, and hashing bounds how many there can be.
@@ -36,7 +37,15 @@ impl Manager for Connector {
     type Error = OpenError;
 
     async fn create(&self) -> Result<Session, OpenError> {
-        let mut session = self.connect().await?;
+        let made = self.connect().await;
+        let result = match &made {
+            Ok(_) => "success",
+            Err(OpenError::Standby { .. }) => "standby",
+            Err(OpenError::ReadOnly { .. }) => "read_only",
+            Err(_) => "failed",
+        };
+        metrics::counter!(SQL_CONNECTS, "result" => result).increment(1);
+        let mut session = made?;
         schema::check(self, &mut session, &schema::embedded()).await?;
         Ok(session)
     }
@@ -106,12 +115,18 @@ impl Database {
     pub(super) fn connections(&self) -> Connections {
         let status = self.pool.status();
         let idle = status.available.min(status.size);
-        Connections { idle, busy: status.size - idle }
+        Connections { pool: "all", limit: status.max_size, idle, busy: status.size - idle }
+    }
+
+    /// Whether the server is the primary and takes writes, as it last said; `None` if it didn't answer.
+    pub(super) fn is_primary(&self) -> Option<bool> {
+        self.pool.manager().is_primary()
     }
 
     /// Asks whether the server is still the primary, and takes writes.
     pub(super) async fn check(&self) -> Result<(), UserStoreError> {
         let database = self.clone();
+        self.pool.manager().forget_role();
         self.run("ping", move |session| {
             Box::pin(async move {
                 let greeting = session.greet().await?;
@@ -218,6 +233,11 @@ impl Database {
     }
 
     async fn lease(&self) -> Result<Lease, OpenError> {
+        let is_late = |error: &OpenError| matches!(error, OpenError::Busy { .. } | OpenError::Silent { .. });
+        acquired("all", Box::pin(self.try_lease()), is_late).await
+    }
+
+    async fn try_lease(&self) -> Result<Lease, OpenError> {
         let place = || Arc::clone(self.pool.manager().place());
         match tokio::time::timeout(WAIT_LIMIT, self.pool.get()).await {
             Ok(Ok(object)) => Ok(Lease(Some(object))),

@@ -7,7 +7,7 @@
 //! statement separately, and between the two the pooler must not change the process.
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
@@ -38,7 +38,14 @@ pub(super) struct Connector {
     url: PostgresUrl,
     place: Arc<str>,
     is_pooled: AtomicBool,
+    /// What the server last said of its role.
+    role: AtomicU8,
 }
+
+/// Values of [`Connector::role`].
+const UNKNOWN: u8 = 0;
+const PRIMARY: u8 = 1;
+const OTHER: u8 = 2;
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,7 +143,7 @@ impl Connector {
             // error means that one was.
             drop(rustls::crypto::ring::default_provider().install_default());
         }
-        Self { url: url.clone(), place, is_pooled: AtomicBool::new(false) }
+        Self { url: url.clone(), place, is_pooled: AtomicBool::new(false), role: AtomicU8::new(UNKNOWN) }
     }
 
     /// Host, port and database, for messages.
@@ -244,8 +251,23 @@ impl Connector {
         self.is_pooled.load(Ordering::Relaxed)
     }
 
+    /// Whether the server said that it is the primary and takes writes; `None` if it said nothing since
+    /// [`Self::forget_role`].
+    pub(super) fn is_primary(&self) -> Option<bool> {
+        match self.role.load(Ordering::Relaxed) {
+            UNKNOWN => None,
+            role => Some(role == PRIMARY),
+        }
+    }
+
+    /// What the server said is old.
+    pub(super) fn forget_role(&self) {
+        self.role.store(UNKNOWN, Ordering::Relaxed);
+    }
+
     /// Refuses a server that may be behind, or takes no writes.
     pub(super) fn check_role(&self, is_standby: bool, is_read_only: bool) -> Result<(), OpenError> {
+        self.role.store(if is_standby || is_read_only { OTHER } else { PRIMARY }, Ordering::Relaxed);
         if is_standby {
             Err(OpenError::Standby { place: Arc::clone(&self.place) })
         } else if is_read_only {

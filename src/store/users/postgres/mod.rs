@@ -142,7 +142,8 @@ impl PostgresUsers {
     }
 
     pub(super) fn usage(&self) -> Usage {
-        Usage { writer: self.database.connections(), ..Usage::default() }
+        let pools = vec![self.database.connections()];
+        Usage { pools, is_primary: self.database.is_primary(), ..Usage::default() }
     }
 
     pub(super) async fn create(&self, new: NewUser) -> Result<User, UserStoreError> {

@@ -13,12 +13,12 @@ use sqlx::sqlite::{SqliteConnection, SqliteJournalMode, SqlitePoolOptions};
 use super::engine::{self, BUSY_TIMEOUT};
 use super::files::{self, Fate, FileId, Files, Paths};
 use super::{OpenError, UserStoreError, schema};
-use crate::store::users::observed::{DEADLINE, observed};
+use crate::store::users::observed::{DEADLINE, acquired, observed};
 
 /// How long a starting server waits for a migration.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Statements take microseconds; more readers only cost a thread and a page cache each.
-const READERS: u32 = 4;
+pub(super) const READERS: u32 = 4;
 const READER_IDLE: Duration = Duration::from_mins(1);
 
 /// A borrowed future that can move between threads.
@@ -190,7 +190,8 @@ impl Database {
     {
         observed("sqlite", operation, DEADLINE, async {
             let opened = self.current().await?;
-            let mut db = opened.writer.acquire().await?;
+            let mut db =
+                acquired("writer", opened.writer.acquire(), |error| matches!(error, sqlx::Error::PoolTimedOut)).await?;
             let caller = Arc::new(());
             let waiting = Arc::downgrade(&caller);
             let task = tokio::spawn(async move {
