@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import k6, report, source
 from .scenarios import SCENARIOS, Outcome, Threshold, missing, run
-from .targets import ROOT, Target, TargetError, fleets, opened
+from .targets import ROOT, Target, TargetError, fleets, opened, proxies
 
 
 def parse(doc: str, arguments: list[str] | None) -> argparse.Namespace:
@@ -27,6 +27,11 @@ def parse(doc: str, arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--fleet", type=Path, metavar="DIR", help="with local: a running fleet of fleet.py")
     parser.add_argument("--binary", type=Path, help="with local: the server (default: target/release/authfleet)")
+    parser.add_argument(
+        "--via",
+        choices=proxies.PROXIES,
+        help="sharing: through applications behind this proxy, with a fleet of its own (deploy/forward-auth)",
+    )
     parser.add_argument("--short", action="store_true", help="run the scenarios in their short form, for test suites")
     parser.add_argument("--rate", type=int, help="session checks per second")
     parser.add_argument("--login-rate", type=int, help="visits (login, check, logout) per second")
@@ -38,6 +43,8 @@ def parse(doc: str, arguments: list[str] | None) -> argparse.Namespace:
     for name in args.scenarios:
         if name not in known:
             parser.error(f"unknown scenario {name}; known: {', '.join(SCENARIOS)}")
+    if args.via and (args.target != "local" or args.fleet):
+        parser.error("--via starts a local fleet of its own: leave out --target and --fleet")
     if args.duration and not re.fullmatch(r"\d+[smh]", args.duration):
         parser.error(f"--duration must look like 30s, 5m or 1h, not {args.duration}")
     for flag in ("rate", "login_rate", "repeats"):
@@ -58,7 +65,9 @@ def main(doc: str, arguments: list[str] | None = None) -> int:
     names = [name for name in SCENARIOS if name != "soak"] if everything else args.scenarios
     out = (args.out or ROOT / "target" / "loadtest" / time.strftime("%Y-%m-%d-%H%M%S")).absolute()
     try:
-        with opened(args.target, edge=args.edge, hook=args.hook, fleet_dir=args.fleet, binary=args.binary) as target:
+        with opened(
+            args.target, edge=args.edge, hook=args.hook, fleet_dir=args.fleet, binary=args.binary, via=args.via
+        ) as target:
             print(
                 f"target {args.target}: {len(target.replicas)} replicas, balancer {target.edge or 'none'}", flush=True
             )
@@ -70,6 +79,7 @@ def main(doc: str, arguments: list[str] | None = None) -> int:
                 "target": args.target,
                 "replicas": target.replicas,
                 "edge": target.edge,
+                "via": target.via,
                 "short": args.short,
                 "machine": machine(),
             }
@@ -166,7 +176,8 @@ def table(outcomes: list[Outcome], skipped: dict[str, str]) -> str:
 def note(outcome: Outcome) -> str:
     extra = outcome.extra
     if "violations" in extra:
-        return f"{extra['sessions']} sessions proved, {extra['violations']} violations" + "".join(
+        through = f"through {extra['via']}: " if "via" in extra else ""
+        return f"{through}{extra['sessions']} sessions proved, {extra['violations']} violations" + "".join(
             f", {kind}" for kind in extra["kinds"]
         )
     if extra.get("ratio"):

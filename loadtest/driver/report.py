@@ -219,14 +219,17 @@ def proof(extra: dict) -> str:
         f"<li class=bad>{text(kind)}, {times} times: {text(extra['meanings'][kind])}"
         for kind, times in extra["kinds"].items()
     )
-    shown = extra["triples"]
+    shown, via = extra["triples"], extra.get("via")
+    through = f"an application behind {via}" if via else f"{extra['edge_sessions']} sessions through the balancer"
+    made = f"made on i (row), let into the application by {via}, which asks j (column)" if via else ""
+    ended = f"ended on k (row), refused by {via}, which asks j (column)" if via else ""
     return (
         f"<p>{extra['sessions']} sessions passed every step, {extra['violations']} violations, "
         f"{extra['obstacles']} obstacles; {shown['shown']} of {shown['of']} triples; "
-        f"{extra['edge_sessions']} sessions through the balancer.</p>"
+        f"{through}.</p>"
         f"<ul>{meanings}</ul><div style='display:flex;gap:2rem;flex-wrap:wrap'>"
-        f"{matrix('made on i (row), accepted by j (column)', extra['accepted'], extra['violated'])}"
-        f"{matrix('ended on k (row), refused by j (column)', extra['refused'], extra['violated'])}</div>"
+        f"{matrix(made or 'made on i (row), accepted by j (column)', extra['accepted'], extra['violated'])}"
+        f"{matrix(ended or 'ended on k (row), refused by j (column)', extra['refused'], extra['violated'])}</div>"
     )
 
 

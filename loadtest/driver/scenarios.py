@@ -176,6 +176,8 @@ SCENARIOS = {
 
 def missing(scenario: Scenario, target: Target) -> str | None:
     """Why the scenario can't run on this target. None if it can."""
+    if target.via and scenario.name != "sharing":
+        return "doesn't go through a proxy: only sharing takes --via"
     if "replicas" in scenario.needs and len(target.replicas) < 2:
         return "needs the URLs of at least two replicas"
     if "edge" in scenario.needs and not target.edge:
@@ -196,15 +198,19 @@ def run(
         env["TARGETS"] = ""
     if short:
         env["SHORT"] = "1"
+    script = scenario.script or scenario.name
     if scenario.script:
         env["PROFILE"] = scenario.name
+    if target.via:
+        script = "applications"
+        env |= {"VIA": target.via, "PROXIES": ",".join(map(str, target.proxy_ports))}
     recording = k6.Recording()
     chaos = Chaos(scenario.chaos(target, short), recording) if scenario.chaos else None
     if chaos:
         chaos.start()
     bound = scenario.bound + seconds(env.get("DURATION", "0s"))
     try:
-        done = k6.run(scenario.script or scenario.name, env, bound, tick, recording)
+        done = k6.run(script, env, bound, tick, recording)
     finally:
         if chaos:
             chaos.cancelled.set()

@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools" / "local"))
 import fleet as fleets  # noqa: E402  (the local fleet's own script)
+import proxies  # noqa: E402
 
 
 class TargetError(Exception):
@@ -34,6 +35,9 @@ class Target:
 
     def __init__(self, replicas: list[str], edge: str | None, ops: list[str] | None = None) -> None:
         self.replicas, self.edge, self.ops = replicas, edge, ops or []
+        # A proxy of deploy/forward-auth, with a port for each replica. The proxy at that port asks only that replica.
+        self.via: str | None = None
+        self.proxy_ports: list[int] = []
 
     def can(self) -> set[str]:
         """The supported faults, a subset of `restart`, `kill`, `redis`."""
@@ -252,11 +256,20 @@ class Kubernetes(Target):
 
 @contextlib.contextmanager
 def opened(
-    name: str, *, edge: str | None, hook: str | None, fleet_dir: Path | None, binary: Path | None
+    name: str,
+    *,
+    edge: str | None,
+    hook: str | None,
+    fleet_dir: Path | None,
+    binary: Path | None,
+    via: str | None = None,
 ) -> Iterator[Target]:
     """Yields the target that `--target` names. Everything started for it ends with the block."""
     with contextlib.ExitStack() as stack:
-        if name == "local":
+        if via:
+            fleet = private_fleet(stack, binary, proxies.environment())
+            yield behind(stack, Local(fleet), fleet, via)
+        elif name == "local":
             yield Local(fleets.load(fleet_dir.absolute()) if fleet_dir else private_fleet(stack, binary))
         elif name == "compose":
             yield Compose()
@@ -279,6 +292,26 @@ def private_fleet(stack: contextlib.ExitStack, binary: Path | None, env: dict[st
     fleet = fleets.up(directory, binary=binary, auto_ports=True, env={"RUST_LOG": "warn", **(env or {})})
     stack.callback(fleets.down, fleet)
     return fleet
+
+
+def behind(
+    stack: contextlib.ExitStack,
+    target: Target,
+    fleet: fleets.Fleet,
+    via: str,
+    broken: dict[str, dict[str, str]] | None = None,
+) -> Target:
+    """Starts two applications and, for each replica, one proxy that asks this replica alone."""
+    directory = Path(tempfile.mkdtemp(prefix="authfleet-proxies-"))
+    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    # Workers of a proxy may run as another user.
+    directory.chmod(0o755)
+    tls, apps = proxies.certificate(directory / "tls"), stack.enter_context(proxies.applications())
+    target.via = via
+    for number, port in enumerate(fleet.replica_ports, 1):
+        started = proxies.started(via, directory / str(number), tls, [port] * 3, apps, broken)
+        target.proxy_ports.append(stack.enter_context(started).port)
+    return target
 
 
 def answers(url: str) -> None:

@@ -111,6 +111,30 @@ def cache(key: str) -> str:
     )
 
 
+@contextlib.contextmanager
+def protected(
+    fleet: fleets.Fleet, sound: Target, via: str, broken: dict[str, dict[str, str]] | None = None
+) -> Iterator[Target]:
+    """The fleet with applications behind a proxy."""
+    with contextlib.ExitStack() as stack:
+        yield targets.behind(stack, Target(sound.replicas, None), fleet, via, broken)
+
+
+# A recipe whose answers are kept for a minute.
+CACHING = {
+    "conf.d/authfleet.conf": {
+        "upstream authfleet {": "proxy_cache_path cache keys_zone=answers:1m;\nupstream authfleet {"
+    },
+    "authfleet/server.conf": {
+        "    proxy_pass_request_body off;": "    proxy_pass_request_body off; proxy_cache answers; "
+        "proxy_cache_key $http_cookie$http_accept; proxy_cache_valid 200 1m; "
+        "proxy_ignore_headers Cache-Control Expires Set-Cookie Vary;"
+    },
+}
+# A recipe that passes what the client says about its identity.
+CREDULOUS = {"authfleet/protect.conf": {"proxy_set_header Remote-User-Id $authfleet_user_id;": ""}}
+
+
 def judge(title: str, target: Target, want: set[str], only_third: bool = False) -> bool:
     """Runs the proof and returns whether it found exactly the kinds of violation in `want`; none if `want` is empty."""
     outcome = scenarios.run(scenarios.SCENARIOS["sharing"], target, {}, short=True, tick=lambda _: None)
@@ -159,6 +183,19 @@ def main() -> int:
             results.append(judge("a balancer that sticks to the cookie", behind(edge), {"sticky"}))
         twice = Target([sound.replicas[0], sound.replicas[0].replace("127.0.0.1", "localhost")], None)
         results.append(judge("one replica under two names", twice, {"not_a_replica"}))
+    with contextlib.ExitStack() as stack:
+        fleet = targets.private_fleet(stack, args.binary, targets.proxies.environment())
+        sound = targets.Local(fleet)
+        with protected(fleet, sound, "nginx") as target:
+            results.append(judge("applications behind a sound nginx", target, set()))
+            rules = fleet.path / "rules.toml"
+            rules.write_text('[[rule]]\nname = "elsewhere"\nhosts = ["app1.example.org"]\nallow = "nobody"\n')
+            with another(fleet, ACCESS_RULES=str(rules)):
+                results.append(judge("one replica with other rules", target, {"denied"}))
+        with protected(fleet, sound, "nginx", CACHING) as target:
+            results.append(judge("a proxy that caches the verification", target, {"alive_after_logout"}))
+        with protected(fleet, sound, "nginx", CREDULOUS) as target:
+            results.append(judge("a proxy that passes the client's Remote-User", target, {"wrong_identity"}))
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     return 0 if all(results) else 1
 

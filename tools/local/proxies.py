@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -82,30 +83,56 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def started(name: str, directory: Path, tls: Path, replicas: list[int], apps: list[int]) -> Iterator[Proxy]:
-    """Starts one of `PROXIES` in `directory`. `replicas` and `apps` are ports."""
+def started(
+    name: str,
+    directory: Path,
+    tls: Path,
+    replicas: list[int],
+    apps: list[int],
+    broken: dict[str, dict[str, str]] | None = None,
+) -> Iterator[Proxy]:
+    """Starts one of `PROXIES` in `directory`. `replicas` and `apps` are ports. `broken` has replacements by file, for
+    tests of a recipe that somebody has spoiled."""
     directory.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    command = COMMANDS[name](directory, tls, port, addresses(replicas, apps))
     log = directory / "proxy.log"
-    with open(log, "ab") as out:
-        # HOME: Caddy keeps its data there.
-        env = {**os.environ, "HOME": str(directory), "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
-        child = subprocess.Popen(command, cwd=directory, env=env, stdout=out, stderr=out, start_new_session=True)
-    try:
-        deadline = time.monotonic() + START_TIMEOUT
-        while not answers(port):
-            if child.poll() is not None or time.monotonic() > deadline:
-                raise FleetError(f"{name} does not answer on port {port}; the end of its log:\n{fleets.tail(log)}")
-            time.sleep(0.05)
-        yield Proxy(name, port, child.pid, log)
-    finally:
-        child.terminate()
+    # HOME: Caddy keeps its data there.
+    env = {**os.environ, **dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(directory))}
+    for attempts_left in (4, 3, 2, 1, 0):
+        port = free_port()
+        command = COMMANDS[name](directory, tls, port, addresses(replicas, apps))
+        for file, replace in (broken or {}).items():
+            filled(directory / file, directory / file, replace)
+        with open(log, "wb") as out:
+            child = subprocess.Popen(command, cwd=directory, env=env, stdout=out, stderr=out, start_new_session=True)
         try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            if came_up(child, port):
+                yield Proxy(name, port, child.pid, log)
+                return
+        finally:
+            ended(child)
+        said = log.read_text(errors="replace")
+        # Somebody else took the port after free_port had found it free.
+        if not attempts_left or not re.search("in use|cannot bind|bind\\(\\)", said):
+            raise FleetError(f"{name} does not answer on port {port}; the end of its log:\n{fleets.tail(log)}")
+
+
+def came_up(child: subprocess.Popen[bytes], port: int) -> bool:
+    """Waits until the proxy answers; false if it ends or takes too long."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while child.poll() is None and time.monotonic() < deadline:
+        if answers(port):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def ended(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def answers(port: int) -> bool:
