@@ -1,14 +1,14 @@
-//! Which module may use which. The order is the table in this crate's documentation (`lib.rs`), which `ARCHITECTURE.md`
-//! shows too: a module uses those below it. Within a module, no circle among the modules beside each other.
+//! Tests which module may use which. The order is the table in this crate's documentation (`lib.rs`), which
+//! `ARCHITECTURE.md` shows too: a module uses only those below it. Sibling modules must not use each other in a circle.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What is still to be put right. An entry that isn't needed any more fails the test, so that it goes.
+/// Known violations. An entry that is no longer needed fails the test, so that it gets removed.
 const KNOWN: &[(&str, &str)] = &[];
 
-/// Crates that only these modules name, so that the rest can't depend on what they are about.
+/// Crates that only these modules may name, with what they are used for.
 const ROOMS: &[(&str, &[&str], &str)] = &[
     ("clap", &["cli"], "the command line"),
     ("axum", &["http", "server"], "routes, handlers, layers"),
@@ -26,7 +26,7 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
 const BEGIN: &str = "<!-- From src/lib.rs and src/architecture.rs; `make docs` writes it anew. -->\n";
 const END: &str = "<!-- End of what is from src/lib.rs and src/architecture.rs. -->\n";
 
-/// `a` uses `b`, as paths of modules beside each other, and one file that says so.
+/// Pairs of sibling modules, by path, of which the first uses the second, with one file that shows it.
 type Arrows = BTreeMap<(String, String), PathBuf>;
 
 #[test]
@@ -75,7 +75,7 @@ fn crates_are_named_in_their_rooms_alone() {
         let mut named = BTreeSet::new();
         for (module, file) in &files {
             let code = code(&fs::read_to_string(file).expect("a source file"));
-            // Not a module of ours with the same name: that has a path before it.
+            // Skips a module of ours with the same name, which has a path before it.
             let is_named = code.match_indices(&format!("{name}::")).any(|(place, _)| {
                 let before = code[..place].strip_suffix("::").unwrap_or(&code[..place]).chars().next_back();
                 before.is_none_or(|c| !c.is_alphanumeric() && c != '_')
@@ -106,7 +106,7 @@ fn the_document_is_current() {
     );
 }
 
-/// The modules, and the crates that have a room of their own.
+/// The two tables for `ARCHITECTURE.md`: the modules, and the crates that only some modules may name.
 fn tables() -> String {
     let arrows = arrows();
     let mut text = "| module | what it is about | uses |\n| --- | --- | --- |\n".to_owned();
@@ -131,7 +131,7 @@ fn is_known(from: &str, to: &str) -> bool {
     KNOWN.contains(&(from, to))
 }
 
-/// Whether one can come from `from` to `to` along the arrows.
+/// Whether the arrows lead from `from` to `to`.
 fn leads(arrows: &Arrows, from: &str, to: &str) -> bool {
     let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
     while let Some(module) = next.pop() {
@@ -145,7 +145,7 @@ fn leads(arrows: &Arrows, from: &str, to: &str) -> bool {
     false
 }
 
-/// The modules in the order of the table, highest first, with what each is about.
+/// The modules in the order of the table, highest first, each with its description.
 fn order() -> Vec<(String, String)> {
     let text = include_str!("lib.rs");
     let (_, rest) = text.split_once("//! ```text\n").expect("the table of modules");
@@ -164,7 +164,8 @@ fn arrows() -> Arrows {
     for (module, file) in &files {
         for path in paths(&fs::read_to_string(file).expect("a source file")) {
             let Some(used) = resolve(module, &path, &files) else { continue };
-            // Up to where the two part. A module and those within it may use each other.
+            // The arrow is between siblings: the level at which the two paths part. A module and those within it may
+            // use each other.
             let shared = module.iter().zip(&used).take_while(|(a, b)| a == b).count();
             if shared < module.len() && shared < used.len() {
                 let arrow = (module[..=shared].join("::"), used[..=shared].join("::"));
@@ -175,7 +176,7 @@ fn arrows() -> Arrows {
     arrows
 }
 
-/// Each module's path with its file. Not those that stand above all others.
+/// Each module's path with its file, without the modules that stand above all others.
 fn files(root: &Path) -> BTreeMap<Vec<String>, PathBuf> {
     let (mut found, mut directories) = (BTreeMap::new(), vec![root.to_owned()]);
     while let Some(directory) = directories.pop() {
@@ -224,7 +225,7 @@ fn paths(text: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for start in ["crate", "super", "self"] {
         for (place, _) in code.match_indices(&format!("{start}::")) {
-            // Not the end of another word, nor within a path that was seen from its beginning.
+            // Skips the end of another word, and the middle of a path that was found from its beginning.
             let before = code[..place].chars().next_back();
             if before.is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != ':') {
                 branches(&code[place..], &mut Vec::new(), &mut found);
@@ -234,19 +235,19 @@ fn paths(text: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Without lines that are comments.
+/// The text without the lines that are comments.
 fn code(text: &str) -> String {
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-/// Adds the paths of one tree as `use` writes them, and gives what follows it.
+/// Adds to `found` the paths of one tree in the syntax of `use`. Returns the text after the tree.
 fn branches<'a>(text: &'a str, stem: &mut Vec<String>, found: &mut Vec<Vec<String>>) -> &'a str {
     let mut text = text.trim_start();
     if let Some(rest) = text.strip_prefix('{') {
         text = rest.trim_start();
         while !text.starts_with('}') && !text.is_empty() {
             text = branches(text, stem, found).trim_start();
-            // `as other`, and the comma.
+            // Skips `as other` and the comma.
             let end = text.find([',', '}']).unwrap_or(text.len());
             text = text[end..].trim_start_matches(',').trim_start();
         }
@@ -272,7 +273,8 @@ fn branches<'a>(text: &'a str, stem: &mut Vec<String>, found: &mut Vec<Vec<Strin
 #[test]
 fn paths_are_found_in_every_form() {
     let joined = |text: &str| paths(text).iter().map(|path| path.join("::")).collect::<BTreeSet<_>>();
-    let text = "use crate::a::{b::{self, C}, d as e, f::*};\n//! crate::not\nlet x = super::g::h(crate::i::J { k });\nimpl super::super::L for m::crate_::n {}\n";
+    let text = "use crate::a::{b::{self, C}, d as e, f::*};\n//! crate::not\nlet x = super::g::h(crate::i::J { k });\n\
+                impl super::super::L for m::crate_::n {}\n";
     let expected = [
         "crate::a::b::self",
         "crate::a::b::C",

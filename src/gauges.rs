@@ -18,9 +18,9 @@ use crate::readiness::Readiness;
 use crate::store::StoreError;
 use crate::store::users::{Connections, Usage};
 
-/// How often everything but the sessions is looked at.
+/// How often everything except the number of sessions is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often sessions are counted, in a dozen round trips or so.
+/// How often sessions are counted. A count takes about a dozen round trips.
 const COUNT_EVERY: Duration = Duration::from_secs(30);
 
 /// Refreshes the gauges until the process ends.
@@ -66,7 +66,7 @@ struct Gauges {
 
 impl Gauges {
     fn new() -> Self {
-        // Shown as 0 until the drain begins.
+        // Registers the gauge, which is 0 until the drain begins.
         drop(gauge!(DRAINING));
         let part = |name| gauge!(PART_READY, "part" => name);
         Self {
@@ -154,7 +154,7 @@ impl Gauges {
 /// A gauge whose value may be unknown.
 struct Reading {
     name: &'static str,
-    /// Made with the first value.
+    /// Registered with the first value.
     gauge: Option<Gauge>,
 }
 

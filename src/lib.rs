@@ -1,7 +1,7 @@
 //! authfleet: a session-authentication server that runs as a fleet.
 //!
-//! Nothing about a user or a session lives in a replica: sessions are in Redis, users in SQL, so any replica can
-//! answer any request. Modules, each using only those below it:
+//! A replica keeps nothing about a user or a session: sessions are in Redis and users in SQL, so any replica can answer
+//! any request. Each module uses only those below it:
 //!
 //! ```text
 //! cli        the command line: serve, migrate, healthcheck, openapi, config, doctor, user, session, rules, import
@@ -17,8 +17,8 @@
 //! clock      the time source that tests can set
 //! ```
 //!
-//! `cli` is for the binary, `metrics` for the integration tests, which compare the catalogue with what a fleet exposes.
-//! Nothing else is visible from outside.
+//! Only two modules are public: the binary uses `cli`, and the integration tests use `metrics`, to compare the
+//! catalogue with what a fleet exposes.
 #[cfg(test)]
 mod architecture;
 pub(crate) mod auth;

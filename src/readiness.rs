@@ -1,9 +1,9 @@
 //! Whether this replica should get requests: what `/readyz` answers and what the metrics say.
 //!
-//! A replica is ready as long as any shard of a Redis Cluster serves. The users of a shard that doesn't get 503s; but
-//! every replica asks the same shards, so to be not ready would take all replicas out of the balancer at once, and give
-//! everybody a
-//! 503. The part is then `degraded`, names the shards, and `authfleet_redis_shards_missing` counts them.
+//! A replica is ready as long as any shard of a Redis Cluster answers. If a shard is missing, its users get 503. All
+//! replicas use the same shards, so if they reported that they aren't ready, the balancer would drop all of them and
+//! everybody would get 503. Instead, the part is `degraded` and names the missing shards, which
+//! `authfleet_redis_shards_missing` counts.
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub(crate) struct Part {
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'static str>,
-    /// What of it doesn't serve although the rest does.
+    /// The shards that don't answer although others do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) missing: Vec<String>,
 }

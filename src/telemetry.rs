@@ -1,4 +1,4 @@
-//! What the process says of itself: log lines, traces, and the metrics recorder.
+//! What the process reports about itself: log lines, traces, and the metrics recorder.
 mod chain;
 mod output;
 mod recorder;
@@ -24,11 +24,11 @@ pub(crate) use self::recorder::install_metrics;
 use crate::clock::Clock;
 use crate::config::{LogConfig, LogFormat, TracesConfig};
 
-/// Bytes of a path in a request's line; longer ones are cut. In JSON, some of them take two.
+/// The most bytes of a path in a request's line. Longer paths are cut. In JSON, some bytes take two.
 const PATH_LIMIT: usize = 2048;
-/// Bytes of a method in a request's line. HTTP lets clients make methods up.
+/// The most bytes of a method in a request's line. HTTP lets clients invent methods.
 const METHOD_LIMIT: usize = 32;
-/// Stands where something was cut off.
+/// Marks where text was cut off.
 const CUT: &str = "…";
 
 static SINK: OnceLock<Sink> = OnceLock::new();
@@ -42,7 +42,7 @@ struct Sink {
     output: Output,
 }
 
-/// Shows that logging and tracing have started. When it is dropped, lines and spans that still wait are sent.
+/// Proof that logging and tracing have started. When it is dropped, waiting lines and spans are sent.
 #[must_use = "lines and spans still waiting are sent when this is dropped"]
 #[derive(Debug)]
 pub(crate) struct Telemetry(());
@@ -54,14 +54,14 @@ impl Drop for Telemetry {
     }
 }
 
-/// Waits until all lines are written, but at most a second: perhaps nobody reads them.
+/// Waits until all lines are written, but at most a second, because perhaps nobody reads them.
 pub(crate) fn flush() {
     if let Some(sink) = SINK.get() {
         sink.output.flush();
     }
 }
 
-/// Writes a text for people among the log's lines.
+/// Writes a text for people in between the log's lines.
 pub(crate) fn print(text: &str) {
     if let Some(sink) = SINK.get() {
         sink.output.append(Kind::Other, |out| out.extend_from_slice(cut(text, LINE_LIMIT).0.as_bytes()));
@@ -94,7 +94,7 @@ pub(crate) fn start(log: &LogConfig, replica: &str, collector: Option<&TracesCon
     if let Some(error) = failure {
         tracing::warn!(%error, "OTEL_EXPORTER_OTLP_ENDPOINT: no traces will be sent");
     }
-    // The standard library's own report would go to standard error, and would wait until somebody reads that.
+    // The standard library's own report would go to standard error, and block until somebody reads it.
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
@@ -103,8 +103,8 @@ pub(crate) fn start(log: &LogConfig, replica: &str, collector: Option<&TracesCon
     Telemetry(())
 }
 
-/// Sends log lines to standard error. This is for commands, whose results go to standard output. A command does its
-/// work to the end even if nobody reads its log.
+/// Sends log lines to standard error: for commands, whose results go to standard output. A command finishes its work
+/// even if nobody reads its log.
 ///
 /// # Panics
 ///
@@ -199,7 +199,7 @@ impl Write for Line {
     }
 }
 
-/// The beginning of a text, `limit` bytes at most, and what stands for the rest if there is any.
+/// The beginning of a text, at most `limit` bytes, and [`CUT`] or nothing in place of the rest.
 fn cut(text: &str, limit: usize) -> (&str, &'static str) {
     if text.len() <= limit {
         return (text, "");
@@ -208,7 +208,7 @@ fn cut(text: &str, limit: usize) -> (&str, &'static str) {
     (&text[..end], CUT)
 }
 
-/// A JSON line that is too long, with its longest texts cut until it fits into `limit` bytes.
+/// Shortens a JSON line that is too long: cuts its longest texts until it fits into `limit` bytes.
 fn shortened(line: &[u8], limit: usize) -> Vec<u8> {
     type Fields = serde_json::Map<String, serde_json::Value>;
     let mut fields: Fields = serde_json::from_slice(line).unwrap_or_default();
@@ -238,7 +238,7 @@ fn shortened(line: &[u8], limit: usize) -> Vec<u8> {
 pub(crate) struct RequestLine<'a> {
     #[serde(serialize_with = "method_to_limit")]
     pub(crate) method: &'a str,
-    /// Without the query.
+    /// The path, without the query.
     #[serde(serialize_with = "path_to_limit")]
     pub(crate) path: &'a str,
     pub(crate) route: Option<&'a str>,
@@ -248,10 +248,10 @@ pub(crate) struct RequestLine<'a> {
     #[serde(serialize_with = "to_the_microsecond")]
     pub(crate) duration_ms: f64,
     pub(crate) request_id: &'a str,
-    /// The trace that the request belongs to, traced here or by the caller.
+    /// The trace that the request belongs to, whether it is recorded here or only by the caller.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) trace_id: Option<String>,
-    /// The client's address, through trusted proxies.
+    /// The client's address, as trusted proxies report it.
     pub(crate) client_ip: Option<IpAddr>,
 }
 
@@ -280,14 +280,14 @@ pub(crate) fn request_lines_enabled() -> bool {
     SINK.get().is_some_and(|sink| sink.has_request_lines)
 }
 
-/// Asks a subscriber made for this question. The global one has filters for each layer, and would keep the answer to
-/// `enabled!` as the one to the next span.
+/// Asks a subscriber made for this question. The global one has a filter for each layer, and would reuse the answer to
+/// `enabled!` for the next span.
 fn wants_request_lines(filter: &str) -> bool {
     let subscriber = tracing_subscriber::registry().with(EnvFilter::new(filter));
     tracing::subscriber::with_default(subscriber, || tracing::enabled!(target: "request", tracing::Level::INFO))
 }
 
-/// Logs an answered request. The line is formatted here, because the formatter of `tracing` takes several times as long
+/// Logs an answered request. Formats the line by hand, because the formatter of `tracing` takes several times as long
 /// as the rest of a session check.
 pub(crate) fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
     let Some(sink) = SINK.get() else { return };
@@ -299,7 +299,7 @@ pub(crate) fn write_request_line(clock: &Clock, line: &RequestLine<'_>) {
                 write!(out, "\"timestamp\":\"{now:.6}\",\"level\":\"INFO\",\"target\":\"request\",").and_then(|()| {
                     let begin = out.len();
                     serde_json::to_writer(&mut *out, line)?;
-                    // Without its opening brace, so that its fields stand beside ours.
+                    // Drops its opening brace, so that its fields follow ours.
                     out.remove(begin);
                     Ok(())
                 })

@@ -12,16 +12,17 @@ use crate::config::{DatabaseUrl, database_url, database_url_in};
 use crate::store::users::copy::{CopyOptions, Stage, copy};
 use crate::telemetry::chain;
 
-/// How often progress is said at a terminal, and elsewhere.
+/// How often progress is reported at a terminal, and elsewhere.
 const EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Copy all accounts into another database, to move from SQLite to PostgreSQL or back. Sessions live on.
+    /// Copy all accounts into another database, to move from SQLite to PostgreSQL or back. Sessions stay alive.
     ///
-    /// Stop the servers first. Both databases need a schema of this release: `DATABASE_URL=… authfleet migrate`. The
-    /// target is changed in one transaction, and only if it then holds exactly what the source does. The command can be
-    /// run again: accounts of the source that have changed since are brought over, and if none has, nothing is written.
+    /// Stop the servers first. Both databases need the schema of this release: `DATABASE_URL=… authfleet migrate`. The
+    /// target is changed in one transaction, which is committed only if the target then holds exactly what the source
+    /// does. The command can be run again: it copies the accounts that have changed in the source since, and writes
+    /// nothing if none has.
     Copy(Arguments),
 }
 
@@ -31,10 +32,10 @@ pub(super) struct Arguments {
     source: Source,
     #[command(flatten)]
     target: Target,
-    /// Also if the target loses accounts by it: some that the source doesn't have, or with later changes.
+    /// Copy even if the target loses accounts that the source lacks, or changes that are newer than the source's.
     #[arg(long)]
     replace: bool,
-    /// Also if servers use the databases meanwhile, to try it out: what they write is not in the copy.
+    /// Copy even while servers use the databases, to try it out: the copy lacks what they write meanwhile.
     #[arg(long)]
     while_running: bool,
     /// Print the result as one JSON object.
@@ -45,10 +46,10 @@ pub(super) struct Arguments {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Source {
-    /// Where the accounts are, as in `DATABASE_URL`.
+    /// The database to copy from, in the form of `DATABASE_URL`.
     #[arg(long, value_name = "URL")]
     from: Option<String>,
-    /// The same, in a file: other users of the machine can read command lines.
+    /// A file that contains the URL. Other users of the machine can read command lines.
     #[arg(long, value_name = "FILE")]
     from_file: Option<PathBuf>,
 }
@@ -56,10 +57,10 @@ struct Source {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Target {
-    /// Where they are copied to.
+    /// The database to copy to.
     #[arg(long, value_name = "URL")]
     to: Option<String>,
-    /// The same, in a file.
+    /// A file that contains the URL.
     #[arg(long, value_name = "FILE")]
     to_file: Option<PathBuf>,
 }

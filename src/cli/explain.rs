@@ -1,4 +1,4 @@
-//! Errors of administration as an operator reads them: what to change, and what to do next.
+//! Words errors of administration for an operator: what to change, and what to do next.
 use crate::auth::admin::{AdminError, Refusal};
 use crate::telemetry::chain;
 
@@ -8,7 +8,7 @@ pub(super) fn error(error: &AdminError) -> String {
         AdminError::Ambiguous(_) => format!("{what}: name the user by e-mail address"),
         AdminError::OutOfReach => format!("REDIS_URL is not set: {what}, out of reach from here"),
         AdminError::MustBeOffline => {
-            format!("REDIS_URL is not set: {what}. Stop the server, then say --offline")
+            format!("REDIS_URL is not set: {what}. Stop the server, then use --offline")
         }
         AdminError::Contended => {
             format!("{what}; nothing was changed, but its sessions may have ended: try again")
@@ -28,6 +28,6 @@ pub(super) fn refusal(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::ForeignSignature => "the cookie is signed with none of the keys in SESSION_SECRET",
         Refusal::Expired => "the cookie is past its absolute limit",
-        Refusal::Ended => "the session has ended, or never was",
+        Refusal::Ended => "the session has ended or never existed",
     }
 }

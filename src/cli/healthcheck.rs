@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use super::print;
 use crate::config::Config;
 
-/// How long it waits: readiness itself answers within two seconds.
+/// How long it waits for an answer. Readiness answers within two seconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn healthcheck(config: &Config, live: bool) -> ExitCode {

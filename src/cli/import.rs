@@ -55,10 +55,10 @@ pub(super) struct Arguments {
     /// Make usernames from the e-mail addresses, for systems whose usernames aren't unique or have spaces.
     #[arg(long)]
     generate_usernames: bool,
-    /// Check all rows and say what would happen, but change nothing.
+    /// Check all rows and report what would happen, but change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// As one JSON object.
+    /// Print the result as one JSON object.
     #[arg(long)]
     json: bool,
 }
@@ -74,7 +74,7 @@ struct Source {
     csv: Option<PathBuf>,
 }
 
-/// Where the four fields are.
+/// The positions of the four fields in a row, from 0.
 #[derive(Clone, Copy, Debug)]
 struct Columns {
     email: usize,
@@ -133,7 +133,7 @@ enum Stop {
     Usage(String),
     /// The file can't be read.
     Unreadable(String),
-    /// Our database doesn't take the rows.
+    /// The users' database doesn't take the rows.
     Failed(AdminError),
 }
 
@@ -228,7 +228,7 @@ async fn from_sqlite(path: &Path, arguments: &Arguments, import: &mut Import<'_>
     }
     let columns = arguments.columns(path, &names)?;
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    // As text, whatever the column's type, so that the rules are the same as for a CSV file.
+    // Every column is read as text, so that the rules are the same as for a CSV file.
     let fields: Vec<_> = names.iter().map(|name| format!("CAST({} AS TEXT)", quoted(name))).collect();
     let statement = AssertSqlSafe(format!("SELECT {} FROM {}", fields.join(", "), quoted(table)));
     let mut rows = sqlx::query(statement).fetch(&mut db);

@@ -1,11 +1,11 @@
-//! What is in this process's memory stays there: keys, and passwords that are being verified.
+//! Keeps the contents of this process's memory private: keys, and passwords that are being verified.
 use std::io;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// Switches core dumps off, and keeps other processes of the same user from reading this one's memory or tracing it
-/// (root still can). The limit alone wouldn't do where the kernel hands dumps to a program, as systemd-coredump: for
-/// those it doesn't count.
+/// (root still can). Setting the limit to 0 is not enough, because the kernel ignores it where it hands dumps to a
+/// program such as systemd-coredump.
 ///
 /// # Errors
 ///

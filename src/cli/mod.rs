@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::telemetry;
 
-/// Exit code for a command line or configuration that can't be used.
+/// The exit code for a command line or configuration that can't be used.
 const USAGE: u8 = 2;
 
 /// A session-authentication server that runs as a fleet: any replica can answer any request.
@@ -43,7 +43,7 @@ enum Command {
     Serve,
     /// Create or upgrade the users' database. Safe when several start at once.
     Migrate,
-    /// Ask a running replica whether it's ready; exit code 0 or 1. For containers without a shell.
+    /// Ask a running replica whether it is ready: exit code 0 or 1. For containers without a shell.
     Healthcheck {
         /// Ask only whether the process answers.
         #[arg(long)]
@@ -51,19 +51,20 @@ enum Command {
     },
     /// Print the OpenAPI document.
     Openapi,
-    /// Print the effective configuration, secrets masked.
+    /// Print the effective configuration, with secrets masked.
     Config {
-        /// As one JSON object.
+        /// Print it as one JSON object.
         #[arg(long)]
         json: bool,
-        /// Print every variable with its default, its meaning and what it accepts instead, as a `.env` to begin with.
+        /// Print every variable with its default, its meaning and the values that it accepts, as a `.env` to start
+        /// from.
         #[arg(long, conflicts_with = "json")]
         example: bool,
     },
     /// Check what the server depends on: filesystem, SQLite, Redis, clock, secrets, proxies. Exit code 1 if anything
     /// fails.
     Doctor {
-        /// As one JSON object.
+        /// Print the report as one JSON object.
         #[arg(long)]
         json: bool,
     },
@@ -73,10 +74,10 @@ enum Command {
     /// Move all accounts to another database.
     #[command(subcommand)]
     Users(copy::Command),
-    /// Look at and end sessions.
+    /// Show and end sessions.
     #[command(subcommand)]
     Session(sessions::Command),
-    /// Look at the access rules of applications behind a proxy.
+    /// Try out the access rules of applications behind a proxy.
     #[command(subcommand)]
     Rules(rules::Command),
     /// Bring users with bcrypt or Argon2 hashes over from another system's SQLite table or a CSV file.
@@ -86,14 +87,14 @@ enum Command {
 /// Runs the command that the process was called with.
 pub fn main() -> ExitCode {
     let command = Arguments::parse().command.unwrap_or(Command::Serve);
-    // Neither needs a configuration, not even a sound one.
+    // Neither of these needs a configuration, so they work with one that is broken.
     match command {
         Command::Openapi => return print(&crate::http::openapi().to_pretty_json().expect("the document is JSON")),
         Command::Config { example: true, .. } => return print(&config::env_example()),
         _ => {}
     }
     let kept_private = memory::keep_private();
-    // The databases are on its command line.
+    // This command takes its databases from the command line, and needs no configuration either.
     let command = match command {
         Command::Users(command) => return runtime(1, copy::run(command)),
         command => command,
@@ -151,24 +152,24 @@ fn fail(error: impl Display, code: impl Into<ExitCode>) -> ExitCode {
     code.into()
 }
 
-/// Prints a line or more; a reader that went away (`| head`) is no error.
+/// Prints one or more lines. It is no error if the reader has gone away (`| head`).
 fn print(text: &str) -> ExitCode {
     drop(writeln!(std::io::stdout(), "{}", text.trim_end()));
     ExitCode::SUCCESS
 }
 
-/// Prints a result: for scripts, or for people.
+/// Prints a result as JSON for scripts, or as text for people.
 fn answer(json: bool, result: &impl Serialize, text: impl FnOnce() -> String) -> ExitCode {
     let printed = if json { serde_json::to_string_pretty(result).expect("our own types are JSON") } else { text() };
     print(&printed)
 }
 
-/// Text from outside, fit for a terminal: a control character could rewrite the screen.
+/// Makes text from outside safe for a terminal: replaces control characters, which could rewrite the screen.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// Left-aligned columns, as wide as they need.
+/// Lays out rows in left-aligned columns, each as wide as its widest cell.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! What is typed or piped in: passwords, cookies, confirmations. Questions go to standard error.
+//! Reads what an operator types or pipes in: passwords, cookies, confirmations. Questions go to standard error.
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 
 use secrecy::ExposeSecret as _;
@@ -6,21 +6,21 @@ use secrecy::{SecretSlice, SecretString};
 
 use crate::config::piped_value;
 
-/// More than any password or cookie needs.
+/// The most bytes that are read: more than any password or cookie needs.
 const LIMIT: usize = 4096;
 
-/// A new password: asked for twice without echo on a terminal, otherwise read from standard input
+/// Asks for a new password twice, without echo, on a terminal. Otherwise reads it from standard input
 /// ([`piped_value`]).
 ///
 /// # Errors
 ///
-/// What to do about it; never any part of the input.
+/// A message for the operator. It never contains any part of the input.
 pub(super) fn new_password() -> Result<SecretString, String> {
     if !io::stdin().is_terminal() {
         return secret_from_stdin("password");
     }
     let password = hidden("New password: ")?;
-    let again = hidden("The same again: ")?;
+    let again = hidden("Repeat the password: ")?;
     if password.expose_secret() == again.expose_secret() {
         Ok(password)
     } else {
@@ -28,8 +28,7 @@ pub(super) fn new_password() -> Result<SecretString, String> {
     }
 }
 
-/// A secret: asked for without echo on a terminal, otherwise read from standard input
-/// ([`piped_value`]).
+/// Asks for a secret without echo on a terminal. Otherwise reads it from standard input ([`piped_value`]).
 ///
 /// # Errors
 ///
@@ -43,7 +42,7 @@ fn hidden(question: &str) -> Result<SecretString, String> {
 }
 
 fn secret_from_stdin(what: &str) -> Result<SecretString, String> {
-    // Sized beforehand: a buffer that grows leaves copies behind, which are never wiped.
+    // Allocated at its full size: a buffer that grows leaves copies behind, which are never wiped.
     let mut bytes = Vec::with_capacity(LIMIT + 1);
     let limit = u64::try_from(LIMIT + 1).expect("a small number");
     let read = io::stdin().lock().take(limit).read_to_end(&mut bytes);
@@ -59,7 +58,7 @@ fn secret_from_stdin(what: &str) -> Result<SecretString, String> {
     }
 }
 
-/// Asks for confirmation; `None` without a terminal.
+/// Asks for confirmation. `None` without a terminal.
 pub(super) fn confirmed(question: &str) -> Option<bool> {
     if !io::stdin().is_terminal() {
         return None;

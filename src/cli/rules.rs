@@ -12,13 +12,13 @@ use crate::config::{Config, Site};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Say which rule decides about a request, and what about. Exit code 0 if it would be let in, 1 if not.
+    /// Show which rule decides about a request, and how. Exit code 0 if the request would be allowed, 1 if not.
     Test {
         /// The request's method, such as GET.
         method: String,
         /// The whole URL, such as `https://app.example.org/admin`.
         url: String,
-        /// Ask for this user (id, e-mail address or username) rather than for nobody.
+        /// Decide for this user (id, e-mail address or username) instead of for somebody who isn't signed in.
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
         #[command(flatten)]
@@ -30,7 +30,7 @@ pub(super) enum Command {
 struct Tested<'a> {
     /// The rule's name; absent if none decides.
     rule: Option<&'a str>,
-    /// Where it begins in the file, from 1; 0 without a file.
+    /// The line of the file at which the rule begins, from 1. 0 without a file.
     line: usize,
     is_allowed: bool,
     why: String,
@@ -47,9 +47,9 @@ pub(super) fn run(config: Config, command: Command) -> ExitCode {
         Err(error) => return fail(format!("ACCESS_RULES: {error}"), USAGE),
     };
     let Some((host, path)) = parts(&url) else {
-        return fail(format!("{url:?} is no URL such as https://app.example.org/admin"), USAGE);
+        return fail(format!("{url:?} is not a URL such as https://app.example.org/admin"), USAGE);
     };
-    let Some(site) = Site::parse(host, scheme) else { return fail(format!("{host:?} is no host"), USAGE) };
+    let Some(site) = Site::parse(host, scheme) else { return fail(format!("{host:?} is not a host"), USAGE) };
     administer(config, async |admin| {
         let who = match &user {
             Some(name) => Some(admin.user(name).await?),
@@ -95,7 +95,7 @@ pub(super) fn run(config: Config, command: Command) -> ExitCode {
     })
 }
 
-/// The host of a URL and its path, as a client would send it. No URL library, since one would tidy the path up.
+/// The host of a URL, and its path as a client would send it. A URL library would normalise the path.
 fn parts(url: &str) -> Option<(&str, &str)> {
     let (_, rest) = url.split_once("://")?;
     let (host, target) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));

@@ -34,7 +34,7 @@ pub(super) async fn serve(config: &Config, kept_private: io::Result<()>) -> Exit
         tracing::warn!(
             "REDIS_URL is not set: sessions are in this process's memory. One replica only, for trying it out"
         );
-        // Trying it out takes one command; a fleet migrates once, before its replicas start.
+        // So that one command is enough to try it out. A fleet migrates once, before its replicas start.
         if let Err(error) = users::migrate(&config.database).await {
             tracing::error!(error = chain(&error), "the database could not be prepared");
             return ExitCode::FAILURE;
@@ -53,7 +53,7 @@ pub(super) async fn serve(config: &Config, kept_private: io::Result<()>) -> Exit
     };
     let local = |listener: &tokio::net::TcpListener| listener.local_addr().expect("a bound listener has an address");
     let (public, ops) = (local(&listeners.public), local(&listeners.ops));
-    // Connected now rather than by the first request; if it fails, readiness says so.
+    // Connects now, so that the first request needn't. If this fails, readiness reports it.
     drop(app.auth.sessions.ping().await);
     tracing::info!(%public, %ops, sessions = app.auth.sessions.kind(), version = env!("CARGO_PKG_VERSION"),
         started_in_seconds = begin.elapsed().as_secs_f64(), "authfleet is up");
@@ -72,7 +72,7 @@ pub(super) async fn serve(config: &Config, kept_private: io::Result<()>) -> Exit
     if is_drained { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What stays as it is until the process ends, as metrics.
+/// Sets the metrics whose values never change while the process runs.
 fn state_settings(config: &Config) {
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);
     gauge!(CONFIG_INFO, "fingerprint" => config.fingerprint()).set(1);
@@ -82,7 +82,7 @@ fn state_settings(config: &Config) {
     }
 }
 
-/// The first signal drains, the second ends at once.
+/// Drains at the first signal, and ends the process at the second.
 async fn stop_on_signal(stop: CancellationToken) {
     let mut terminate = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
     let mut interrupt = signal(SignalKind::interrupt()).expect("a handler for SIGINT");
@@ -101,7 +101,8 @@ async fn stop_on_signal(stop: CancellationToken) {
     }
 }
 
-/// SIGHUP reads the access rules again. Without any, it ends the process as usual.
+/// Reads the access rules again at SIGHUP. Without access rules this isn't called, and SIGHUP ends the process as
+/// usual.
 async fn reload_on_signal(app: Arc<App>) {
     let mut hangup = signal(SignalKind::hangup()).expect("a handler for SIGHUP");
     while hangup.recv().await.is_some() {
@@ -111,7 +112,7 @@ async fn reload_on_signal(app: Arc<App>) {
     }
 }
 
-/// What to type next, on a terminal or not: this is the mode for trying it out.
+/// Prints commands to try out next, also without a terminal. Only for sessions in memory, the mode for trying it out.
 fn try_it(public: SocketAddr, config: &Config) {
     let ip = if public.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { public.ip() };
     let url = format!("http://{}", SocketAddr::new(ip, public.port())).replace("127.0.0.1", "localhost");

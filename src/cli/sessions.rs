@@ -32,14 +32,14 @@ pub(super) enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Say all about a session, and whether a server would accept it. Doesn't renew it. Exit code 1 if it would be
-    /// refused.
+    /// Show everything about a session, and whether a server would accept it, without renewing it. Exit code 1 if it
+    /// would be refused.
     Inspect {
-        /// A session's id; without it a cookie value or an id is asked for, or read from standard input (also with
-        /// `-`).
+        /// A session's id. Without it, or with `-`, the command asks for a cookie value or an id, or reads one from
+        /// standard input.
         ///
-        /// A cookie value is accepted too. But it signs in anybody who has it, and other users of the machine can see a
-        /// command line.
+        /// A cookie value is accepted too. But anybody who has it is signed in, and other users of the machine can see
+        /// command lines.
         #[arg(allow_hyphen_values = true)]
         session: Option<String>,
         #[command(flatten)]
@@ -51,7 +51,7 @@ fn session_id(text: &str) -> Result<SessionId, &'static str> {
     SessionId::parse(text).ok_or("a session id has 22 characters out of A-Z, a-z, 0-9, - and _")
 }
 
-/// A living session, for scripts; as `GET /auth/sessions` has it.
+/// A living session, for scripts, as `GET /auth/sessions` shows it.
 #[derive(Debug, Serialize)]
 struct Entry<'a> {
     session_id: SessionId,
@@ -132,7 +132,7 @@ async fn inspect(admin: &Admin, session: Option<String>, json: bool) -> Result<E
             Err(why) => return Ok(fail(why, USAGE)),
         },
     };
-    // As copied from a browser or a header.
+    // Also accepts `session=VALUE; …`, as copied from a browser or a header.
     let text = given.expose_secret().trim();
     let text = text.split_once("session=").map_or(text, |(_, value)| value.split(';').next().unwrap_or_default());
     let inspection = match SessionId::parse(text) {
@@ -145,8 +145,8 @@ async fn inspect(admin: &Admin, session: Option<String>, json: bool) -> Result<E
     };
     if is_argument && inspection.cookie.is_some() {
         eprintln!(
-            "note: this cookie value is now in the shell's history, and others could see it among the processes; next \
-             time give it on standard input"
+            "note: this cookie value is now in the shell's history, and others could see it in the list of processes; \
+             next time, give it on standard input"
         );
     }
     let code = if inspection.refusal().is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -159,7 +159,7 @@ async fn inspect(admin: &Admin, session: Option<String>, json: bool) -> Result<E
 #[derive(Debug, Serialize)]
 struct View<'a> {
     session_id: SessionId,
-    /// Whether a server would accept it now.
+    /// Whether a server would accept the session now.
     accepted: bool,
     refused_because: Option<&'static str>,
     /// Whose session it is; from the cookie if the session is gone.
@@ -168,7 +168,7 @@ struct View<'a> {
     email: Option<&'a str>,
     /// `null` without a cookie.
     cookie: Option<Cookie>,
-    /// `null` if there is none alive.
+    /// `null` if there is no living one.
     session: Option<Entry<'a>>,
     /// Seconds until it ends if it isn't used.
     ttl_seconds: Option<i64>,

@@ -14,10 +14,10 @@ use crate::store::users::User;
 pub(super) enum Command {
     /// List accounts, oldest first.
     List {
-        /// At most so many.
+        /// List at most this many.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
-        /// Those behind this id: where the last list ended.
+        /// List the accounts after this id, at which the last list ended.
         #[arg(long, value_name = "ID")]
         after: Option<Uuid>,
         #[command(flatten)]
@@ -28,11 +28,11 @@ pub(super) enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Make an account. The password is asked for, or read from standard input.
+    /// Create an account. The password is asked for, or read from standard input.
     Create {
         /// The e-mail address.
         email: String,
-        /// The username; made from the e-mail address if not given.
+        /// The username. Derived from the e-mail address if not given.
         #[arg(long)]
         username: Option<String>,
         #[command(flatten)]
@@ -45,7 +45,7 @@ pub(super) enum Command {
         #[command(flatten)]
         reach: Reach,
     },
-    /// The groups that an account is in, which access rules may name.
+    /// Show and change the groups that an account is in. Access rules can name groups.
     #[command(subcommand)]
     Group(GroupCommand),
     /// Let a disabled account sign in again.
@@ -61,13 +61,13 @@ pub(super) enum Command {
         #[command(flatten)]
         reach: Reach,
     },
-    /// Delete an account, and end its sessions on all replicas at once. There is no way back.
+    /// Delete an account, and end its sessions on all replicas at once. This can't be undone.
     Delete {
         #[command(flatten)]
         target: Target,
         #[command(flatten)]
         reach: Reach,
-        /// Don't ask.
+        /// Don't ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
@@ -102,7 +102,7 @@ pub(super) enum GroupCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct Output {
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -119,7 +119,7 @@ pub(super) struct Target {
 pub(super) struct Reach {
     #[arg(
         long,
-        help = "Without REDIS_URL sessions are in the server's memory and can't be ended from here: go on all the same, \
+        help = "Without REDIS_URL, sessions are in the server's memory and can't be ended from here: continue anyway, \
                 because no server is running"
     )]
     offline: bool,
@@ -134,7 +134,7 @@ struct Account<'a> {
     created_at: String,
     disabled_at: Option<String>,
     groups: Vec<&'a str>,
-    /// `argon2id` or `bcrypt`, say; never the hash.
+    /// For example `argon2id` or `bcrypt`. Never the hash.
     password_scheme: &'a str,
 }
 
@@ -170,7 +170,7 @@ struct Outcome<'a> {
     user_id: Uuid,
     username: &'a str,
     changed: bool,
-    /// Absent if sessions were out of reach, or the command ends none.
+    /// Absent if sessions could not be reached, or the command ends none.
     #[serde(skip_serializing_if = "Option::is_none")]
     sessions_ended: Option<u32>,
 }
@@ -197,7 +197,7 @@ pub(super) async fn run(admin: &Admin, command: Command) -> Result<ExitCode, Adm
         }
         Command::SetPassword { target, reach } => {
             let Some(offline) = reach.checked(admin) else { return Ok(contradiction()) };
-            // Refused before the operator types a password.
+            // Fails before the operator types a password.
             admin.endable(offline)?;
             let user = admin.user(&target.user).await?;
             let password = match prompt::new_password() {
@@ -214,7 +214,7 @@ pub(super) async fn run(admin: &Admin, command: Command) -> Result<ExitCode, Adm
             match yes.then_some(true).or_else(|| prompt::confirmed(&format!("Delete {}?", line(&user)))) {
                 Some(true) => {}
                 Some(false) => return Ok(fail("not deleted", ExitCode::FAILURE)),
-                None => return Ok(fail("there is no terminal to ask on: say --yes", USAGE)),
+                None => return Ok(fail("there is no terminal to ask on: use --yes", USAGE)),
             }
             let changed = admin.delete(&user, offline).await?;
             Ok(target.done(admin, &changed, true, "deleted"))
@@ -261,7 +261,7 @@ async fn list(admin: &Admin, after: Option<Uuid>, limit: u32, json: bool) -> Res
         next: Option<Uuid>,
     }
 
-    // One more than asked for, to see whether there are more.
+    // Asks for one more, to see whether there are more.
     let mut users = admin.list_users(after, limit + 1).await?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let is_cut = users.len() > limit;
@@ -287,7 +287,7 @@ async fn show(admin: &Admin, target: &Target) -> Result<ExitCode, AdminError> {
     struct Shown<'a> {
         #[serde(flatten)]
         account: Account<'a>,
-        /// How many are alive; `null` if they are out of reach.
+        /// The number of living sessions. `null` if they can't be reached.
         sessions: Option<usize>,
     }
 

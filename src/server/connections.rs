@@ -1,14 +1,14 @@
-//! Connections: how many there are, and what each may hold.
+//! Connections: how many are served, and how much each may use.
 //!
-//! By hand, since `axum::serve` takes none of these limits. What one connection can cost:
+//! Written by hand, because `axum::serve` supports none of these limits:
 //!
-//! | what | bound |
+//! | what a connection uses | limit |
 //! | --- | --- |
-//! | time until a request's head is there, and between requests | [`HEAD_TIMEOUT`] |
+//! | time until a request's head has arrived, and between requests | [`HEAD_TIMEOUT`] |
 //! | size of a head | [`HEAD_LIMIT`], then 431 |
 //! | time in which a client takes its answer | [`WriteTimeout`] |
 //! | answers that wait for a client | one, and what hyper buffers: it reads no further request meanwhile |
-//! | what the kernel keeps of them | [`SEND_BUFFER`] |
+//! | bytes of answers in the kernel | [`SEND_BUFFER`] |
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,24 +30,24 @@ use super::write_timeout::WriteTimeout;
 use crate::http::{HEAD_LIMIT, Peer};
 use crate::metrics::HTTP_CONNECTIONS_REFUSED;
 
-/// A client that hasn't sent a whole request head by then is cut off. An idle connection is kept for as long; proxies
-/// must keep theirs for less, or they will send into a closed one.
+/// A client that hasn't sent a whole request head by then is cut off. An idle connection is kept for as long. Proxies
+/// must close idle connections earlier, or they will send requests into closed ones.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of a head hyper reads before it refuses the head itself. It is a little more than [`HEAD_LIMIT`], so that
-/// most heads that are too large get our answer, which says what is wrong.
+/// The largest head, in bytes, that hyper reads before it refuses it. A little more than [`HEAD_LIMIT`], so that most
+/// heads that are too large get our answer, which says what is wrong.
 const READ_BUFFER: usize = HEAD_LIMIT + 8 * 1024;
-/// Bytes of answers that the kernel keeps for a client that has not taken them yet (it counts twice as much).
-/// Unbounded, it would keep some MiB.
+/// Bytes of answers that the kernel buffers for a slow client. (Linux doubles the value.) Without a limit it would
+/// buffer several MiB.
 const SEND_BUFFER: usize = 128 * 1024;
-/// The pause after an accept that failed, because no descriptors were left, say.
+/// The pause after a failed accept, for example when no file descriptors are left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The first bytes of a client that speaks nothing but HTTP/2.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
-/// hyper's answer to what it can't read.
+/// The answer that hyper gives to requests that it can't parse.
 const BAD_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
-/// How many connections are served at once.
+/// Limits how many connections are served at once.
 pub(super) struct Places {
     free: Arc<Semaphore>,
     open: Gauge,
@@ -68,7 +68,7 @@ impl Places {
         Self { free: Arc::new(Semaphore::new(limit)), open: Gauge::noop(), refused: Counter::noop() }
     }
 
-    /// A place, given back when dropped, however the connection ends; `None` if there is none left.
+    /// Takes a place, which is given back when it is dropped. `None` if all are taken.
     fn take(&self) -> Option<Place> {
         let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
             self.refused.increment(1);
@@ -96,7 +96,7 @@ pub(super) struct Acceptor {
     pub(super) places: Places,
     /// This replica's name.
     pub(super) served_by: HeaderValue,
-    /// Cancelled when no more are accepted: each connection then finishes the request under way and closes.
+    /// Cancelled to stop accepting. Each connection then finishes its current request and closes.
     pub(super) closing: CancellationToken,
     pub(super) connections: TaskTracker,
 }
@@ -117,7 +117,7 @@ impl Acceptor {
             match accepted {
                 Ok((stream, peer)) => match self.places.take() {
                     Some(place) => {
-                        // Each request learns where it comes from.
+                        // Gives each request its peer's address.
                         let service = Extension(Peer(peer)).layer(self.router.clone());
                         let serving = serve(server.clone(), stream, peer, service, self.closing.clone());
                         self.connections.spawn(async move {
@@ -135,10 +135,13 @@ impl Acceptor {
         }
     }
 
-    /// Answers 503 at once, so that a balancer asks another replica; a connection that waits to be accepted would look
-    /// like a replica that hangs. The answer is written once and not waited for.
+    /// Answers 503 at once, so that a balancer asks another replica. If the connection waited to be accepted instead,
+    /// the replica would look as if it hung. The answer is written once, without waiting for the client.
     fn refuse(&self, stream: &TcpStream) {
-        let body = r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many connections; try again shortly","code":"overloaded"}"#;
+        let body = concat!(
+            r#"{"type":"about:blank","title":"Service Unavailable","status":503,"#,
+            r#""detail":"Too many connections; try again shortly","code":"overloaded"}"#
+        );
         let answer = format!(
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\
              Retry-After: 1\r\nCache-Control: no-store\r\nX-Served-By: {}\r\nX-Request-Id: {:032x}\r\n\
@@ -158,7 +161,7 @@ async fn serve(
     service: AddExtension<Router, Peer>,
     closing: CancellationToken,
 ) {
-    // Answers are small and whole: waiting for more to send would only delay them.
+    // Answers are small and sent whole, so Nagle's algorithm would only delay them.
     drop(stream.set_nodelay(true));
     let stream = WriteTimeout::new(TokioIo::new(stream));
     let mut connection = server.serve_connection(stream, TowerToHyperService::new(service));
@@ -171,7 +174,7 @@ async fn serve(
     };
     let Err(error) = outcome else { return };
     tracing::debug!(%error, %peer, "connection ended");
-    // The one thing that hyper can't read and doesn't answer: HTTP/2 without asking for it (RFC 9113 section 3.3).
+    // hyper answers every request that it can't parse, except HTTP/2 with prior knowledge (RFC 9113 section 3.3).
     let rest = connection.into_parts();
     if error.is_parse() && rest.read_buf.starts_with(HTTP2_PREFACE) {
         drop(rest.io.into_inner().into_inner().try_write(BAD_REQUEST));

@@ -31,12 +31,12 @@ use crate::store::Stores;
 /// Connections that the ops listener serves at once, for orchestrators and Prometheus. They are counted apart from the
 /// public ones, so that the replica can be watched while those are used up.
 const OPS_CONNECTIONS: usize = 64;
-/// Files that the process needs besides connections: databases, Redis, logs.
+/// File descriptors that the process needs besides its connections: for databases, Redis, logs.
 const OTHER_FILES: usize = 128;
-/// How often the recorder sorts observations into buckets; until then it keeps every single one.
+/// How often the recorder sorts observations into buckets. Until then it keeps each one.
 const METRICS_UPKEEP: Duration = Duration::from_secs(1);
 
-/// What can go wrong before the server serves.
+/// Why the server can't start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error("{variable}={address}: {source}")]
@@ -59,7 +59,7 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    /// Binds both addresses; an error names the variable to change.
+    /// Binds both addresses. An error names the variable to change.
     pub(crate) async fn bind(config: &Config) -> Result<Self, StartError> {
         let bind = async |variable, address| {
             TcpListener::bind(address).await.map_err(|source| StartError::Bind { variable, address, source })
@@ -73,8 +73,8 @@ impl Listeners {
 
 /// Opens the stores and puts the application together.
 ///
-/// It fails if the database can't be used or an address can't be read. If Redis doesn't answer yet, the replica starts
-/// all the same; it becomes ready by itself once Redis does.
+/// Fails if the database can't be used or an address can't be parsed. If Redis doesn't answer yet, the replica starts
+/// anyway, and becomes ready by itself once Redis answers.
 pub(crate) async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, StartError> {
     let stores = Stores::open(config, clock.clone())?;
     let users = stores.users().await?.clone();
@@ -125,9 +125,9 @@ fn front_door(config: &Config) -> Result<Option<FrontDoor>, StartError> {
     }))
 }
 
-/// Serves until `stop` is cancelled, then drains: readiness fails and answers close their connections for
-/// `drain_delay`, while balancers look elsewhere; then the listener closes, and requests in flight have
-/// `drain_timeout` to finish, also those whose clients have hung up. Returns whether all of them did.
+/// Serves until `stop` is cancelled, then drains. For `drain_delay`, readiness fails and answers close their
+/// connections, so that balancers choose other replicas. Then the listener closes, and requests in flight have
+/// `drain_timeout` to finish, including those whose clients have hung up. Returns whether all of them finished.
 pub(crate) async fn run(
     app: Arc<App>,
     listeners: Listeners,
@@ -173,7 +173,7 @@ pub(crate) async fn run(
     stop.cancelled().await;
     app.drain.cancel();
     gauges::drain_begins();
-    // With sessions in memory there is one replica, and no balancer that would have to notice.
+    // With sessions in memory there is one replica, so no balancer has to notice.
     let delay = if app.auth.sessions.is_shared() { config.drain_delay } else { Duration::ZERO };
     tracing::info!(?delay, timeout = ?config.drain_timeout, "draining");
     tokio::time::sleep(delay).await;
@@ -182,7 +182,7 @@ pub(crate) async fn run(
     requests.close();
     let finished = async {
         requests.wait().await;
-        // After the requests, which begin flows, and before the gate closes, which they need.
+        // Waits for flows after the requests, which start them, and before the gate closes, which they need.
         app.auth.flows.finished().await;
     };
     let is_drained = tokio::time::timeout(config.drain_timeout, finished).await.is_ok();
@@ -197,8 +197,8 @@ pub(crate) async fn run(
     is_drained
 }
 
-/// As many of the `wanted` connections as the process may have files open. Raises its limit as far as it may; says so
-/// where that isn't enough.
+/// The number of connections, at most `wanted`, for which the process may open enough files. Raises the limit of open
+/// files as far as allowed, and logs a warning if that isn't enough.
 fn affordable(wanted: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -216,7 +216,8 @@ fn affordable(wanted: usize) -> usize {
     }
     let rest = usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(OPS_CONNECTIONS + OTHER_FILES).max(1);
     tracing::warn!(
-        "MAX_CONNECTIONS={wanted}: this process may open {allowed} files only (ulimit -n), so it takes {rest} connections"
+        "MAX_CONNECTIONS={wanted}: this process may open {allowed} files only (ulimit -n), so it takes {rest} \
+         connections"
     );
     rest
 }

@@ -1,8 +1,8 @@
-//! A time limit for clients to take their answers.
+//! A time limit for clients to read their answers.
 //!
 //! hyper limits the time in which a request's head arrives, but not the time in which the answer is read: a client that
-//! asks and never reads would keep its connection, and the answer, for ever. tower-http's time-outs limit how long an
-//! answer takes to be made.
+//! never reads would keep its connection and the answer for ever. tower-http's time-outs limit only how long it takes
+//! to make an answer.
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
@@ -12,21 +12,21 @@ use std::time::Duration;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::{Instant, Sleep};
 
-/// A client that has not taken [`PROGRESS`] more by then is cut off.
+/// A client that has not taken [`PROGRESS`] more bytes by then is cut off.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes that a client must take in that time: half a KiB a second.
 const PROGRESS: usize = 10 * 1024;
 
 pin_project_lite::pin_project! {
-    /// A stream whose writes fail with [`io::ErrorKind::TimedOut`] once the other side doesn't take them.
+    /// A stream whose writes fail with [`io::ErrorKind::TimedOut`] if the other side stops taking them.
     pub(super) struct WriteTimeout<S> {
         #[pin]
         stream: S,
-        // Made by the first write that has to wait: most connections never do.
+        // Made by the first write that has to wait. Most connections never wait.
         timer: Option<Pin<Box<Sleep>>>,
-        // Whether a write waits.
+        // Whether a write is waiting.
         waiting: bool,
-        // What was taken since the time limit was set.
+        // Bytes taken since the time limit was set.
         taken: usize,
     }
 }
@@ -41,7 +41,7 @@ impl<S> WriteTimeout<S> {
     }
 
     /// Passes on the outcome of a write or a flush, and fails once a wait has lasted too long. `taken` says how many
-    /// bytes the client took; `None` for a flush.
+    /// bytes the client took. `None` for a flush.
     fn limited<T>(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

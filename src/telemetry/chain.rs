@@ -1,7 +1,7 @@
-//! Errors as the log and the terminal show them.
+//! Formats errors for the log and the terminal.
 use std::error::Error;
 
-/// An error and what caused it, outermost first. Some errors name their cause in their own message; it isn't repeated.
+/// An error and its causes, outermost first. A cause that the error's own message already names isn't repeated.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

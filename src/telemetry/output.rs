@@ -1,9 +1,9 @@
 //! How log lines get to standard output or standard error: bounded queues, and a thread that writes.
 //!
-//! A thread that logs never waits for the reader of the log. A pipe that nobody empties, a terminal that is stopped or
-//! a log driver that hangs blocks the writing thread alone. Lines wait in the queue of their kind. When that is full
-//! they are lost and counted, and the log says so as soon as it is read again. Audit events are the last to be lost:
-//! they have a queue of their own, which is four times as long and is written first.
+//! A thread that logs never waits for the reader of the log. A pipe that nobody empties, a stopped terminal or a log
+//! driver that hangs blocks only the writing thread. Lines wait in the queue of their kind. When the queue is full,
+//! lines are dropped and counted, and the log says so as soon as it is read again. Audit events are the last to be
+//! lost: they have a queue of their own, which is four times as long and is written first.
 //!
 //! Lines are written after a few milliseconds and many at a time, because a system call per line would cost more than a
 //! session check. Errors and audit events don't wait for others.
@@ -19,11 +19,12 @@ use crate::metrics::LOG_LINES_LOST;
 
 /// A line waits at most this long for others.
 const GATHER: Duration = Duration::from_millis(20);
-/// So many bytes don't wait for more. No more are written at once, so that audit events needn't wait for long.
+/// As soon as this many bytes wait, they are written. At most this many are written at once, so that audit events don't
+/// wait for long.
 const PIECE: usize = 64 * 1024;
-/// The most bytes of a line, with its line feed.
+/// The most bytes of a line, including its line feed.
 pub(super) const LINE_LIMIT: usize = 8 * 1024;
-/// [`Output::flush`] waits at most this long: a process that is asked to end does so even if nobody reads its log.
+/// [`Output::flush`] waits at most this long, so that a process can end even if nobody reads its log.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Which queue a line waits in.
@@ -35,10 +36,10 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// In the order in which they are written.
+    /// All kinds, in the order in which they are written.
     const ALL: [Self; 3] = [Self::Audit, Self::Other, Self::Request];
 
-    /// Bytes that may wait: some thousands of lines.
+    /// The most bytes that wait: a few thousand lines.
     const fn limit(self) -> usize {
         match self {
             Self::Audit => 4 * 1024 * 1024,
@@ -56,22 +57,22 @@ impl Kind {
     }
 }
 
-/// Lines that wait, of one kind.
+/// The waiting lines of one kind.
 #[derive(Debug, Default)]
 struct Queue {
     lines: Vec<u8>,
-    /// Bytes that ever came in.
+    /// Bytes that were ever put into the queue.
     accepted: u64,
-    /// How many of those are written or lost.
+    /// How many of those have been written or lost.
     finished: u64,
-    /// Lines lost that the log has not mentioned yet.
+    /// Lost lines that the log has not mentioned yet.
     lost: u64,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     queues: [Queue; 3],
-    /// Whether the writer should begin at once.
+    /// Whether the writer should start at once.
     is_urgent: bool,
 }
 
@@ -99,13 +100,13 @@ impl Piece {
     }
 }
 
-/// Where lines go, and those on their way.
+/// The log's destination, and the lines that wait for it.
 pub(super) struct Output {
     descriptor: Box<dyn AsFd + Send + Sync>,
-    /// Writing to a file doesn't block: nobody has to read it.
+    /// Whether the destination is a file. Writing to a file doesn't block, since nobody has to read it.
     is_file: bool,
     waiting: Mutex<Waiting>,
-    /// Locked while writing, which may take for ever.
+    /// Locked while writing, which may never end.
     piece: Mutex<Piece>,
     filled: Condvar,
     finished: Condvar,
@@ -153,8 +154,7 @@ impl Output {
         }
     }
 
-    /// Writes the lines of this kind now if that can't block. Otherwise it leaves them to the writing thread and wakes
-    /// it.
+    /// Writes the lines of this kind now if that can't block. Otherwise wakes the writing thread to write them.
     pub(super) fn send(&self, kind: Kind) {
         let piece = if self.is_file { Some(self.piece.lock()) } else { self.piece.try_lock() };
         let Some(mut piece) = piece else { return self.hurry(self.waiting.lock()) };
@@ -189,7 +189,7 @@ impl Output {
         self.finished.wait_while_until(&mut waiting, is_behind, deadline);
     }
 
-    /// The writing thread's work.
+    /// The loop of the writing thread.
     pub(super) fn run(&self) -> ! {
         loop {
             let mut waiting = self.waiting.lock();
@@ -210,7 +210,7 @@ impl Output {
         }
     }
 
-    /// Finishes the piece that was begun, then writes one of each kind. Says whether the system took all of it.
+    /// Finishes the piece that was begun, then writes one of each kind. Returns whether the system took all of it.
     fn write_each(&self) -> bool {
         let mut piece = self.piece.lock();
         let mut is_taken = self.write_out(&mut piece);
@@ -238,13 +238,13 @@ impl Output {
         waiting.is_urgent = true;
     }
 
-    /// Writes a piece, however long that takes. Says whether the system took it; if not, its lines are lost.
+    /// Writes a piece, however long that takes. Returns whether the system took it. If not, its lines are lost.
     fn write_out(&self, piece: &mut Piece) -> bool {
         while !piece.rest().is_empty() {
             match rustix::io::write(&*self.descriptor, piece.rest()) {
                 Ok(count) => piece.written += count,
                 Err(Errno::INTR) => {}
-                // Another process that shares the descriptor has made it non-blocking.
+                // Another process that shares the descriptor made it non-blocking.
                 Err(Errno::AGAIN) => std::thread::sleep(GATHER),
                 Err(_) => {
                     let lost = piece.rest().split_inclusive(|&byte| byte == b'\n').count() as u64;
@@ -268,7 +268,7 @@ impl Output {
         }
     }
 
-    /// Call it only while lines can be written: this one would be lost too.
+    /// Logs how many lines were lost. Call it only while lines can be written, or this line would be lost too.
     fn say_what_was_lost(&self) {
         let mut waiting = self.waiting.lock();
         let [audit, other, request] = Kind::ALL.map(|kind| std::mem::take(&mut waiting.queue(kind).lost));
@@ -279,10 +279,10 @@ impl Output {
     }
 }
 
-/// Writes as much as there is room for.
+/// Writes as many bytes as fit without blocking.
 #[cfg(target_os = "linux")]
 fn write_without_blocking(descriptor: &dyn AsFd, bytes: &[u8]) -> rustix::io::Result<usize> {
-    // Pipes and sockets know the flag. Whatever can't promise not to block refuses it.
+    // Pipes and sockets support the flag. Other kinds of files may refuse it.
     const WHERE_IT_STANDS: u64 = u64::MAX;
     rustix::io::pwritev2(descriptor, &[IoSlice::new(bytes)], WHERE_IT_STANDS, rustix::io::ReadWriteFlags::NOWAIT)
 }
@@ -331,12 +331,12 @@ mod tests {
         output.flush();
     }
 
-    /// A thread that panics, or that ends the process, goes on after a while too.
+    /// Covers `flush` too: a thread that panics or ends the process continues after a while.
     #[test]
     fn nobody_waits_for_a_reader() {
         let (output, mut reader) = piped();
         let text = format!("{}\n", "x".repeat(LINE_LIMIT - 1));
-        // More than the pipe holds: the writer is stuck, whenever it begins, and can't say meanwhile what was lost.
+        // More than the pipe holds: the writer blocks whenever it starts, and can't report what was lost meanwhile.
         for _ in 0..20 {
             say(&output, Kind::Other, &text);
         }
@@ -352,7 +352,7 @@ mod tests {
         assert!((1..200).contains(&lost), "{lost}");
         assert_eq!(output.waiting.lock().queue(Kind::Audit).lost, 0);
 
-        // Whole lines, and audit events before most of the others, though they came later.
+        // All lines are whole, and audit events come before most of the others, though they were logged later.
         let all = usize::try_from(220 - lost).unwrap() * text.len() + 200 * LINE.len();
         let read = read(&mut reader, all);
         assert!(read.lines().all(|line| line == LINE.trim_end() || line == text.trim_end()));
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_closed_output_loses_lines_and_nothing_else() {
-        // Not a pipe: a process that another test starts meanwhile would hold its other end open until it runs.
+        // Not a pipe: a process that another test forks meanwhile would hold the other end open until it calls exec.
         let (descriptor, reader) = std::os::unix::net::UnixStream::pair().unwrap();
         reader.shutdown(std::net::Shutdown::Both).unwrap();
         let output = Arc::new(Output::new(descriptor));
@@ -371,7 +371,7 @@ mod tests {
         for kind in Kind::ALL {
             say(&output, kind, LINE);
             output.send(kind);
-            // No flush: it makes the writer say what was lost, and begin to count anew.
+            // No flush: it makes the writer report what was lost and reset the count.
             let is_lost = (0..200).any(|_| {
                 std::thread::sleep(GATHER);
                 output.waiting.lock().queue(kind).lost == 1

@@ -4,8 +4,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::metrics::{CATALOGUE, Kind, Metric, TRACE_SPANS};
 
-/// Installs the recorder. Every series that it renders has the label `replica`. Histograms have buckets, which add up
-/// over replicas.
+/// Installs the recorder. Every series that it renders has the label `replica`. Histograms have buckets, which can be
+/// added up over replicas.
 ///
 /// # Panics
 ///
@@ -34,8 +34,8 @@ fn describe(metric: &Metric) {
     });
 }
 
-/// Makes the series that are known beforehand, with the value 0. Prometheus's `rate()` sees no increase where a series
-/// begins with 1: the first failure would go unnoticed.
+/// Creates the series that are known beforehand, with the value 0. Prometheus's `rate()` sees no increase if a series
+/// begins with 1, so the first failure would go unnoticed.
 fn begin_at_zero(metric: &Metric) {
     for labels in metric.series().into_iter().flatten() {
         match metric.kind {

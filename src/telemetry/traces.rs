@@ -1,7 +1,7 @@
 //! Traces: which requests are traced, their spans, and how they get to the collector.
 //!
-//! Whether a request is traced is decided when it begins. A request that isn't traced makes no span at all, for itself
-//! or for its parts: with tracing off, or with 1 % of requests traced, the others pay for a look at one header.
+//! Whether a request is traced is decided when it begins. A request that isn't traced makes no span at all, neither for
+//! itself nor for its parts. With tracing off, or with 1 % of requests traced, the others only look at one header.
 //!
 //! Span names and attributes follow OpenTelemetry's semantic conventions for HTTP servers and database clients.
 use std::cell::Cell;
@@ -40,19 +40,19 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::TracesConfig;
 use crate::metrics::TRACE_SPANS;
 
-/// The target of every span of ours. Spans of other crates aren't exported.
+/// The target of all our spans. Spans of other crates aren't exported.
 pub(crate) const TARGET: &str = "authfleet::trace";
-/// How long a collector may take for one batch. A dead one holds up only the thread that sends.
+/// How long a collector may take for one batch. A collector that doesn't answer delays only the thread that sends.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the last spans may take when the process ends: less than orchestrators allow after the drain.
+/// How long sending the last spans may take when the process ends: less than orchestrators allow after the drain.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 static TRACING: OnceLock<Tracing> = OnceLock::new();
 
 thread_local! {
-    /// The request that this thread works for now.
+    /// The request that this thread is working for.
     static CURRENT: Cell<Current> = const { Cell::new(Current { trace_id: TraceId::INVALID, is_recorded: false }) };
-    /// The id of the trace that is about to begin on this thread.
+    /// The id of the next trace that begins on this thread.
     static NEXT: Cell<TraceId> = const { Cell::new(TraceId::INVALID) };
 }
 
@@ -68,7 +68,7 @@ struct Tracing {
     sampler: Sampler,
 }
 
-/// A span of ours under the current one if the request is traced, or [`Span::none`].
+/// One of our spans, as a child of the current one, if the request is traced. Otherwise [`Span::none`].
 macro_rules! span {
     ($($fields:tt)+) => {
         if $crate::telemetry::traces::is_recorded() {
@@ -80,7 +80,7 @@ macro_rules! span {
 }
 pub(crate) use span;
 
-/// Begins to send traces. The tracer is for the subscriber's layer.
+/// Starts sending traces. Returns the tracer for the subscriber's layer.
 ///
 /// # Errors
 ///
@@ -146,7 +146,7 @@ fn sampler(config: &TracesConfig) -> Sampler {
     if config.sampler.parent_based { Sampler::ParentBased(Box::new(own)) } else { own }
 }
 
-/// Sends the spans that are left. Later ones are dropped.
+/// Sends the remaining spans. Later ones are dropped.
 pub(super) fn stop() {
     if let Some(tracing) = TRACING.get()
         && let Err(error) = tracing.provider.shutdown_with_timeout(FLUSH_TIMEOUT)
@@ -155,29 +155,29 @@ pub(super) fn stop() {
     }
 }
 
-/// Whether what this thread does now belongs to a request that is traced.
+/// Whether this thread is working for a request that is traced.
 pub(crate) fn is_recorded() -> bool {
     CURRENT.get().is_recorded
 }
 
-/// The trace that this thread works for now, whether it is recorded here or only by the caller.
+/// The trace that this thread is working for, whether it is recorded here or only by the caller.
 pub(crate) fn current_id() -> Option<TraceId> {
     Some(CURRENT.get().trace_id).filter(|id| *id != TraceId::INVALID)
 }
 
-/// What a request's spans need to know of it.
+/// What a request's spans record about it.
 #[derive(Debug)]
 pub(crate) struct RequestFacts<'a> {
     /// The method, or `other`.
     pub(crate) method: &'static str,
-    /// Without the query.
+    /// The path, without the query.
     pub(crate) path: &'a str,
     pub(crate) route: Option<&'a str>,
     pub(crate) request_id: &'a HeaderValue,
     pub(crate) headers: &'a HeaderMap,
 }
 
-/// A request's place in a trace: its span if it's recorded here, or only the caller's trace id.
+/// A request's place in a trace: its span if it is recorded here, or only the caller's trace id.
 #[derive(Debug)]
 pub(crate) struct RequestTrace {
     span: Span,
@@ -231,7 +231,7 @@ impl RequestTrace {
         Some(Box::new(Self { span, current: Current { trace_id, is_recorded: true } }))
     }
 
-    /// Until the guard is dropped, what this thread does belongs to the request.
+    /// Makes this thread work for the request until the guard is dropped.
     pub(crate) fn enter(&self) -> Entered<'_> {
         Entered { _span: self.span.enter(), before: CURRENT.replace(self.current) }
     }
@@ -266,7 +266,7 @@ impl Drop for Entered<'_> {
 }
 
 pin_project_lite::pin_project! {
-    /// Work that belongs to the request that began it, whichever thread goes on with it.
+    /// Work that belongs to the request that started it, whichever thread continues it.
     pub(crate) struct Continued<F> {
         #[pin]
         work: F,
@@ -275,7 +275,7 @@ pin_project_lite::pin_project! {
     }
 }
 
-/// Ties work to the current request. It may outlive the request, or move to another task.
+/// Ties work to the current request. The work may outlive the request or move to another task.
 pub(crate) fn continued<F: Future>(work: F) -> Continued<F> {
     Continued { work, span: Span::current(), current: CURRENT.get() }
 }
@@ -296,12 +296,12 @@ pub(crate) fn failed(span: &Span, error: &str) {
     span.record("error.type", error);
 }
 
-/// The caller's context. The caller of this function checks whether it is valid.
+/// The trace context of the HTTP client. It may be invalid.
 fn parent_of(headers: &HeaderMap) -> OtelContext {
     TraceContextPropagator::new().extract_with_context(&OtelContext::new(), &Headers(headers))
 }
 
-/// The request's id if it is one of nginx's: 128 random bits. So nginx's log leads to the trace. Other traces get a
+/// The request's id if it is one of nginx's (128 random bits), so that nginx's log leads to the trace. Otherwise a
 /// random id.
 fn trace_id_of(request_id: &HeaderValue) -> TraceId {
     let digits = request_id.to_str().ok().filter(|text| text.len() == 32);
@@ -342,13 +342,13 @@ impl IdGenerator for Ids {
 #[derive(Debug)]
 enum Route {
     Direct,
-    /// Through the proxy that `HTTP_PROXY` or a similar variable names. This is its address, without user and password.
+    /// Through the proxy that `HTTP_PROXY` or a similar variable names, with its address without user and password.
     Proxy(String),
 }
 
 impl Route {
-    /// A collector on this machine is never reached through a proxy, for which `localhost` is another machine. Docker
-    /// puts such variables into every container if its client is configured so.
+    /// A collector on this machine is never reached through a proxy, to which `localhost` is another machine. Docker
+    /// puts such variables into every container if its client is configured to.
     fn to(endpoint: &str) -> Self {
         let Ok(uri) = endpoint.parse::<Uri>() else { return Self::Direct };
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
@@ -365,7 +365,7 @@ impl Route {
     fn client(&self) -> io::Result<reqwest::blocking::Client> {
         let builder = reqwest::blocking::Client::builder().timeout(EXPORT_TIMEOUT);
         let builder = if let Self::Direct = self { builder.no_proxy() } else { builder };
-        // A blocking client starts a runtime, which isn't possible on a thread of our own runtime.
+        // A blocking client starts a runtime, which is forbidden on a thread of our own runtime.
         let built = std::thread::spawn(move || builder.build()).join().expect("a client is made or refused");
         built.map_err(io::Error::other)
     }
@@ -375,18 +375,18 @@ impl Route {
     }
 }
 
-/// How many spans may wait: OpenTelemetry's variable, or its default.
+/// How many spans may wait, from OpenTelemetry's variable or its default.
 fn queue_size() -> usize {
     std::env::var("OTEL_BSP_MAX_QUEUE_SIZE").ok().and_then(|size| size.parse().ok()).unwrap_or(2048)
 }
 
-/// Hands spans on while there is room for them, and counts those that it drops. The processor itself would say how many
-/// only when the process ends.
+/// Passes spans on while there is room for them, and counts those that it drops. The processor itself reports that
+/// number only when the process ends.
 #[derive(Debug)]
 struct Bounded<P> {
     processor: P,
     room: usize,
-    /// Spans that were handed on and are not exported yet.
+    /// Spans that were passed on and are not exported yet.
     waiting: Arc<AtomicUsize>,
     dropped: Counter,
 }
@@ -443,7 +443,7 @@ impl<E> Watched<E> {
         }
     }
 
-    /// Counts the spans, and logs when the collector begins or ceases to take them.
+    /// Counts the spans, and logs when the collector starts or stops taking them.
     fn note(&self, spans: u64, result: &OTelSdkResult) {
         let was_failing = std::mem::replace(&mut *self.is_failing.lock(), result.is_err());
         let endpoint = &self.endpoint;
@@ -471,7 +471,7 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
         self.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
         let result = self.exporter.export(batch).await;
         self.note(spans, &result);
-        // It is logged and counted by now. The processor would log each failed batch.
+        // The failure has been logged and counted. If it were returned, the processor would log each failed batch.
         Ok(())
     }
 

@@ -1,5 +1,5 @@
-//! A hash with authfleet's default parameters: by this crate with yields, and by the crate `argon2` in one go. Both in
-//! alternation, so that whatever else runs on the machine disturbs both alike.
+//! Compares a hash with authfleet's default parameters by this crate, with yields, and by the crate `argon2`, without.
+//! The two alternate, so that other work on the machine slows both equally.
 //!
 //!     cargo bench -p paced-argon2
 use std::hint::black_box;

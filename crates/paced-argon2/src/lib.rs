@@ -1,11 +1,10 @@
-//! Argon2 (RFC 9106) that pauses: it fills its memory a stretch at a time and calls a function of the caller between
-//! two stretches, so that other threads may run.
+//! Argon2 (RFC 9106) that pauses: it fills its memory a stretch at a time and calls a function that the caller gives
+//! between two stretches, so that other threads can run.
 //!
-//! Parameters, limits and the strings that are stored are those of the crate `argon2`. Only the order in time is ours:
-//! one thread fills all lanes, and the memory is wiped at the end. The tests compare every algorithm and version with
-//! `argon2`.
+//! Parameters, limits and stored strings are those of the crate `argon2`. Only the schedule differs: one thread fills
+//! all lanes, and the memory is wiped at the end. The tests compare every algorithm and version with `argon2`.
 //!
-//! Why `argon2` alone doesn't do, and when this crate can be dropped: `README.md` beside `Cargo.toml`.
+//! `README.md` beside `Cargo.toml` says why `argon2` alone isn't enough, and when this crate can be dropped.
 //!
 //! ```
 //! use argon2::{Algorithm, Params, Version};
@@ -38,14 +37,14 @@ use multiversion::multiversion;
 use zeroize::Zeroize as _;
 
 /// The most blocks that are filled between two pauses: about 50 µs of work. One block of addresses (RFC 9106
-/// §3.4.1.2) is enough for so many.
+/// §3.4.1.2) serves this many.
 pub const STRETCH: usize = WORDS;
 
 /// The most blocks that are wiped between two pauses: about 50 µs as well.
 const WIPED_AT_ONCE: usize = 4 * STRETCH;
 /// 64-bit words in a block of 1 KiB.
 const WORDS: usize = 128;
-/// RFC 9106 §3.4: a lane is cut into four slices. No slice begins before every lane has finished the one before it.
+/// RFC 9106 §3.4: a lane is divided into four slices. No slice begins before every lane has finished the previous one.
 const SLICES: usize = 4;
 /// The lower half of a word.
 const LOW: u64 = 0xffff_ffff;
@@ -109,8 +108,8 @@ impl Input<'_> {
             state.update(le32(text.len()).to_le_bytes());
             state.update(text);
         }
-        // H0, and the blocks made from it, let an attacker try passwords without Argon2's cost. Wiping it here is not
-        // enough: see `Memory::wipe`. The state of the hash function wipes itself.
+        // With H0, or the blocks made from it, an attacker can try passwords without Argon2's cost. Wiping H0 here is
+        // not enough: see `Memory::wipe`. The state of the hash function wipes itself.
         let mut h0 = state.finalize();
         for lane in 0..memory.lanes {
             for column in 0..2 {
@@ -198,7 +197,7 @@ impl<'a> Memory<'a> {
         } else {
             ((slice + 1) % SLICES * self.segment_length, self.lane_length - self.segment_length)
         };
-        // Every finished block but the previous one, which goes into the new block anyway.
+        // Every finished block except the previous one, which goes into the new block anyway.
         let area = if of_lane == lane { finished + index - 1 } else { finished - usize::from(index == 0) } as u64;
         let relative = area - 1 - ((area * ((j1 * j1) >> 32)) >> 32);
         of_lane * self.lane_length + (begin + to_usize(relative)) % self.lane_length
@@ -228,7 +227,7 @@ impl<'a> Memory<'a> {
 }
 
 impl Block {
-    /// Nothing but zeros.
+    /// A block of zeros.
     pub const ZERO: Self = Self([0; WORDS]);
 
     fn from_bytes(bytes: &[u8; WORDS * 8]) -> Self {
@@ -259,7 +258,7 @@ fn compress(x: &Block, y: &Block) -> Block {
     let mut r = *x;
     r.xor(y);
     let mut z = r;
-    // Macros, and in place: the compiler makes vector instructions of this form.
+    // Macros that work in place: the compiler turns this form into vector instructions.
     macro_rules! quarter {
         ($v:ident, $a:expr, $b:expr, $c:expr, $d:expr) => {
             $v[$a] = add($v[$a], $v[$b]);
@@ -350,7 +349,7 @@ mod tests {
 
     use super::{Algorithm, Block, Input, Params, STRETCH, Version, WIPED_AT_ONCE, WORDS};
 
-    /// The hash, and how many pauses it had.
+    /// Returns the hash and the number of pauses.
     fn hash(input: &Input<'_>, length: usize) -> (Vec<u8>, usize) {
         let (mut output, mut pauses) = (vec![0; length], 0);
         input.hash(&mut output, &mut vec![Block::ZERO; input.params.block_count()], &mut || pauses += 1);
@@ -382,7 +381,7 @@ mod tests {
         assert_eq!(hash(&input, 32).1, 2 * 8 * 1024 / STRETCH + 8 * 1024 / WIPED_AT_ONCE);
     }
 
-    /// With one pass too: there the blocks that passwords can be tried with are never overwritten.
+    /// Also covers one pass, which never overwrites the blocks against which passwords can be tried.
     #[test]
     fn nothing_stays_in_memory() {
         for passes in 1..3 {

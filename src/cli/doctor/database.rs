@@ -1,4 +1,4 @@
-//! The users' database, whichever engine it is.
+//! Checks the users' database, with either engine.
 use super::{Check, fail, postgres, sqlite};
 use crate::config::DatabaseUrl;
 use crate::store::users::{self, OpenError, Survey};

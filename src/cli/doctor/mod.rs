@@ -1,4 +1,4 @@
-//! `doctor`: what the server depends on, looked at one by one.
+//! `doctor`: checks what the server depends on, one by one.
 mod database;
 mod names;
 mod postgres;
@@ -16,7 +16,7 @@ use super::{answer, memory};
 use crate::config::{Config, ConfigErrors, Warning};
 use crate::telemetry;
 
-/// What each check comes to.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Status {
@@ -25,7 +25,7 @@ pub(super) enum Status {
     Fail,
 }
 
-/// One thing that was looked at.
+/// One thing that was checked.
 #[derive(Debug, Serialize)]
 pub(super) struct Check {
     /// A stable word for scripts, such as `redis.version`.
@@ -50,7 +50,7 @@ fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>)
     Check { name, status: Status::Fail, found: found.into(), advice: Some(advice.into()) }
 }
 
-/// Looks at everything; exit code 1 if anything fails.
+/// Runs every check. Exit code 1 if any fails.
 pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
     let telemetry = telemetry::log_to_stderr(&config.log);
     let mut checks = settings(config);
@@ -72,7 +72,7 @@ pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
     report(&checks, json)
 }
 
-/// The report on a configuration that can't be used.
+/// The checks to report if the configuration can't be used.
 pub(super) fn misconfigured(errors: &ConfigErrors) -> Vec<Check> {
     let problems = errors.problems().iter();
     problems.map(|problem| fail("configuration", problem.to_string(), "nothing else was checked")).collect()
@@ -109,7 +109,7 @@ pub(super) fn report(checks: &[Check], json: bool) -> ExitCode {
 }
 
 fn settings(config: &Config) -> Vec<Check> {
-    // Cookie, proxies and files of secrets have checks of their own.
+    // Leaves out the cookie, the proxies and files with secrets, which have checks of their own.
     let own = |warning: &&Warning| {
         use Warning::{CookieOverHttp, EveryPeerTrusted, SecretReadableByOthers};
         !matches!(warning, CookieOverHttp | EveryPeerTrusted | SecretReadableByOthers { .. })
@@ -127,12 +127,12 @@ fn cookie(config: &Config) -> Check {
         warn(
             "cookie",
             "COOKIE_SECURE=false: the cookie travels over plain http too",
-            "remove COOKIE_SECURE as soon as browsers come by https",
+            "remove COOKIE_SECURE as soon as browsers use https",
         )
     }
 }
 
-/// Who may say by `X-Forwarded-For` from where a request comes.
+/// Whose `X-Forwarded-For` is believed.
 fn proxies(config: &Config) -> Check {
     const NAME: &str = "proxies";
     let proxies = &config.trusted_proxies;
@@ -142,32 +142,33 @@ fn proxies(config: &Config) -> Check {
         warn(
             NAME,
             "TRUSTED_PROXIES covers every address: any client can forge its own, and so evade the throttle",
-            "name the addresses of your proxies alone",
+            "name only the addresses of your proxies",
         )
     } else if !wide.is_empty() {
         warn(
             NAME,
             format!(
-                "TRUSTED_PROXIES is wider than a network of proxies: every machine in {} can claim any client's address, \
-                 and so evade the throttle",
+                "TRUSTED_PROXIES is wider than a network of proxies: every machine in {} can claim any client's \
+                 address, and so evade the throttle",
                 names(&wide)
             ),
-            "name the proxies' addresses, or the smallest network that they and nobody else are in",
+            "name the proxies' addresses, or the smallest network that contains only them",
         )
     } else if !proxies.is_empty() {
         ok(NAME, format!("X-Forwarded-For is believed from {}", names(&proxies.iter().collect::<Vec<_>>())))
     } else if config.redis.url.is_some() {
         warn(
             NAME,
-            "TRUSTED_PROXIES is not set: behind a proxy all clients seem to have its address, and are throttled as one",
-            "set it to the proxies' addresses; leave it only if clients connect directly",
+            "TRUSTED_PROXIES is not set: behind a proxy all clients seem to have the proxy's address and are throttled \
+             as one",
+            "set it to the proxies' addresses; leave it unset only if clients connect directly",
         )
     } else {
         ok(NAME, "none: X-Forwarded-For is ignored")
     }
 }
 
-/// More than one public address, or more than a cluster's network (/16; IPv6: /48) of private ones.
+/// Whether the network has more than one public address, or is a private one larger than a cluster's (/16; IPv6: /48).
 fn is_wide(network: &IpNet) -> bool {
     const PRIVATE: [&str; 9] = [
         "10.0.0.0/8",
@@ -199,32 +200,33 @@ fn secret_files(config: &Config) -> Check {
         warn(
             NAME,
             found.join("; "),
-            "`chmod o= FILE`, and change the secret if somebody else was on this machine; Kubernetes: `defaultMode: 0440`, \
-             compose: `mode: 0400`",
+            "`chmod o= FILE`, and change the secret if anybody else has used this machine; Kubernetes: \
+             `defaultMode: 0440`, compose: `mode: 0400`",
         )
     }
 }
 
-/// A core dump of the server holds its keys and passwords that are being verified.
+/// Whether core dumps are off. One of the server would hold its keys and the passwords that are being verified.
 fn core_dumps(kept: io::Result<()>) -> Check {
     const NAME: &str = "core_dumps";
     match kept {
         Ok(()) => ok(NAME, "switched off; other processes of the same user can't read the server's memory either"),
         Err(error) => warn(
             NAME,
-            format!("they could not be switched off: {error}; a crash may write keys and passwords to a disk"),
+            format!("they could not be switched off: {error}; a crash may write keys and passwords to disk"),
             "set the limit from outside: LimitCORE=0 in systemd, `ulimits: {core: 0}` in compose",
         ),
     }
 }
 
-/// Length is checked with the configuration. Whether a key was made at random can't be known, only that it wasn't.
+/// Whether a key of `SESSION_SECRET` looks guessable. Nobody can tell that a key is random, only that it isn't. The
+/// configuration checks the length.
 fn secrets(config: &Config) -> Check {
-    const MAKE: &str = "make one with `openssl rand -hex 32`; put it before the old one, and remove that after \
+    const MAKE: &str = "make one with `openssl rand -hex 32`; put it before the old one, and remove the old one after \
                         SESSION_MAX_AGE";
     let keys = &config.session.secrets;
     let weaknesses = keys.iter().enumerate().map(|(index, key)| (weakness(key.expose_secret()), index + 1));
-    // The worst, and of several the first.
+    // The first of the worst.
     let worst = weaknesses.max_by_key(|((status, _), index)| (*status, std::cmp::Reverse(*index)));
     match worst {
         Some(((Status::Fail, why), key)) => fail("secrets", format!("SESSION_SECRET: key {key} {why}"), MAKE),
@@ -235,12 +237,12 @@ fn secrets(config: &Config) -> Check {
     }
 }
 
-/// Why a key looks guessable.
+/// How guessable a key looks, and why.
 fn weakness(key: &[u8]) -> (Status, &'static str) {
     const PLACEHOLDERS: &[&str] =
         &["change", "example", "replace", "placeholder", "insecure", "your-secret", "your_secret", "todo"];
     const WORDS: &[&str] = &["secret", "password", "demo", "test", "session", "authfleet"];
-    /// Of a text of 32 hexadecimal digits at random, which is 128 bits, chance leaves hardly ever less.
+    /// 32 random hexadecimal digits, which are 128 bits, are hardly ever estimated at less.
     const ENOUGH: f64 = 90.0;
     const FAR_TOO_LITTLE: f64 = 40.0;
 
@@ -255,13 +257,13 @@ fn weakness(key: &[u8]) -> (Status, &'static str) {
     }
 }
 
-/// The shortest beginning that gives the whole when repeated, its last time perhaps cut.
+/// The shortest beginning that gives the whole key when it is repeated. The last repetition may be incomplete.
 fn repeating_part(key: &[u8]) -> &[u8] {
     let length = (1..=key.len() / 2).find(|&length| key.iter().zip(&key[length..]).all(|(a, b)| a == b));
     &key[..length.unwrap_or(key.len())]
 }
 
-/// Shannon's estimate from the frequencies of the bytes, in bits.
+/// Shannon's entropy of the key, in bits, estimated from how often each byte occurs.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn entropy(key: &[u8]) -> f64 {
     let mut counts = [0_usize; 256];
@@ -332,7 +334,7 @@ mod tests {
             let hex = uuid::Uuid::from_slice(&bytes[..16]).expect("16 bytes").simple().to_string();
             let base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
             for key in [&hex, &base64] {
-                // Chance may spell a short word, in base64 above all.
+                // A random key may contain a short word by chance, above all in base64.
                 assert!(weakness(key.as_bytes()).1 != "has few different characters", "{key}");
                 assert!(weakness(key.as_bytes()).1 != "repeats a few characters", "{key}");
             }

@@ -1,8 +1,8 @@
-//! Names of accounts that are not as this release makes them.
+//! Checks for names of accounts that this release would not accept.
 use super::{Check, ok, warn};
 use crate::store::users::names::{Unusual, UnusualNames, Why};
 
-/// Names that older releases told apart or let through.
+/// Reports names that older releases treated as different or accepted, and this one doesn't.
 pub(super) fn names(unusual: &UnusualNames) -> Check {
     const NAME: &str = "database.names";
     let mut found: Vec<_> = unusual.first.iter().map(describe).collect();
@@ -15,7 +15,7 @@ pub(super) fn names(unusual: &UnusualNames) -> Check {
         return warn(
             NAME,
             found.join("; "),
-            "run `authfleet migrate`; until then they are found in their own spelling",
+            "run `authfleet migrate`; until then they are found only in the spelling in which they were registered",
         );
     }
     if found.is_empty() {
@@ -24,8 +24,8 @@ pub(super) fn names(unusual: &UnusualNames) -> Check {
     warn(
         NAME,
         found.join("; "),
-        "nobody is locked out: such an account is found by its name as it was registered. Where two accounts are one \
-         person's, delete one: authfleet user delete ID",
+        "nobody is locked out: such an account is found by its name as it was registered. If two accounts belong to \
+         one person, delete one: authfleet user delete ID",
     )
 }
 

@@ -1,4 +1,4 @@
-//! A PostgreSQL database of users, and what its server keeps to.
+//! Checks a PostgreSQL database of users and its server's settings.
 use std::time::Duration;
 
 use super::{Check, fail, names, ok, warn};
@@ -17,16 +17,16 @@ pub(super) fn checks(survey: &Survey) -> Vec<Check> {
     checks
 }
 
-/// Where the message doesn't already say it.
+/// What to do about an error whose message doesn't say it.
 pub(super) fn advice(error: &OpenError) -> &'static str {
     match error {
         OpenError::Certificate { .. } => {
             "sslrootcert, sslcert and sslkey of DATABASE_URL must name files that this user may read"
         }
         OpenError::Silent { .. } | OpenError::Failed { .. } => {
-            "see DATABASE_URL: host, port, user, password, database, and sslmode; and the server's pg_hba.conf"
+            "check DATABASE_URL (host, port, user, password, database, sslmode) and the server's pg_hba.conf"
         }
-        _ => "the server would not be ready like this",
+        _ => "the server would not become ready with this database",
     }
 }
 
@@ -45,7 +45,7 @@ fn encryption(survey: &Survey) -> Check {
         None if survey.is_in_the_clear => warn(
             NAME,
             "the connection to the server is not encrypted",
-            "password hashes travel over it: sslmode=verify-full and sslrootcert in DATABASE_URL",
+            "password hashes travel over it: set sslmode=verify-full and sslrootcert in DATABASE_URL",
         ),
         None => ok(NAME, "none, within this host"),
     }
@@ -54,7 +54,7 @@ fn encryption(survey: &Survey) -> Check {
 fn pooler(survey: &Survey) -> Check {
     const NAME: &str = "database.pooler";
     if survey.is_pooled {
-        ok(NAME, "a pooler is in between: each operation is a transaction, of four round trips instead of one")
+        ok(NAME, "a pooler is in between: each operation is a transaction and takes four round trips instead of one")
     } else {
         ok(NAME, "none")
     }
@@ -81,12 +81,13 @@ fn durability(survey: &Survey) -> Check {
     };
     let found = format!("fsync={}, synchronous_commit={commit}; {standbys}", if survey.fsync { "on" } else { "off" });
     if !survey.fsync {
-        fail(NAME, found, "a power cut loses or damages the database: fsync = on")
+        fail(NAME, found, "a power cut loses or damages the database: set fsync = on")
     } else if commit == "off" {
         warn(
             NAME,
             found,
-            "a crash loses the registrations and password changes that were acknowledged last: synchronous_commit = on",
+            "a crash loses the registrations and password changes that were acknowledged last: set \
+             synchronous_commit = on",
         )
     } else {
         ok(NAME, found)
@@ -97,7 +98,7 @@ fn schema(survey: &Survey) -> Check {
     const NAME: &str = "database.schema";
     match &survey.schema {
         Ok(version) => ok(NAME, format!("migration {version}")),
-        Err(error) => fail(NAME, error.to_string(), "the server would not start like this"),
+        Err(error) => fail(NAME, error.to_string(), "the server would not start with this schema"),
     }
 }
 
@@ -107,7 +108,7 @@ fn written(commit: &Result<Duration, OpenError>) -> Check {
         Ok(time) if *time <= SLOW_COMMIT => ok(NAME, format!("a commit took {:.1} ms", time.as_secs_f64() * 1e3)),
         Ok(time) => {
             let found = format!("a commit took {:.0} ms", time.as_secs_f64() * 1e3);
-            warn(NAME, found, "the server's disk, a synchronous standby or the network is slow")
+            warn(NAME, found, "the database server's disk, a synchronous standby or the network is slow")
         }
         Err(error) => fail(NAME, error.to_string(), "no registration can succeed"),
     }

@@ -1,4 +1,4 @@
-//! Redis: can it be reached, can it be relied on, does it let the server do its work.
+//! Checks Redis: whether it can be reached, keeps what it is given, and lets the server do its work.
 mod replication;
 
 use std::time::{Duration, Instant};
@@ -12,23 +12,23 @@ use crate::store::{Operation, RedisHandle, ServerInfo, Shard};
 
 /// `ZRANGE … REV`, which lists sessions, is the newest of the commands in use.
 const OLDEST: (u32, u32) = (7, 0);
-/// Every session check waits that long, at least.
+/// A slower `PING` is reported, because every session check takes at least as long.
 const SLOW_PING: Duration = Duration::from_millis(5);
 /// Metrics are not needed, since this process exposes none.
 static UNMEASURED: Operation = Operation::new("doctor", || (metrics::Histogram::noop(), metrics::Counter::noop()));
 const UNREACHABLE: &str =
-    "every request with a session is answered 503 until Redis answers: see REDIS_URL, network, password";
-/// The probe's keys end by themselves should their removal fail.
+    "every request with a session is answered 503 until Redis answers: check REDIS_URL, the network and the password";
+/// How long the probe's keys live if they can't be removed.
 const PROBE_SECONDS: u32 = 10;
 
-/// What is made of a server's `INFO`, its `appendfsync` and its `maxmemory-policy`.
+/// A check of one server. It takes the server's `INFO`, its `appendfsync` and its `maxmemory-policy`.
 type Examination<'a> = dyn Fn(&ServerInfo, Option<&str>, Option<&str>) -> Check + 'a;
 
 pub(super) async fn examine(config: &RedisConfig) -> Vec<Check> {
     let redis = match RedisHandle::new(config) {
         Ok(Some(redis)) => redis,
         Ok(None) => return Vec::new(),
-        Err(error) => return vec![fail("redis", error.to_string(), "see the file that is named")],
+        Err(error) => return vec![fail("redis", error.to_string(), "check the file that the message names")],
     };
     let shards = match redis.shards().await {
         Ok(shards) => shards,
@@ -39,7 +39,7 @@ pub(super) async fn examine(config: &RedisConfig) -> Vec<Check> {
         if let Err(error) = redis.command_at::<Value>(shard, &UNMEASURED, &cmd("PING")).await {
             return vec![fail("redis", format!("{shard}: {error}"), UNREACHABLE)];
         }
-        // Managed services allow it where they forbid `CONFIG`.
+        // Managed services that forbid `CONFIG` allow `INFO`.
         let info = redis.info(shard).await.unwrap_or_default();
         let appendfsync = setting(&redis, shard, "appendfsync").await;
         let maxmemory_policy = match info.get("maxmemory_policy") {
@@ -78,7 +78,7 @@ pub(super) async fn examine(config: &RedisConfig) -> Vec<Check> {
     checks
 }
 
-/// Of the same check of several servers the first that is worst, with the server's name.
+/// Reduces the results of one check at several servers to the first of the worst, with the server's name.
 fn worst(checks: Vec<(String, Check)>) -> Check {
     let count = checks.len();
     let (name, mut check) =
@@ -92,14 +92,14 @@ fn worst(checks: Vec<(String, Check)>) -> Check {
     check
 }
 
-/// A value of `CONFIG GET`; `None` where that is forbidden.
+/// A value of `CONFIG GET`. `None` if the command is forbidden.
 async fn setting(redis: &RedisHandle, shard: &Shard, name: &str) -> Option<String> {
     let question = cmd("CONFIG").arg("GET").arg(name).take();
     let (_, value): (String, String) = redis.command_at(shard, &UNMEASURED, &question).await.ok()?;
     Some(value)
 }
 
-/// The slowest server's median.
+/// Checks how long `PING` takes: the median of the slowest server.
 async fn ping(redis: &RedisHandle, shards: &[Shard]) -> Check {
     const NAME: &str = "redis.ping";
     let mut median = Duration::ZERO;
@@ -119,15 +119,15 @@ async fn ping(redis: &RedisHandle, shards: &[Shard]) -> Check {
     if median <= SLOW_PING {
         ok(NAME, found)
     } else {
-        warn(NAME, found, "each session check waits for it: put Redis nearer")
+        warn(NAME, found, "each session check takes at least as long: move Redis closer to the servers")
     }
 }
 
 fn version(info: &ServerInfo) -> Check {
     const NAME: &str = "redis.version";
-    // Valkey and others say which Redis they're compatible with.
+    // Valkey and others report the version of Redis that they are compatible with.
     let Some(version) = info.get("redis_version") else {
-        return warn(NAME, "unknown: INFO is forbidden", "see that it is 7.0 or newer, or let this user run INFO");
+        return warn(NAME, "unknown: INFO is forbidden", "make sure that it is 7.0 or newer, or allow this user INFO");
     };
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let parsed = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -157,7 +157,7 @@ fn role(info: &ServerInfo) -> Check {
                 "REDIS_URL must lead to the primary; redis-sentinel:// finds it",
             )
         }
-        None => warn(NAME, "unknown: INFO is forbidden", "see that REDIS_URL leads to a primary"),
+        None => warn(NAME, "unknown: INFO is forbidden", "make sure that REDIS_URL leads to a primary"),
     }
 }
 
@@ -179,15 +179,17 @@ fn cluster(config: &RedisConfig, shards: usize, info: Option<&ServerInfo>) -> Ch
 
 fn eviction(info: &ServerInfo, policy: Option<&str>) -> Check {
     const NAME: &str = "redis.eviction";
-    const ADVICE: &str = "set maxmemory-policy noeviction: an evicted session is a logout, an evicted fence lets a late \
-                          login through";
+    const ADVICE: &str = "set maxmemory-policy noeviction: an evicted session is a logout, and an evicted fence lets a \
+                          late login through";
     let limit = info.number("maxmemory");
     let used = info.number("used_memory").unwrap_or(0);
     match (policy, limit) {
-        (None, _) => warn(NAME, "unknown: INFO and CONFIG are forbidden", "see that maxmemory-policy is noeviction"),
+        (None, _) => {
+            warn(NAME, "unknown: INFO and CONFIG are forbidden", "make sure that maxmemory-policy is noeviction")
+        }
         (Some("noeviction"), Some(limit @ 1..)) => {
             let found = format!("noeviction, {} of {} MiB used", used >> 20, limit >> 20);
-            // Nine tenths, in whole numbers.
+            // Less than nine tenths, in integers.
             if used / 9 < limit / 10 {
                 ok(NAME, found)
             } else {
@@ -208,7 +210,7 @@ fn persistence(info: &ServerInfo, appendfsync: Option<&str>) -> Check {
         fail(
             NAME,
             format!("the last write of {what} failed"),
-            "look for a full disk; what happened since is lost at a restart",
+            "look for a full disk; a restart loses what was written since",
         )
     };
     match info.get("aof_enabled") {
@@ -236,7 +238,7 @@ fn persistence(info: &ServerInfo, appendfsync: Option<&str>) -> Check {
             "no append-only file: a restart brings back the sessions of the last snapshot, or none",
             "set appendonly yes: otherwise a crash logs users out, and can undo logouts",
         ),
-        None => warn(NAME, "unknown: INFO is forbidden", "see that appendonly is yes"),
+        None => warn(NAME, "unknown: INFO is forbidden", "make sure that appendonly is yes"),
     }
 }
 
@@ -249,16 +251,16 @@ async fn clock(redis: &RedisHandle) -> Check {
     let found = format!("{:.0} ms {} this host", (skew * 1e3).abs(), if skew > 0.0 { "behind" } else { "ahead of" });
     match skew.abs() {
         ..=1.0 => ok(NAME, found),
-        ..=30.0 => warn(NAME, found, "let both synchronise their clocks (chrony, systemd-timesyncd)"),
+        ..=30.0 => warn(NAME, found, "synchronise the clocks of both hosts (chrony, systemd-timesyncd)"),
         _ => fail(
             NAME,
             found,
-            "synchronise the clocks: absolute limits are enforced by this host's, idle limits by Redis'",
+            "synchronise the clocks: absolute limits follow this host's clock, idle limits that of Redis",
         ),
     }
 }
 
-/// Does what the server does, on keys of its own.
+/// Checks that this user may run each command that the server runs, on keys made for the check.
 async fn permissions(redis: &RedisHandle) -> Check {
     const NAME: &str = "redis.permissions";
     let probe = format!("{:016x}", fastrand::u64(..));
@@ -320,7 +322,7 @@ async fn permissions(redis: &RedisHandle) -> Check {
         [(_, error), ..] => {
             let names: Vec<_> = refused.iter().map(|(name, _)| *name).collect();
             let found = format!("refused: {}; {error}", names.join(", "));
-            fail(NAME, found, "see Redis' ACL for this user, and whether its disk is full")
+            fail(NAME, found, "check Redis' ACL for this user, and whether its disk is full")
         }
     }
 }

@@ -22,15 +22,15 @@ pub(super) fn checks(survey: &Survey) -> Vec<Check> {
     ]
 }
 
-/// Where the message doesn't already say it.
+/// What to do about an error whose message doesn't say it.
 pub(super) fn advice(error: &OpenError) -> &'static str {
     match error {
         OpenError::Missing { .. } => "DATABASE_URL must name the file that all replicas share",
-        OpenError::NetworkFilesystem { .. } => "see DATABASE_URL; one host, one local volume",
+        OpenError::NetworkFilesystem { .. } => "DATABASE_URL must name a file on a local volume of this host",
         OpenError::NotWritable { .. } | OpenError::SideFile { .. } => {
             "the directory and all files in it must belong to the user that the server runs as"
         }
-        _ => "the server would not start like this",
+        _ => "the server would not start with this database",
     }
 }
 
@@ -59,7 +59,7 @@ fn owner(survey: &Survey) -> Check {
     fail(
         NAME,
         found.join(", "),
-        "the database's owner may not use it, so that a server would not start: as root \
+        "the database's owner can't use it, so the server would not start: as root, run \
          `chown --reference=DATABASE FILE`",
     )
 }
@@ -72,7 +72,7 @@ fn filesystem(survey: &Survey) -> Check {
             warn(NAME, format!("{kind}: all users are gone with the container"), "mount a volume")
         }
         Some(kind) => ok(NAME, format!("{kind}, local")),
-        None => ok(NAME, "not one of other hosts"),
+        None => ok(NAME, "not a network file system"),
     }
 }
 
@@ -108,7 +108,7 @@ fn schema(survey: &Survey) -> Check {
     const NAME: &str = "database.schema";
     match &survey.schema {
         Ok(version) => ok(NAME, format!("migration {version}")),
-        Err(error) => fail(NAME, error.to_string(), "the server would not start like this"),
+        Err(error) => fail(NAME, error.to_string(), "the server would not start with this schema"),
     }
 }
 
@@ -118,7 +118,7 @@ fn writable(survey: &Survey) -> Check {
         Ok(time) if *time <= SLOW_COMMIT => ok(NAME, format!("a commit took {:.1} ms", time.as_secs_f64() * 1e3)),
         Ok(time) => {
             let found = format!("a commit took {:.0} ms", time.as_secs_f64() * 1e3);
-            warn(NAME, found, "the disk is slow or busy, or another process holds the lock for long")
+            warn(NAME, found, "the disk is slow or busy, or another process holds the lock for a long time")
         }
         Err(error) => {
             fail(NAME, error.to_string(), "no registration can succeed: look for a full or read-only disk, or a lock")

@@ -1,4 +1,4 @@
-//! What a Redis with replicas needs: Sentinels, replicas, TLS.
+//! Checks what a Redis with replicas needs: Sentinels, replicas, TLS.
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -8,10 +8,10 @@ use super::{Check, UNMEASURED, fail, ok, warn};
 use crate::config::{RedisConfig, RedisTopology};
 use crate::store::{RedisHandle, ServerInfo};
 
-/// A replica that is further behind than this, in seconds, is of little use.
+/// A replica that is further behind than this, in seconds, is reported.
 const LATE: u64 = 3;
 
-/// How connections are encrypted; nothing if they aren't.
+/// How connections are encrypted. `None` if they aren't.
 pub(super) fn tls(config: &RedisConfig) -> Option<Check> {
     let url = config.url.as_ref().filter(|url| url.tls)?;
     let authorities =
@@ -21,7 +21,7 @@ pub(super) fn tls(config: &RedisConfig) -> Option<Check> {
     Some(ok("redis.tls", format!("yes{sentinels}; authorities: {authorities}; {own} a certificate of this client")))
 }
 
-/// What Sentinels say; nothing without them.
+/// Checks that the Sentinels answer and agree. `None` without Sentinels.
 pub(super) async fn sentinels(redis: &RedisHandle) -> Option<Check> {
     const NAME: &str = "redis.sentinels";
     let answers = redis.sentinels().await;
@@ -36,20 +36,20 @@ pub(super) async fn sentinels(redis: &RedisHandle) -> Option<Check> {
     }
     Some(match count {
         0 => return None,
-        _ if silent.len() == count => fail(NAME, silent.join("; "), "no Sentinel answers: see REDIS_URL and network"),
+        _ if silent.len() == count => {
+            fail(NAME, silent.join("; "), "no Sentinel answers: check REDIS_URL and the network")
+        }
         _ if !silent.is_empty() => warn(
             NAME,
             format!("{} of {count} don't answer: {}", silent.len(), silent.join("; ")),
-            "a failover needs the majority of them",
+            "a failover needs a majority of them",
         ),
         _ if primaries.len() > 1 => warn(
             NAME,
             format!("they name different primaries: {}", primaries.into_iter().collect::<Vec<_>>().join(", ")),
             "a failover is under way, or one of them is cut off",
         ),
-        1 | 2 => {
-            warn(NAME, format!("{count}, all agree"), "three are needed: one that is lost leaves no majority of two")
-        }
+        1 | 2 => warn(NAME, format!("{count}, all agree"), "run three: with fewer, the loss of one leaves no majority"),
         _ => ok(NAME, format!("{count}, all agree")),
     })
 }
@@ -59,7 +59,7 @@ pub(super) fn replicas(config: &RedisConfig, info: &ServerInfo, least: Option<&s
     const NAME: &str = "redis.replicas";
     let wanted = u64::from(config.revocation_replicas);
     let Some(online) = info.replicas() else {
-        return warn(NAME, "unknown: INFO is forbidden", "see that each primary has its replicas");
+        return warn(NAME, "unknown: INFO is forbidden", "make sure that each primary has its replicas");
     };
     let lag = (0..online).filter_map(|number| info.get(&format!("slave{number}"))?.rsplit_once("lag=")?.1.parse().ok());
     let lag: u64 = lag.max().unwrap_or(0);
@@ -68,9 +68,9 @@ pub(super) fn replicas(config: &RedisConfig, info: &ServerInfo, least: Option<&s
     if online < wanted {
         fail(NAME, found, "every revocation is answered 503: start the replicas, or lower REDIS_REVOCATION_REPLICAS")
     } else if online == wanted {
-        warn(NAME, found, "the loss of one of them stops revocations: have one more than REDIS_REVOCATION_REPLICAS")
+        warn(NAME, found, "the loss of one of them stops revocations: run one more than REDIS_REVOCATION_REPLICAS")
     } else if lag > LATE {
-        warn(NAME, found, "see the network between primary and replicas, and their disks")
+        warn(NAME, found, "check the network between primary and replicas, and their disks")
     } else if least == Some("0") && !is_cluster {
         warn(
             NAME,
@@ -85,7 +85,8 @@ pub(super) fn replicas(config: &RedisConfig, info: &ServerInfo, least: Option<&s
 /// Whether a revocation would be confirmed.
 pub(super) async fn confirmation(redis: &RedisHandle) -> Check {
     const NAME: &str = "redis.confirmation";
-    const ADVICE: &str = "every revocation is answered 503: see the replicas, and that Redis' ACL lets this user WAIT";
+    const ADVICE: &str =
+        "every revocation is answered 503: check the replicas, and that Redis' ACL allows this user WAIT";
     let script = Script::new("return redis.call('SET', KEYS[1], 1, 'PX', 1000)");
     let begin = Instant::now();
     match redis.confirmed::<Value>(&UNMEASURED, &script.key("user:{doctor}:confirm")).await {
