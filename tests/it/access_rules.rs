@@ -1,4 +1,4 @@
-//! Who may go where: rules, groups, and how both are changed.
+//! Access rules and groups: who may use which application, and how rules and groups are changed.
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -21,7 +21,7 @@ async fn admin(replica: &Replica, cookie: &str) -> u16 {
     Proxy::Forward.ask(replica, "GET", APP, "/admin").cookie(cookie).send().await.status
 }
 
-/// A change holds for sessions that are there, on all replicas, when the command returns: they have ended.
+/// When the command returns, the change holds on all replicas, because the account's sessions have ended.
 #[tokio::test]
 async fn a_change_of_groups_holds_when_the_command_returns() {
     for engine in Engine::each() {
@@ -48,7 +48,7 @@ async fn a_change_of_groups_holds_when_the_command_returns() {
             let answer = Proxy::Nginx.ask(replica, "GET", APP, "/admin").cookie(&cookie).send().await.expect(200);
             assert_eq!(identity(&answer)[3], "admins");
         }
-        // Nothing to change ends nobody's sessions.
+        // A command that changes nothing ends no session.
         let again = group(&["add", "ada", "admins", "--json"]).await.expect_code(0).json();
         assert_eq!(again["changed"], false);
         assert_eq!(fleet[0].check(&session).await, 200);

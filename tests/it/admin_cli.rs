@@ -39,8 +39,8 @@ pub(crate) fn audit(finished: &Finished) -> Vec<Value> {
     lines.filter(|line| line["target"] == "audit").collect()
 }
 
-/// Fails the test unless the command recorded this one event, with the name of who ran it, and showed none of these
-/// secrets.
+/// Fails the test unless the command recorded exactly this event, with the name of the user who ran it, and showed none
+/// of these secrets.
 #[track_caller]
 fn assert_audited(finished: &Finished, event: &str, user_id: &str, secrets: &[&str]) {
     let events = audit(finished);
@@ -91,7 +91,7 @@ async fn disabling_ends_the_sessions_on_every_replica_and_refuses_logins_on(engi
     assert_eq!(fleet[0].check(&one).await, 401, "what ended stays so");
 }
 
-/// Sessions end before SQL is changed: the record has them although the change failed.
+/// Sessions end before SQL is changed, so the audit log must have them even if the change fails.
 #[tokio::test]
 async fn sessions_that_ended_are_recorded_although_the_change_failed() {
     for engine in Engine::each() {
@@ -132,7 +132,7 @@ async fn no_login_slips_past_a_disable_on(engine: Engine) {
         let user = fleet[0].register(&name).await;
         let logins = async {
             let mut opened: Vec<Session> = Vec::new();
-            // Until a login is refused: then the account is disabled.
+            // Repeats until a login is refused, because the account is disabled.
             loop {
                 let (a, b) = tokio::join!(
                     fleet[0].try_login(&user.email, PASSWORD).send(),
@@ -178,7 +178,7 @@ async fn a_password_set_by_an_operator_ends_all_sessions_on(engine: Engine) {
     }
     assert_eq!(fleet[1].check(&session).await, 200, "nothing was changed");
 
-    // With the byte order mark and the line's end that a pipe on Windows adds.
+    // With the byte order mark and the line ending that a pipe on Windows adds.
     let input = format!("\u{feff}{NEW_PASSWORD}\r\n");
     let done = piped(&fleet, &["user", "set-password", "ada"], &[], &input).expect_code(0);
     assert_audited(&done, "password_changed", &ada.id, &[NEW_PASSWORD, &session.token, "$argon2"]);
@@ -245,7 +245,8 @@ async fn sessions_are_listed_inspected_and_revoked_on(engine: Engine) {
     assert_eq!(ids, [json!(two.id), json!(one.id)], "newest first");
     assert_eq!(listed["sessions"][1]["created_by"], "replica-1");
 
-    // By id, and by cookie on standard input; a cookie may also be copied from a browser's developer tools.
+    // By id, and by cookie on standard input. The cookie may have its name and attributes, as browsers' developer tools
+    // copy it.
     let by_id = fleet.command(&["session", "inspect", "--json", &one.id], &[]).await.expect_code(0).json();
     assert_eq!((&by_id["accepted"], &by_id["username"], &by_id["cookie"]), (&json!(true), &json!("ada"), &Value::Null));
     assert!(by_id["ttl_seconds"].as_i64().is_some_and(|ttl| (1..=1800).contains(&ttl)), "{by_id}");

@@ -21,7 +21,7 @@ async fn the_document_is_that_of_the_binary() {
     }
 }
 
-/// The pages load nothing from other servers, and this one serves everything that they load.
+/// The pages load nothing from other servers, and this server has everything that they load.
 #[tokio::test]
 async fn swagger_ui_comes_from_the_binary_alone() {
     let fleet = Fleet::start(1).await;

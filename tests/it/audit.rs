@@ -1,4 +1,5 @@
-//! The record: who did what to whom, from where, and never a secret (ASVS 5.0 16.2.1, 16.2.5, 16.3.1 to 16.3.3).
+//! The audit log: it records who did what to whom and from where, and never a secret (ASVS 5.0 16.2.1, 16.2.5, 16.3.1
+//! to 16.3.3).
 use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, PASSWORD, SECRET, Session};
@@ -6,7 +7,7 @@ use crate::fleet::{Fleet, PASSWORD, SECRET, Session};
 const NEW_PASSWORD: &str = "staple a battery horse";
 const WRONG: &str = "somebody's wrong password";
 
-/// The audit events so far, each checked for the fields that all of them have.
+/// The audit events so far. Checks each for the fields that all events have.
 fn events(fleet: &Fleet) -> Vec<Value> {
     let lines = fleet[0].log().into_iter().filter(|line| line["target"] == "audit");
     let events: Vec<_> = lines.collect();
@@ -20,7 +21,8 @@ fn events(fleet: &Fleet) -> Vec<Value> {
     events
 }
 
-/// What was recorded since the first `seen` events, as (event, reason, user, session, session that did it).
+/// The events after the first `seen`, as (event, reason, user, session, session that did it). Sets `seen` to the
+/// number of all events.
 fn since<'a>(events: &'a [Value], seen: &mut usize) -> Vec<[&'a str; 5]> {
     let fields = ["event", "reason", "user_id", "session_id", "by_session"];
     let new = events[*seen..].iter().map(|event| fields.map(|field| event[field].as_str().unwrap_or("")));
@@ -50,7 +52,7 @@ async fn asvs_16_3_1_each_event_is_recorded() {
     fleet[0].post("/auth/register").json(&weak).send().await.expect(422);
     expect!(["registration_failed", "invalid", "", "", ""]);
 
-    // The client's address as the trusted proxy gives it, and the request's id, by which other logs can be searched.
+    // The event has the client's address from the trusted proxy, and the request's id, by which to search other logs.
     let login =
         fleet[0].try_login("ada", PASSWORD).header("x-forwarded-for", "203.0.113.7").header("x-request-id", "login-1");
     let first = Session::opened_by(&login.send().await);
@@ -119,8 +121,8 @@ async fn asvs_16_3_1_each_event_is_recorded() {
     expect!(["sessions_ended", "revoked", &ada.id, "", &changed.id]);
 }
 
-/// Sessions end before SQL is changed. When SQL then refuses the change, they have ended all the same, and whoever
-/// reads the record must find out.
+/// Sessions end before SQL is changed. If SQL then refuses the change, they have ended anyway, and the audit log must
+/// say so.
 #[tokio::test]
 async fn sessions_that_ended_are_recorded_although_the_change_failed() {
     let fleet = Fleet::start(1).await;
@@ -148,7 +150,7 @@ async fn sessions_that_ended_are_recorded_although_the_change_failed() {
     }
 }
 
-/// ASVS 5.0 14.2.1, 16.2.5: however much is logged, whatever goes wrong, nothing says a password, a token or a key.
+/// ASVS 5.0 14.2.1, 16.2.5: at every log level, and whatever fails, no output contains a password, a token or a key.
 #[tokio::test]
 async fn asvs_16_2_5_no_password_or_token_is_logged() {
     let mut fleet = Fleet::builder().env("RUST_LOG", "trace").redis_over_tcp().start().await;
@@ -158,7 +160,7 @@ async fn asvs_16_2_5_no_password_or_token_is_logged() {
     fleet[0].try_login(typed_as_name, WRONG).send().await.expect(401);
     fleet[0].try_login("ada", WRONG).send().await.expect(401);
     let json_type = ("content-type", "application/json");
-    // Bodies that can't be read: a parser's message might quote them.
+    // Bodies that can't be parsed. A parser's message might quote them.
     for body in [
         format!(r#"{{"username":"ada","password":"{PASSWORD}""#),
         format!(r#"{{"username":"ada","password":["{PASSWORD}"]}}"#),
@@ -179,13 +181,13 @@ async fn asvs_16_2_5_no_password_or_token_is_logged() {
             sessions.push(Session::opened_by(&answer));
         }
     }
-    // A token in the wrong place: the path, the query, another header, another cookie.
+    // Tokens in the wrong place: in the path, the query, another header, another cookie.
     let valid = sessions[2].clone();
     fleet[0].call("DELETE", &format!("/auth/sessions/{}", valid.id)).cookie(&valid.forged()).send().await.expect(401);
     let answer = fleet[0].get("/profile").header("authorization", &format!("Bearer {}", valid.token)).send().await;
     answer.expect(401);
     fleet[0].get(&format!("/profile?token={}", valid.token)).session(&valid).send().await.expect(200);
-    // Errors of stores have long messages.
+    // Errors of stores have long messages, which might quote a secret.
     fleet.redis.kill();
     fleet[0].get("/profile").session(&valid).send().await.expect(503);
     fleet[0].try_login("ada", NEW_PASSWORD).send().await.expect(503);
@@ -201,7 +203,7 @@ async fn asvs_16_2_5_no_password_or_token_is_logged() {
     let mut secrets = vec![PASSWORD, NEW_PASSWORD, WRONG, weak, typed_as_name, SECRET];
     secrets.extend(hashes.iter().map(String::as_str));
     for session in &sessions {
-        // Any part of the token beyond the user's id.
+        // The parts of the token after the user's id.
         secrets.extend([&session.token[24..44], &session.token[96..]]);
     }
     let logs: Vec<_> =

@@ -3,7 +3,7 @@ use std::net::TcpListener;
 
 use crate::fleet::{Finished, Fleet, Settings, authfleet, unprivileged};
 
-/// Runs the binary in a directory of its own, with `.env` if there is any text for it.
+/// Runs the binary in a directory of its own, with the text as its `.env` unless it is empty.
 async fn run(arguments: &[&str], settings: &[(&str, &str)], dotenv: &str) -> Finished {
     let directory = tempfile::tempdir().expect("a temporary directory");
     if !dotenv.is_empty() {
@@ -80,7 +80,7 @@ async fn values_come_from_the_environment_files_and_dotenv() {
     assert!(finished.stderr.contains("SESSION_IDLE_TTL"), "a misspelt name is pointed out: {}", finished.stderr);
 }
 
-/// `sudo -u authfleet authfleet …` in root's home directory: whether there is a `.env` can't be known.
+/// `sudo -u authfleet authfleet …` in root's home directory can't find out whether there is a `.env`.
 #[test]
 fn a_working_directory_that_may_not_be_searched_is_a_warning() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -88,7 +88,7 @@ fn a_working_directory_that_may_not_be_searched_is_a_warning() {
         let closed = directory.path().join(mode);
         std::fs::create_dir(&closed).expect("a directory");
         let program = unprivileged(directory.path());
-        // The process enters the directory before it is closed, because it couldn't enter afterwards.
+        // The process enters the directory before its permissions are removed, because it couldn't enter afterwards.
         let mut shell = std::process::Command::new("sh");
         shell.args(["-c", "chmod $0 . && exec \"$@\"", mode]).arg(program.get_program()).args(program.get_args());
         let command = shell.arg("config").env_clear().env("PATH", "/usr/bin:/bin").current_dir(&closed);
@@ -97,7 +97,7 @@ fn a_working_directory_that_may_not_be_searched_is_a_warning() {
         assert!(finished.stderr.starts_with("warning: .env was not looked for"), "{}", finished.stderr);
         assert!(finished.stdout.contains("SESSION_IDLE_TTL=30m"), "{}", finished.stdout);
     }
-    // A file that is there but can't be read holds settings that somebody relies on.
+    // A file that exists but can't be read is an error, because somebody relies on its settings.
     let there = directory.path().join("there");
     std::fs::create_dir(&there).expect("a directory");
     std::fs::write(there.join(".env"), "SESSION_IDLE_TTL=5m").expect("a file");
@@ -108,11 +108,11 @@ fn a_working_directory_that_may_not_be_searched_is_a_warning() {
     assert!(refused.stderr.contains(".env: cannot be read"), "{}", refused.stderr);
 }
 
-/// `.env.example`, `config` and each other: the same names, and the same defaults.
+/// `.env.example` and `config` show the same names and the same defaults.
 #[tokio::test]
 async fn the_example_lists_every_variable_with_its_default() {
     let example = include_str!("../../.env.example");
-    // For somebody who has nothing but the program: it works without configuration, and with one that is wrong.
+    // For somebody who has only the binary: it works without a configuration and with a wrong one.
     let printed = run(&["config", "--example"], &[("LISTEN_ADDR", "nowhere")], "").await.expect_code(0).stdout;
     assert_eq!(printed, example);
     let entries = example.lines().filter_map(|line| line.strip_prefix('#')?.split_once('='));
@@ -123,7 +123,7 @@ async fn the_example_lists_every_variable_with_its_default() {
     names.sort_unstable();
     let known: Vec<_> = config.as_object().expect("an object").keys().map(String::as_str).collect();
     assert_eq!(names, known);
-    // With every line uncommented it changes nothing, so each default that it shows is the real one.
+    // Uncommenting every line changes nothing, so each default that it shows is the real one.
     let uncommented: Vec<_> = entries.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let same = run(&["config", "--json"], &[], &uncommented.join("\n")).await.expect_code(0).json();
     assert_eq!(same, config);
@@ -139,7 +139,7 @@ async fn commands_explain_themselves() {
     for wrong in [&["nonsense"][..], &["serve", "--nonsense"], &["config", "serve"]] {
         assert!(!run(wrong, &[], "").await.expect_code(2).stderr.is_empty());
     }
-    // The document needs no configuration, and doesn't mind one that is wrong.
+    // The document needs no configuration, and a wrong one doesn't matter.
     run(&["openapi"], &[("LISTEN_ADDR", "nowhere")], "").await.expect_code(0).json();
 }
 
@@ -172,7 +172,7 @@ async fn the_health_check_says_what_readiness_says() {
     }
 }
 
-/// A listener on all addresses is asked on this host's own.
+/// The health check finds a listener on all addresses at the loopback address.
 #[tokio::test]
 async fn the_health_check_finds_a_wildcard_address() {
     let fleet = Fleet::builder().env("OPS_ADDR", "0.0.0.0:0").start().await;
@@ -181,8 +181,8 @@ async fn the_health_check_finds_a_wildcard_address() {
     fleet.command(&["healthcheck"], &[("OPS_ADDR", &address)]).await.expect_code(0);
 }
 
-/// Docker puts the proxy variables of its client into every container, where a proxy would look for `localhost` on
-/// another machine. The checks of docker-compose.yml are run as they stand there.
+/// Docker puts its client's proxy variables into every container, but to a proxy `localhost` is another machine. Runs
+/// the health checks exactly as in docker-compose.yml.
 #[tokio::test]
 async fn health_checks_ask_no_proxy() {
     let nowhere = "http://127.0.0.1:9";
@@ -204,7 +204,7 @@ async fn health_checks_ask_no_proxy() {
         let curl = curl.args(words).envs(proxies.map(|name| (name, nowhere))).output().expect("curl is installed");
         assert!(curl.status.success(), "{}", String::from_utf8_lossy(&curl.stderr));
     }
-    // That is BusyBox's `wget`, which ignores NO_PROXY. Only the images have it.
+    // This is BusyBox's `wget`, which ignores NO_PROXY. Only the images have it, so the test can't run it.
     assert!(of("wget").iter().all(|words| words[1..3] == ["-Y", "off"]), "{commands:?}");
     assert_eq!(
         (of("curl").len(), of("wget").len()),

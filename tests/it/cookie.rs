@@ -24,7 +24,7 @@ async fn the_cookie_is_secure_unless_told_otherwise() {
     assert!(attributes.contains(&"Secure".to_owned()), "browsers take __Host- with Secure alone: {attributes:?}");
 }
 
-/// Cookies of other applications are ignored, and a forged one, set by a neighbouring domain, keeps nobody out.
+/// Cookies of other applications are ignored. A forged session cookie, set by a sibling domain, keeps nobody out.
 #[tokio::test]
 async fn the_session_is_found_among_other_cookies() {
     let fleet = Fleet::start(1).await;
@@ -68,7 +68,7 @@ async fn of_several_cookies_the_living_session_counts() {
         let profile = fleet[0].get("/profile").cookie(jar).send().await.expect(200).json();
         assert_eq!(profile["session"]["session_id"], alive.id.as_str(), "{jar}");
     }
-    // A login ends the living session among them and opens another one.
+    // A login ends the living session among them and creates another one.
     let next = Session::opened_by(&fleet[0].try_login("ada", PASSWORD).cookie(&jars[0]).send().await);
     assert_eq!((fleet[0].check(&alive).await, fleet[0].check(&next).await), (401, 200));
     // A logout ends every session that the browser sends.

@@ -14,7 +14,7 @@ async fn a_session_check_is_one_round_trip_of_two_commands() {
         }
     };
     let used = fleet.cost(async || checks(200).await).await;
-    // And nothing else: no PING, no UNWATCH, no second round trip.
+    // Nothing else is sent: no PING, no UNWATCH, no second round trip.
     let expected = [("hmget".to_owned(), REQUESTS), ("pexpire".to_owned(), REQUESTS)];
     assert_eq!(used.commands, expected.into(), "{used:?}");
     assert_eq!(used.reads, REQUESTS, "{used:?}");

@@ -1,4 +1,4 @@
-//! What other sites can make a browser do here: nothing (ASVS 5.0 3.5.1 to 3.5.3).
+//! Other sites can't make a browser change anything here (ASVS 5.0 3.5.1 to 3.5.3).
 use serde_json::json;
 
 use crate::fleet::{Answer, Fleet, PASSWORD, Session};
@@ -17,7 +17,7 @@ const UNSAFE: [(&str, &str); 10] = [
     ("DELETE", "/auth/account"),
 ];
 
-/// Everything that is stored: users in full, and Redis's keys and values, without times to live.
+/// Everything that is stored: all columns of users, and Redis's keys and values, without times to live.
 async fn stored(fleet: &Fleet) -> Vec<String> {
     let statement = "SELECT id || email || username || password_hash || epoch || updated_at FROM users ORDER BY id";
     let mut stored = fleet.query(statement).await;
@@ -33,7 +33,7 @@ async fn stored(fleet: &Fleet) -> Vec<String> {
 }
 
 async fn send(fleet: &Fleet, session: &Session, (method, path): (&str, &str), headers: &[(&str, &str)]) -> Answer {
-    // Has the fields of all calls.
+    // A body with the fields of all calls.
     let body = json!({
         "email": "ada@example.org", "username": "ada", "password": PASSWORD, "current_password": PASSWORD,
         "new_password": "staple a battery horse",
@@ -89,7 +89,7 @@ async fn asvs_3_5_1_this_site_and_other_programs_pass() {
     ] {
         for call in UNSAFE {
             let session = fleet[0].login(&ada).await;
-            // Without the fields that it takes, so that password and account stay for the next round.
+            // Sends none of the required fields, so that the password and the account stay for the next round.
             if call.1 == "/auth/password" || call.1 == "/auth/account" {
                 let mut call = fleet[0].call(call.0, call.1).session(&session).json(&json!({}));
                 for (name, value) in headers {
@@ -104,7 +104,7 @@ async fn asvs_3_5_1_this_site_and_other_programs_pass() {
     }
 }
 
-/// Behind a proxy the site's name is in `X-Forwarded-Host`, which is believed from trusted proxies only.
+/// Behind a proxy, the site's name is in `X-Forwarded-Host`, which is believed only from trusted proxies.
 #[tokio::test]
 async fn asvs_3_5_1_the_origin_is_compared_with_the_name_that_the_proxy_saw() {
     let fleet = Fleet::builder().env("TRUSTED_PROXIES", "127.0.0.1").start().await;
@@ -124,8 +124,8 @@ async fn asvs_3_5_1_the_origin_is_compared_with_the_name_that_the_proxy_saw() {
         .expect(200);
 }
 
-/// A sibling host passes if the browser calls it the same site. From `Origin` alone the server can't know where a site
-/// ends.
+/// A sibling host is allowed if the browser says that it is of the same site. `Origin` alone doesn't tell the server
+/// which hosts are of one site.
 #[tokio::test]
 async fn a_sibling_host_passes_by_the_browser_s_word_alone() {
     let fleet = Fleet::builder().env("TRUSTED_PROXIES", "127.0.0.1").start().await;
@@ -137,8 +137,8 @@ async fn a_sibling_host_passes_by_the_browser_s_word_alone() {
     send(&fleet, &session, ("POST", "/auth/logout"), &with_word).await.expect(200);
 }
 
-/// Forms and scripts of other sites can send some media types without asking first. Those are refused whatever else the
-/// browser sends.
+/// Forms and scripts of other sites can send some media types without a preflight. The server refuses those, whatever
+/// else the browser sends.
 #[tokio::test]
 async fn asvs_3_5_2_bodies_that_need_no_preflight_are_not_read() {
     let fleet = Fleet::start(1).await;
@@ -165,7 +165,7 @@ async fn asvs_3_5_2_bodies_that_need_no_preflight_are_not_read() {
     assert_eq!(stored(&fleet).await, before);
 }
 
-/// No answer lets another site read it.
+/// No answer allows another site to read it.
 #[tokio::test]
 async fn asvs_3_4_2_no_other_origin_is_allowed_to_read() {
     let fleet = Fleet::start(1).await;
@@ -183,7 +183,7 @@ async fn asvs_3_4_2_no_other_origin_is_allowed_to_read() {
     }
 }
 
-/// Safe methods change nothing but the time to live of the session that is sent.
+/// Safe methods change nothing except the time to live of the session that is sent.
 #[tokio::test]
 async fn asvs_3_5_3_safe_methods_change_nothing() {
     let fleet = Fleet::start(1).await;
@@ -229,7 +229,7 @@ async fn other_sites_are_refused() {
         let read = fleet[0].get("/profile").header(name, value).session(&session).send().await;
         read.expect(200);
     }
-    // X-Forwarded-Host counts from a trusted proxy only.
+    // X-Forwarded-Host counts only from a trusted proxy.
     let forwarded = fleet[0].post("/auth/logout").header("origin", "https://elsewhere.example");
     let forwarded = forwarded.header("x-forwarded-host", "elsewhere.example").session(&session).send().await;
     forwarded.expect_problem(403, "cross_site");

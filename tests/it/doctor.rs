@@ -1,4 +1,4 @@
-//! `authfleet doctor`: it finds what is wrong with a deployment, and nothing where all is well.
+//! `authfleet doctor` finds what is wrong with a deployment, and reports nothing if all is well.
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,7 +10,7 @@ use crate::fleet::{Fleet, SECRET};
 /// A secret that looks random enough for `doctor`.
 const RANDOM: &str = "9f2d6c1be07a4853d4c0be127f3a96e59f";
 
-/// What `doctor --json` says: exit code, and the status of each check.
+/// Runs `doctor --json`. Returns the exit code and the status of each check.
 async fn doctor(fleet: &Fleet, changes: &[(&str, &str)]) -> (Option<i32>, Value) {
     let finished = fleet.command(&["doctor", "--json"], changes).await;
     let report: Value = serde_json::from_str(&finished.stdout).expect("JSON");
@@ -68,7 +68,7 @@ async fn the_doctor_finds_what_is_wrong() {
     );
     assert_eq!(found["configuration"], "warn", "weak hashing");
 
-    // A public network as proxies, and a secret in a file that every user of the machine may read.
+    // Trusts a public network as proxies, and keeps a secret in a file that every user of the machine can read.
     let key = fleet.path().join("key");
     fs::write(&key, RANDOM).expect("a file");
     for (mode, expected) in [(0o644, "warn"), (0o640, "ok")] {
@@ -93,7 +93,7 @@ async fn the_doctor_finds_what_is_wrong() {
     set("maxmemory-policy", "noeviction");
     set("appendonly", "yes");
 
-    // Redis's user as the bundle makes it, and one that lacks two commands.
+    // The shipped ACL of the fleet's user passes, and one that lacks two commands fails.
     let rights = [
         "~session:*",
         "~user:*",

@@ -1,5 +1,5 @@
-//! Whatever the documents name exists: links, headings, files, tests, targets of make, commands with their options,
-//! variables, metrics, Kubernetes objects. The tests need nothing but the tree and the binary.
+//! Everything that the documents name exists: links, headings, files, tests, targets of make, commands with their
+//! options, variables, metrics, Kubernetes objects. The tests need only the source tree and the binary.
 mod markdown;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use self::markdown::{Document, bare};
 
-/// Directories of what is built, installed or recorded, not written.
+/// Directories of generated files.
 const NOT_OURS: [&str; 4] = ["target", ".git", ".tools", ".run"];
 
 fn root() -> &'static Path {
@@ -44,10 +44,11 @@ fn documents() -> Vec<Document> {
     found
 }
 
-/// What the kernel calls a policy, and what libraries read.
+/// Names that look like variables: a scheduling policy of the kernel, and a variable that libraries read.
 const NOT_OUR_VARIABLES: [&str; 2] = ["SCHED_IDLE", "HTTPS_PROXY"];
 
-/// Collects what is wrong, so that one run names all of it; `seen` guards against a check that looks at nothing.
+/// Collects everything that is wrong, so that one run names all of it. `seen` guards against a check that finds nothing
+/// to check.
 #[derive(Default)]
 struct Claims {
     seen: usize,
@@ -110,7 +111,7 @@ fn files_exist() {
             if !rooms.contains(room) || rest.is_empty() {
                 continue;
             }
-            // Up to a pattern or a placeholder.
+            // Only the part before a pattern or a placeholder.
             let whole = word.split('#').next().expect("a first part");
             let plain = whole
                 .find(['*', '{', '<', '…', '$'])
@@ -121,8 +122,8 @@ fn files_exist() {
     claims.all_hold(150);
 }
 
-/// The tests and modules of `tests/it`, `src` and `crates`, as `cargo test` names them. Those of a crate begin with its
-/// name.
+/// The tests and modules of `tests/it`, `src` and `crates`, as `cargo test` names them. Names from `crates` begin with
+/// the crate's name.
 fn tests() -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for path in files().iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
@@ -190,7 +191,7 @@ fn tests_that_are_named_exist() {
                 }
                 module.clone_into(&mut last);
                 let named = tests.get(module).is_some_and(|names| names.iter().any(|found| matches(name, found)));
-                // A whole module, or one that is no test.
+                // The name may also be a module's, which need not contain a test.
                 let is_module = tests.contains_key(code) || (["", "…"].contains(&name) && tests.contains_key(module));
                 claims.check(document, code, named || is_module);
             } else if code.starts_with("…_") {
@@ -202,7 +203,7 @@ fn tests_that_are_named_exist() {
     claims.all_hold(100);
 }
 
-/// What `Cargo.toml` states is what the image is built with, so that building it checks the statement.
+/// The image is built with the version that `Cargo.toml` states, so building it checks the statement.
 #[test]
 fn the_oldest_rust_that_is_stated_builds_the_image() {
     let manifest = read(Path::new("Cargo.toml"));
@@ -258,7 +259,8 @@ fn commands_of_authfleet_exist_with_their_options() {
     for document in documents().iter().filter(|document| document.is_current()) {
         for words in document.commands() {
             for at in (0..words.len()).filter(|at| words[*at] == "authfleet") {
-                // Only where the command is run: a namespace, a user and a package have the same name.
+                // Looks only at places where the command is run, since a namespace, a user and a package have the same
+                // name.
                 let before = at.checked_sub(1).map(|before| words[before]);
                 if before
                     .is_some_and(|word| !["--", "|", "sudo", "&&"].contains(&word) && !word.starts_with("replica-"))
@@ -294,7 +296,7 @@ fn scripts_know_the_options_and_scenarios_that_are_named() {
     let driver = ["cli", "scenarios"].map(|name| read(&PathBuf::from(format!("loadtest/driver/{name}.py")))).concat();
     for document in documents().iter().filter(|document| document.is_current()) {
         for words in document.commands() {
-            // Options belong to the last program before them.
+            // An option belongs to the last program before it.
             let mut program: Option<(&str, String)> = None;
             for word in words {
                 if word.contains('/') && root().join(word).exists() {

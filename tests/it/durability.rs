@@ -1,4 +1,4 @@
-//! What was acknowledged stays: `kill -9` of replicas, and several migrations at once.
+//! What was acknowledged is kept: replicas are ended by `kill -9`, and several migrations run at once.
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -43,7 +43,7 @@ async fn three_may_migrate_at_once() {
     assert!(!applied.is_empty());
     fleet.add_replica().await;
     fleet[0].register("ada").await;
-    // And once more beside a running replica.
+    // Once more, while a replica runs.
     fleet.command(&["migrate"], &[]).await.expect_code(0);
     fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
 }

@@ -1,4 +1,4 @@
-//! What nginx itself does for the fleet: its own answers, limits, headers, what it hides and what it logs.
+//! What nginx itself does for the fleet: its own answers, its limits, its headers, what it hides and what it logs.
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fleet::{Answer, Demo, PASSWORD, PATIENTLY, Raw, Session, within};
 
-/// Fails the test unless nginx itself answered, with a problem as the contract has it.
+/// Fails the test unless nginx itself answered, with the contract's problem of this status and code.
 #[track_caller]
 fn own_problem(answer: Answer, status: u16, code: &str) {
     let answer = answer.expect_problem(status, code);
@@ -47,7 +47,7 @@ async fn what_is_too_large_or_hidden_never_reaches_a_replica() {
     assert!(!seen.contains("x-heavy") && !seen.contains("metrics") && !seen.contains("/auth/login"), "{seen}");
 }
 
-/// Other applications of the domain set cookies as well. nginx passes as many as a replica takes.
+/// Other applications of the domain set cookies as well. nginx passes on as many as a replica accepts.
 #[tokio::test]
 async fn many_cookies_of_others_keep_nobody_from_signing_out() {
     let demo = Demo::start(1, &[]);
@@ -61,7 +61,7 @@ async fn many_cookies_of_others_keep_nobody_from_signing_out() {
     demo.call("GET", "/profile").cookie(&jar).send().await.expect_problem(401, "session_invalid");
 }
 
-/// One address sends more unfinished heads than nginx once had connections.
+/// One address keeps more unfinished heads open than an earlier configuration of nginx had connections.
 #[tokio::test]
 async fn heads_that_never_end_leave_room_for_others() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -83,7 +83,7 @@ async fn heads_that_never_end_leave_room_for_others() {
     }
 }
 
-/// Each line of the log is valid JSON, whatever the client sends as its path and its name.
+/// Each line of the log is valid JSON, whatever the client sends as its path and user agent.
 #[tokio::test]
 async fn every_line_of_the_log_is_json() {
     let demo = Demo::start(1, &[]);
@@ -115,7 +115,7 @@ async fn every_line_of_the_log_is_json() {
     }
 }
 
-/// One request that a replica can't read must not cost the fleet a replica, let alone all of them.
+/// A request that a replica can't parse must not make nginx mark a replica as failed.
 #[tokio::test]
 async fn no_input_marks_a_replica_as_failed() {
     let demo = Demo::start(2, &[]);
@@ -125,7 +125,7 @@ async fn no_input_marks_a_replica_as_failed() {
         raw.finish().await;
         let said = raw.read_to_end(PATIENTLY).await.expect("closed");
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
-        // nginx takes some of these for HTTP/0.9, which has no status line.
+        // nginx treats some of these as HTTP/0.9, whose answers have no status line.
         let is_refused = said.starts_with("HTTP/1.1 4") || !said.starts_with("HTTP/");
         assert!(is_refused && !said.contains("\"status\":5"), "{shown:?}: {said}");
         for _ in 0..4 {
@@ -145,7 +145,7 @@ async fn answers_of_replicas_pass_with_security_headers() {
     let docs = demo.call("GET", "/docs/").send().await.expect(200);
     assert!(docs.header("content-security-policy").is_some_and(|policy| policy.contains("style-src 'self'")));
 
-    // nginx makes the id and ignores the client's. Both logs have the same one.
+    // nginx makes the id and ignores the client's. The logs of nginx and the replica have the same one.
     let id = refused.header("x-request-id").expect("an id").to_owned();
     assert!(id.len() == 32 && id != "from-a-client", "{id}");
     let line = |log: &str| {

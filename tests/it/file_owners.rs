@@ -1,4 +1,4 @@
-//! Commands of root in the directory of the user that the server runs as: that user must be able to go on.
+//! Root runs commands in the directory of the server's user: that user must still be able to use the files.
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -8,13 +8,13 @@ use sqlx::ConnectOptions as _;
 
 use crate::fleet::{Finished, NOBODY, unprivileged};
 
-/// A directory of the service's, with its database in it.
+/// The directory of the service, with its database.
 struct Service {
     directory: tempfile::TempDir,
 }
 
 impl Service {
-    /// A directory that belongs to nobody if the tests run as root, without a database.
+    /// Makes the directory, without a database. If the tests run as root, it belongs to the user `nobody`.
     fn new() -> Self {
         let service = Self { directory: tempfile::tempdir().expect("a temporary directory") };
         std::fs::create_dir(service.data()).expect("a directory");
@@ -39,7 +39,7 @@ impl Service {
         command.env("LISTEN_ADDR", "127.0.0.1:0").env("OPS_ADDR", "127.0.0.1:0");
     }
 
-    /// As the user that the tests run as: root, in a container.
+    /// Runs a command as the user that the tests run as: root, in a container.
     fn as_root(&self, arguments: &[&str]) -> Finished {
         let mut command = Command::new(env!("CARGO_BIN_EXE_authfleet"));
         command.env_clear().args(arguments);
@@ -54,12 +54,12 @@ impl Service {
         command
     }
 
-    /// As the user that the server runs as.
+    /// Runs a command as the user that the server runs as.
     fn as_service(&self, arguments: &[&str]) -> Finished {
         Finished::of(&mut self.command(arguments))
     }
 
-    /// Starts a server; what it says until it is up or gives up.
+    /// Starts a server. Returns what it logs until it is up or gives up.
     fn served(&self) -> String {
         let mut server = self.command(&["serve"]).stdout(Stdio::piped()).spawn().expect("the binary runs");
         let mut said = String::new();
@@ -110,14 +110,14 @@ async fn files_beside_the_database_have_its_mode() {
 #[tokio::test]
 async fn what_root_runs_leaves_the_service_able_to_start() {
     if !is_root() {
-        // Nobody else can make files of another owner; the pipelines run as root.
+        // Only root can make files of another owner. CI runs as root.
         return eprintln!("not root: only files_beside_the_database_have_its_mode says something here");
     }
     for first in ["root", "service"] {
         let service = Service::new();
         let migrated = if first == "root" { service.as_root(&["migrate"]) } else { service.as_service(&["migrate"]) };
         migrated.expect_code(0);
-        // With a journal, as while a server runs.
+        // Opens a connection, so that there is a journal, as while a server runs.
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(service.file("users.db"));
         let mut journal = options.connect().await.expect("the database opens");
         sqlx::query("SELECT count(*) FROM users").execute(&mut journal).await.expect("a sound statement");
@@ -133,7 +133,7 @@ async fn what_root_runs_leaves_the_service_able_to_start() {
     }
 }
 
-/// Made by a release that left it so.
+/// An older release left such a lock behind.
 #[tokio::test]
 async fn a_lock_that_root_left_behind_is_explained_and_repaired() {
     if !is_root() {
@@ -160,7 +160,7 @@ async fn a_lock_that_root_left_behind_is_explained_and_repaired() {
     assert!(service.served().contains("authfleet is up"));
 }
 
-/// The service's user may put anything into its directory; root must not give away what that leads to.
+/// The service's user can put anything into its directory. Root must not change the owner of a link's target.
 #[tokio::test]
 async fn root_gives_nothing_away_that_a_link_leads_to() {
     if !is_root() {

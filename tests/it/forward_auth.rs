@@ -1,4 +1,4 @@
-//! What proxies are answered that ask about a request for an application.
+//! Forward auth: the answers to a proxy that asks about a request for an application.
 use serde_json::json;
 
 use crate::fleet::{APP, Call, Fleet, LOGIN_HOST, PROMPTLY, Proxy, Session, WIKI, identity, opened_at, within};
@@ -28,7 +28,7 @@ hosts = ["app.example.test", "*.apps.example.test"]
 allow = "signed-in"
 "#;
 
-/// A browser goes to another page.
+/// Adds the headers with which a browser goes to another page.
 fn browser(call: Call) -> Call {
     call.header("sec-fetch-mode", "navigate").header("sec-fetch-site", "none").header("accept", "text/html")
 }
@@ -41,7 +41,7 @@ async fn each_endpoint_answers_by_the_table() {
     let cookie = opened_at(&fleet[0], &session, APP).await;
     let known = ["ada", "ada@example.org", &ada.id, "", &session.id];
     for proxy in Proxy::each() {
-        // Any method is let through, since the rules don't say otherwise.
+        // Every method is allowed, because the rules don't restrict methods.
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"] {
             // HEAD has no body to read, so Envoy's form of it is asked below.
             let answer = proxy.ask(&fleet[1], method, APP, "/x?y=1").cookie(&cookie).send().await.expect(200);
@@ -49,7 +49,7 @@ async fn each_endpoint_answers_by_the_table() {
             assert_eq!(answer.header("set-cookie"), None, "nothing to be lost (oauth2-proxy#29)");
             assert_eq!(answer.header("cache-control"), Some("no-store"));
         }
-        // Signed in, and not allowed.
+        // Signed in, but not allowed.
         let denied = proxy.ask(&fleet[1], "GET", APP, "/admin/users").cookie(&cookie).send().await;
         assert_eq!(identity(&denied.expect_problem(403, "access_denied")), NOBODY);
         let closed = proxy.ask(&fleet[1], "GET", APP, "/closed").cookie(&cookie).send().await;
@@ -64,13 +64,13 @@ async fn each_endpoint_answers_by_the_table() {
             .await
             .expect_problem(403, "access_denied");
 
-        // Anyone, known or not.
+        // A path for anyone, signed in or not.
         let anyone = proxy.ask(&fleet[1], "GET", APP, "/static/a.css").send().await.expect(200);
         assert_eq!(identity(&anyone), NOBODY);
         let anyone = proxy.ask(&fleet[1], "GET", APP, "/static/a.css").cookie(&cookie).send().await.expect(200);
         assert_eq!(identity(&anyone), known);
 
-        // Nobody is signed in: a browser is sent to sign in, everybody else is told.
+        // Nobody is signed in: a browser is redirected to sign in, and other clients get 401.
         let start = format!("http://{APP}/.authfleet/start?to=%2Fx%3Fy%3D1%26z%3D%252F");
         for method in ["GET", "HEAD", "POST"] {
             let answer = browser(proxy.ask(&fleet[1], method, APP, "/x?y=1&z=%2F")).send().await;
@@ -86,7 +86,7 @@ async fn each_endpoint_answers_by_the_table() {
         let script = proxy.ask(&fleet[1], "GET", APP, "/x").header("sec-fetch-mode", "cors").send().await;
         let script = script.expect_problem(401, "session_invalid");
         assert_eq!((identity(&script), script.header("location")), (NOBODY.map(str::to_owned), None));
-        // On the host of the pages themselves there is no cookie to fetch.
+        // The host of the pages is not protected, so a browser isn't sent to fetch a cookie for it.
         let here = browser(proxy.ask(&fleet[1], "GET", LOGIN_HOST, "/x")).send().await;
         assert_eq!(here.expect_problem(403, "access_denied").header("location"), None, "not protected");
     }
@@ -102,10 +102,10 @@ async fn a_store_that_is_away_is_503_and_lets_nobody_in() {
         let answer = browser(proxy.ask(&fleet[0], "GET", APP, "/x")).cookie(&cookie).send().await;
         assert_eq!(identity(&answer), NOBODY);
         answer.expect_unavailable();
-        // Whoever may go there unknown still may.
+        // A path for anyone stays reachable.
         let anyone = proxy.ask(&fleet[0], "GET", APP, "/static/a.css").cookie(&cookie).send().await.expect(200);
         assert_eq!(identity(&anyone), NOBODY);
-        // Without a cookie there is nothing to ask Redis.
+        // Without a cookie, Redis isn't asked.
         proxy.ask(&fleet[0], "GET", APP, "/x").send().await.expect_problem(401, "session_invalid");
     }
     fleet.redis.start().await;
@@ -115,7 +115,8 @@ async fn a_store_that_is_away_is_503_and_lets_nobody_in() {
     .await;
 }
 
-/// What the proxy didn't say is not guessed; what others say is not believed (CVE-2026-40575, CVE-2026-35051).
+/// If the proxy leaves something out, the server doesn't guess it. What others say isn't believed (CVE-2026-40575,
+/// CVE-2026-35051).
 #[tokio::test]
 async fn a_bad_description_is_denied() {
     let fleet = Fleet::builder().with_rules(RULES).start().await;
@@ -150,22 +151,22 @@ async fn a_bad_description_is_denied() {
     bad(forward("x-forwarded-proto", &[("x-forwarded-proto", "https")])).await;
     bad(fleet[0].get("/auth/verify/nginx")).await;
     bad(fleet[0].get("/auth/verify/envoy")).await;
-    // Other headers say nothing.
+    // Other headers are ignored.
     bad(fleet[0].get("/auth/verify/forward").header("forwarded", "host=app.example.test;proto=http")).await;
 
-    // A peer that is no proxy of ours.
+    // A peer that isn't a trusted proxy.
     let fleet = Fleet::builder().with_applications().env("TRUSTED_PROXIES", "192.0.2.0/24").start().await;
     for proxy in Proxy::each() {
         let answer = proxy.ask(&fleet[0], "GET", APP, "/").send().await.expect_problem(400, "bad_description");
         assert_eq!(identity(&answer), NOBODY);
     }
-    // And a fleet that no application stands behind.
+    // A fleet without applications.
     let fleet = Fleet::start(1).await;
     let off = Proxy::Forward.ask(&fleet[0], "GET", APP, "/").send().await.expect_problem(404, "forward_auth_off");
     assert_eq!(identity(&off), NOBODY);
 }
 
-/// A cookie is good where it belongs and nowhere else (CVE-2026-25748: one that can't be read let its bearer in).
+/// A cookie is accepted only at the host that it was made for (CVE-2026-25748: a malformed cookie let its bearer in).
 #[tokio::test]
 async fn no_other_cookie_is_let_in() {
     let fleet = Fleet::builder().with_applications().start().await;
@@ -192,7 +193,7 @@ async fn no_other_cookie_is_let_in() {
             let answer = proxy.ask(&fleet[0], "GET", APP, "/").cookie(cookie).send().await;
             assert_eq!(identity(&answer.expect_problem(401, "session_invalid")), NOBODY, "{cookie}");
         }
-        // A host-bound token opens nothing else: not another host, not the API.
+        // A host's token opens nothing else: neither another host nor the API.
         proxy.ask(&fleet[0], "GET", WIKI, "/").cookie(&app).send().await.expect_problem(401, "session_invalid");
     }
     for name in ["authfleet=", "session="] {
@@ -203,13 +204,13 @@ async fn no_other_cookie_is_let_in() {
             fleet[0].call(method, path).cookie(&cookie).send().await.expect_problem(401, "session_invalid");
         }
     }
-    // Genuine cookies beside others still count.
+    // A genuine cookie counts even if there are others.
     let beside = format!("authfleet=nonsense; {wiki}; {app}; theme=dark");
     Proxy::Forward.ask(&fleet[0], "GET", APP, "/").cookie(&beside).send().await.expect(200);
 }
 
-/// What a client sends under the names of identity headers is in no answer (GHSA-7r4p-vjf4-gxv4, GHSA-f59h-q822-g45g,
-/// CVE-2025-64484, CVE-2026-39858); proxies drop it, which their recipes' tests show.
+/// If a client sends identity headers, no answer repeats them (GHSA-7r4p-vjf4-gxv4, GHSA-f59h-q822-g45g,
+/// CVE-2025-64484, CVE-2026-39858). Proxies drop them, which the tests of their recipes show.
 #[tokio::test]
 async fn identity_is_never_taken_from_a_request() {
     let fleet = Fleet::builder().with_rules(RULES).start().await;
@@ -247,7 +248,7 @@ async fn names_beyond_ascii_are_percent_encoded() {
     }
 }
 
-/// One round trip of two commands, as a profile costs; nothing at all without a genuine cookie.
+/// One round trip of two commands, as for a profile. Without a genuine cookie, Redis isn't asked.
 #[tokio::test]
 async fn a_verification_costs_what_a_session_check_costs() {
     const REQUESTS: u64 = 50;
@@ -273,7 +274,7 @@ async fn a_verification_costs_what_a_session_check_costs() {
     }
 }
 
-/// A question has the method and the origin of somebody else's request.
+/// A proxy's question has the method and the origin of the request that it asks about.
 #[tokio::test]
 async fn the_rule_about_other_sites_is_not_for_questions() {
     let fleet = Fleet::builder().with_applications().start().await;
@@ -292,7 +293,8 @@ async fn the_rule_about_other_sites_is_not_for_questions() {
     assert_eq!(fleet.redis.run::<Vec<String>>(&["HGETALL", &session.key()]), before, "nothing has changed");
 }
 
-/// Preflights carry no cookies. Rules decide about them; nobody passes by claiming to be one (oauth2-proxy#735).
+/// Preflights have no cookies. Rules decide about them, and a request isn't allowed merely for claiming to be one
+/// (oauth2-proxy#735).
 #[tokio::test]
 async fn a_preflight_is_decided_by_rules_alone() {
     let preflight = |call: Call| {
@@ -311,7 +313,7 @@ async fn a_preflight_is_decided_by_rules_alone() {
     }
 }
 
-/// A path that programs read differently is refused where a rule about paths would decide (CVE-2019-9901, GHSA-pxq7,
+/// A path that programs read differently is refused if a rule about paths would decide (CVE-2019-9901, GHSA-pxq7,
 /// GHSA-7rh7).
 #[tokio::test]
 async fn a_path_that_programs_read_differently_is_refused() {
@@ -335,7 +337,7 @@ async fn a_path_that_programs_read_differently_is_refused() {
             let answer = proxy.ask(&fleet[0], "GET", APP, path).cookie(&cookie).send().await;
             assert_eq!(identity(&answer.expect_problem(403, "path_refused")), NOBODY, "{path}");
         }
-        // The test's client would tidy the path up. Envoy doesn't.
+        // Written by hand, because the test's client would normalise the path. Envoy doesn't.
         let mut raw = fleet[0].raw().await;
         let head = format!(
             "GET /auth/verify/envoy{path} HTTP/1.1\r\nHost: {APP}\r\nCookie: {cookie}\r\nConnection: close\r\n\r\n"
@@ -345,7 +347,7 @@ async fn a_path_that_programs_read_differently_is_refused() {
         assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("\"path_refused\""), "{path}: {answer}");
         assert!(answer.contains("remote-user: \r\n"), "{answer}");
     }
-    // A query is no part of the path.
+    // The query is not part of the path.
     for path in ["/static/x?/../closed", "/static/x?a=%2f;..//"] {
         for proxy in Proxy::each() {
             proxy.ask(&fleet[0], "GET", APP, path).send().await.expect(200);
@@ -353,8 +355,8 @@ async fn a_path_that_programs_read_differently_is_refused() {
     }
 }
 
-/// Every replica knows at once: the host's cookie has no key of its own (authentik#5674, #25248 failed across
-/// replicas).
+/// Every replica knows at once, because the host's cookie has no key of its own in Redis (authentik#5674 and #25248
+/// failed across replicas).
 #[tokio::test]
 async fn whatever_ends_a_session_ends_it_at_every_host_on_every_replica() {
     let fleet = Fleet::builder().replicas(3).with_applications().start().await;
@@ -396,7 +398,7 @@ async fn whatever_ends_a_session_ends_it_at_every_host_on_every_replica() {
     verified(&cookies, 401).await;
 }
 
-/// One cookie for the whole domain, at a price that the documents name.
+/// One cookie can be shared by the whole domain. The documents say what that costs.
 #[tokio::test]
 async fn a_shared_cookie_needs_no_handover() {
     let fleet = Fleet::builder().with_applications().env("COOKIE_DOMAIN", "example.test").start().await;

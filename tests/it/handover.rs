@@ -1,4 +1,5 @@
-//! How a session gets to the host of an application: `start`, the page for signing in, a code, `callback`. And how not.
+//! How a session gets to the host of an application: by `start`, the page for signing in, a code, and `callback`; and
+//! which attempts at this fail.
 use crate::fleet::{APP, Answer, Fleet, LOGIN_HOST, Proxy, Session, Visitor, WIKI, identity, opened_at};
 
 async fn fleet() -> (Fleet, Session) {
@@ -13,7 +14,7 @@ fn refused(answer: Answer) {
     assert_eq!((answer.header("set-cookie"), answer.header("location")), (None, None));
 }
 
-/// Each step at another replica.
+/// Each step goes to another replica.
 #[tokio::test]
 async fn somebody_who_is_signed_in_gets_to_an_application() {
     let (fleet, session) = fleet().await;
@@ -65,7 +66,7 @@ async fn a_code_is_good_once() {
     visitor.calls_back(&fleet[1], &callback).send().await.expect(302);
     refused(visitor.calls_back(&fleet[2], &callback).send().await);
 
-    // By however many at the same time.
+    // Several callbacks at the same time: one gets the session.
     let callback = visitor.signed_in(&fleet[0], &session).await;
     let calls = (0..12).map(|n| visitor.calls_back(&fleet[n % 3], &callback).send());
     let answers = futures::future::join_all(calls).await;
@@ -85,7 +86,7 @@ async fn a_code_is_good_for_30_seconds_and_is_not_readable_in_redis() {
     let kept = format!("{key} {:?}", fleet.redis.run::<Vec<String>>(&["HGETALL", &key]));
     let value = visitor.start.split_once('=').expect("a cookie").1;
     assert!(!kept.contains(code) && !kept.contains(value), "{kept}");
-    // What ends in Redis by itself after that time is gone for all.
+    // The code expires in Redis, so it is gone for every replica.
     fleet.redis.run::<i64>(&["PEXPIRE", &key, "1"]);
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     refused(visitor.calls_back(&fleet[1], &callback).send().await);
@@ -107,7 +108,7 @@ async fn another_browser_gets_nothing_for_a_code_and_uses_it_up() {
             refused(visitor.calls_back(&fleet[2], &callback).send().await);
         }
     }
-    // Nobody can choose the value: what isn't one of ours is replaced, what is one stays.
+    // Nobody can choose the value: one of ours is kept, and anything else is replaced.
     let start = async |cookie: &str| {
         let answer = fleet[0].get("/.authfleet/start?to=/").header("host", APP).cookie(cookie).send().await.expect(302);
         answer.set_cookie().0
@@ -141,7 +142,7 @@ async fn a_code_dies_with_its_session() {
     fleet[1].post("/auth/logout").session(&session).send().await.expect(200);
     refused(visitor.calls_back(&fleet[2], &callback).send().await);
     assert!(fleet.redis.keys("session:*").is_empty(), "and brings nothing back");
-    // Nobody is signed in any more.
+    // The session has ended.
     fleet[0].get(&visitor.sign_in).session(&session).send().await.expect_problem(401, "session_invalid");
 }
 
@@ -181,7 +182,7 @@ async fn nobody_is_sent_anywhere_else() {
         let answer = visitor.calls_back(&fleet[0], &callback).send().await.expect(302);
         assert_eq!(answer.header("location"), Some("http://app.example.test/"), "{to}");
     }
-    // The same for what somebody writes into the URL of the page for signing in.
+    // The same for targets that somebody writes into the URL of the page for signing in.
     let visitor = Visitor::comes(&fleet[0], APP, "/").await;
     let start = visitor.sign_in.split("start=").nth(1).and_then(|rest| rest.split('&').next()).expect("a hash");
     for query in [
@@ -195,7 +196,7 @@ async fn nobody_is_sent_anywhere_else() {
         "host=app.example.test&to=/".to_owned(),
         "to=http://evil.example/".to_owned(),
         "to=//evil.example/".to_owned(),
-        // Another host's cookie comes by a code alone.
+        // Another host gets its cookie only by a code.
         "to=http://app.example.test/".to_owned(),
     ] {
         let answer = fleet[0].get(&format!("/sign-in?{query}")).session(&session).send().await.expect(303);
@@ -206,8 +207,8 @@ async fn nobody_is_sent_anywhere_else() {
     assert_eq!(answer.header("location"), Some("http://login.example.test/account?x"));
 }
 
-/// The target travels with the code, never in the session: a page and its images that ask at the same time don't
-/// overwrite each other's (authentik#6886).
+/// The target is kept with the code, never in the session, so that a page and its images, which ask at the same time,
+/// don't overwrite each other's target (authentik#6886).
 #[tokio::test]
 async fn several_tabs_get_where_they_were_going() {
     let (fleet, session) = fleet().await;
@@ -234,7 +235,7 @@ async fn a_secret_that_was_rotated_keeps_hosts_signed_in() {
         Proxy::Envoy.ask(&fleet[replica], "GET", APP, "/").cookie(cookie).send().await.expect(status);
     };
     check(1, &cookie, 200).await;
-    // Signed with the new one.
+    // A cookie signed with the new secret.
     let cookie = opened_at(&fleet[1], &session, APP).await;
     check(1, &cookie, 200).await;
     check(0, &cookie, 401).await;

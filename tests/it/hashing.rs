@@ -1,4 +1,4 @@
-//! Password hashing through the whole server: bounded, shed at once, out of the way of session checks.
+//! Password hashing in the whole server: it is bounded, refuses excess work at once, and doesn't delay session checks.
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -34,7 +34,7 @@ async fn a_storm_of_logins_is_shed_and_hurts_nobody() {
     let passwords = [(&ada, PASSWORD, 200), (&eve, "a wrong password", 401)];
     let storm = async {
         let mut statuses = Vec::new();
-        // Half of the attempts at eve's account are wrong, and still below its limit.
+        // Half of the attempts at eve's account are wrong, but stay below its limit.
         for _ in 0..2 {
             let logins = (0..8).flat_map(|_| passwords).map(async |(user, password, right)| {
                 let answer = fleet[0].try_login(&user.email, password).send().await;
@@ -78,7 +78,7 @@ async fn clients_that_leave_during_a_login_leave_nothing_behind() {
             && fleet[0].count("authfleet_hash_queued", &[]).await == 0
     })
     .await;
-    // One hash may still be under way, but the whole queue is free each time.
+    // One hash may still be in progress, but the whole queue is free each time.
     for _ in 0..3 {
         let logins = (0..2).map(|_| fleet[0].try_login("ada", PASSWORD).send());
         for answer in join_all(logins).await {

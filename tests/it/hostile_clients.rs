@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use crate::fleet::{Fleet, PATIENTLY, within};
 
-/// The server gives a head 30 s and a body 10 s; the rest is for a machine under load.
+/// The server allows 30 s for a head and 10 s for a body. The rest is slack for a machine under load.
 const HEAD: Duration = Duration::from_secs(40);
 const BODY: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(500);
@@ -70,7 +70,7 @@ async fn a_body_without_end_is_cut_off() {
         let chunk = format!("1000\r\n{}\r\n", " ".repeat(4096));
         let flood = async { while raw.write(chunk.as_bytes()).await {} };
         tokio::time::timeout(PATIENTLY, flood).await.unwrap_or_else(|_| panic!("{path}: it is still reading"));
-        // The reset that ended the flood may have lost the answer, so a smaller body asks again.
+        // The reset that ended the flood may have lost the answer, so a smaller body tries again.
         let mut raw = fleet[0].raw().await;
         raw.write(&post(path, "Transfer-Encoding: chunked")).await;
         for _ in 0..5 {
@@ -166,7 +166,7 @@ async fn a_client_that_never_reads_is_cheap_and_cut_off() {
     let resident = async || fleet[0].metric("process_resident_memory_bytes", &[]).await;
     let open = async || fleet[0].count("authfleet_http_connections", &[]).await;
     let request = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n";
-    // First clients that read, to know what serving them costs.
+    // First, clients that read, to measure what serving them costs.
     for _ in 0..CLIENTS {
         fleet[0].get("/docs/swagger-ui-bundle.js").send().await.expect(200);
     }
@@ -186,7 +186,7 @@ async fn a_client_that_never_reads_is_cheap_and_cut_off() {
     assert_eq!(open().await, u64::from(CLIENTS), "they are all there");
     let each = (peak - before) / f64::from(CLIENTS) / 1024.0 / 1024.0;
     assert!(each < 1.0, "{each} MiB each");
-    // Others are served meanwhile, and the slow ones are cut off half a minute later.
+    // Other clients are served meanwhile, and the slow ones are cut off half a minute later.
     fleet[0].get("/profile").send().await.expect(401);
     within(Duration::from_secs(30), "cut off", async || open().await == 0).await;
 }

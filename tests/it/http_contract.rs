@@ -1,4 +1,4 @@
-//! The HTTP contract: what every call answers, what it makes of wrong requests, and the headers that all answers have.
+//! The HTTP contract: what every call answers, how it refuses wrong requests, and the headers that all answers have.
 use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, PASSWORD, Session};
@@ -137,7 +137,7 @@ async fn bodies_that_are_wrong_are_named() {
     }
 }
 
-/// serde would fill fields from an array by position; that is refused.
+/// serde would fill fields from an array by position. The server refuses arrays.
 #[tokio::test]
 async fn an_array_is_no_object() {
     let fleet = Fleet::start(1).await;
@@ -187,7 +187,7 @@ async fn fields_that_are_wrong_are_named() {
     assert_eq!(login(json!({ "email": " ", "password": PASSWORD })).await, ["email"]);
 }
 
-/// 128 code points of four bytes each are a valid password, and no part of a password is ignored.
+/// 128 code points of four bytes each are a valid password, and no part of it is ignored.
 #[tokio::test]
 async fn long_passwords_count_whole() {
     let fleet = Fleet::start(1).await;
@@ -253,7 +253,7 @@ async fn head_is_get_without_its_body() {
         let head = fleet[0].call("HEAD", path).session(&session).send().await.expect(200);
         assert!(head.body.is_empty() && !get.body.is_empty());
         for name in ["content-type", "content-length", "cache-control", "x-served-by"] {
-            // The times in a profile are shorter when they end in a zero.
+            // The times in a profile are shorter if they end in a zero, so lengths differ.
             if path == "/profile" && name == "content-length" {
                 continue;
             }

@@ -1,5 +1,5 @@
-//! `authfleet import`: users of another system, from its SQLite file or as CSV, sign in with the passwords that they
-//! had.
+//! `authfleet import`: users of another system, from its SQLite file or from CSV, sign in with the passwords that they
+//! had there.
 use serde_json::{Value, json};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -64,7 +64,7 @@ async fn users_of_a_predecessor_are_imported_and_sign_in_on(engine: Engine) {
     let again = fleet.command(&["import", "--sqlite", source, "--json"], &[]).await.expect_code(1).stdout;
     assert_eq!(counts(&serde_json::from_str(&again).expect("JSON")), [8, 0, 3, 5], "as after an interruption");
 
-    // The id carries the time; the old password works and its hash is upgraded.
+    // The id contains the time of creation. The old password works, and its hash is upgraded.
     let ada = Session::opened_by(&fleet[0].try_login("countess", PASSWORD).send().await);
     let profile = fleet[0].get("/profile").session(&ada).send().await.expect(200);
     assert_eq!(profile.json()["created_at"].as_str().map(|time| &time[..19]), Some("2024-01-31T12:00:00"));

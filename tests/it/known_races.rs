@@ -1,4 +1,4 @@
-//! Races that other servers have, or had, each brought about on purpose.
+//! Races that other servers have or had, each provoked on purpose.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,15 +21,15 @@ fn fence(user_id: &str) -> String {
 #[derive(Clone, Copy)]
 enum Overtaking {
     PasswordChange,
-    /// And then Redis forgets that there was one.
+    /// A password change that Redis then forgets.
     PasswordChangeForgottenByRedis,
     Deletion,
     Disabling,
     DisablingForgottenByRedis,
 }
 
-/// A login whose password is verified, with what was read before, only after `overtaking` was acknowledged by another
-/// replica. Not by luck: the login's replica stands still meanwhile.
+/// A login reads the account, then another replica acknowledges `overtaking`, and only then is the login's password
+/// verified. This order is certain, because the login's replica is stopped meanwhile.
 async fn overtake(overtaking: Overtaking) {
     for engine in Engine::each() {
         overtake_on(engine, overtaking).await;
@@ -40,8 +40,8 @@ async fn overtake_on(engine: Engine, overtaking: Overtaking) {
     let fleet = Fleet::builder().users_in(engine).replicas(2).env("HASH_CONCURRENCY", "1").start().await;
     let (ada, slow) = (fleet[0].register("ada").await, fleet[0].register("slow").await);
     let session = fleet[1].login(&ada).await;
-    // A hash that is seconds of work, in a build that isn't optimised, keeps the only hashing thread of the first
-    // replica busy.
+    // A hash that takes seconds in a build that isn't optimised keeps the only hashing thread of the first replica
+    // busy.
     let hash = fleet.query("SELECT password_hash FROM users WHERE username = 'slow'").await.remove(0);
     let hash = format!("$argon2id$v=19$m=65536,t=2,p=1${}", hash.splitn(5, '$').nth(4).expect("salt and output"));
     fleet.query(&format!("UPDATE users SET password_hash = '{hash}' WHERE id = '{}'", slow.id)).await;
@@ -76,7 +76,7 @@ async fn overtake_on(engine: Engine, overtaking: Overtaking) {
     fleet[0].signal(rustix::process::Signal::CONT);
     let answer = overtaken.await.expect("no panic").expect("an answer");
     answer.expect_problem(401, "invalid_credentials");
-    // Its session was never there, or is no longer.
+    // Its session was never created, or has ended.
     let expected: Vec<_> = successor.iter().map(Session::key).collect();
     assert_eq!(fleet.redis.keys(&format!("session:{{{}}}:*", ada.id)), expected);
     assert_eq!(fleet[1].check(&session).await, 401);
@@ -91,7 +91,7 @@ async fn a_login_verified_with_the_old_password_does_not_outlive_its_change() {
     overtake(Overtaking::PasswordChange).await;
 }
 
-/// The epoch in SQL has the last word.
+/// The epoch in SQL decides.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nor_does_it_when_redis_forgot_that_there_was_a_change() {
     overtake(Overtaking::PasswordChangeForgottenByRedis).await;
@@ -112,7 +112,7 @@ async fn nor_does_it_when_redis_forgot_that_the_user_was_disabled() {
     overtake(Overtaking::DisablingForgottenByRedis).await;
 }
 
-/// A refresh that writes the session back brings to life what was revoked meanwhile.
+/// A server that renews a session by writing it back would revive one that was revoked meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_under_way_does_not_bring_back_what_was_revoked() {
     for engine in Engine::each() {
@@ -130,7 +130,7 @@ async fn a_refresh_under_way_does_not_bring_back_what_was_revoked_on(engine: Eng
             .map(|n| {
                 let (fleet, victim) = (Arc::clone(&fleet), victim.clone());
                 let (ended, stop) = (Arc::clone(&ended), Arc::clone(&stop));
-                // Whatever renews: looking at oneself, at the list, trying a password.
+                // Requests that renew a session.
                 let path = ["/profile", "/auth/sessions", "/profile"][n / 3];
                 tokio::spawn(async move {
                     let mut alive = 0;
@@ -165,8 +165,8 @@ async fn a_refresh_under_way_does_not_bring_back_what_was_revoked_on(engine: Eng
     }
 }
 
-/// A replica that dies between ending the sessions and changing the password leaves neither a living old session nor a
-/// user who can't sign in.
+/// If a replica dies between ending the sessions and changing the password, no old session is alive, and the user can
+/// sign in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_within_a_password_change_leaves_no_session_and_locks_nobody_out() {
     for engine in Engine::each() {
@@ -191,7 +191,7 @@ async fn a_crash_within_a_password_change_leaves_no_session_and_locks_nobody_out
     assert_eq!((fleet[1].check(&asking).await, fleet[1].check(&other).await), (401, 401));
     assert!(fleet.redis.keys("session:*").is_empty());
     fleet[1].try_login("ada", NEW_PASSWORD).send().await.expect_problem(401, "invalid_credentials");
-    // The fence is still up; this login takes over its epoch.
+    // The fence is still there. This login takes over its epoch.
     let session = fleet[1].login(&ada).await;
     assert_eq!(fleet.query("SELECT CAST(epoch AS TEXT) FROM users").await, ["2"]);
     fleet[0].start().await;
@@ -200,7 +200,7 @@ async fn a_crash_within_a_password_change_leaves_no_session_and_locks_nobody_out
     assert_eq!(fleet[1].check(&asking).await, 401);
 }
 
-/// A fence without its change, however high, as a crashed replica of whatever version may leave it.
+/// A replica of any version that crashes may leave a fence without its change, with any epoch.
 #[tokio::test]
 async fn a_fence_without_its_change_locks_nobody_out() {
     for engine in Engine::each() {
@@ -216,7 +216,7 @@ async fn a_fence_without_its_change_locks_nobody_out_on(engine: Engine) {
         fleet.redis.run::<String>(&["SET", &fence(&ada.id), epoch, "PX", "3600000"]);
         fleet.redis.run::<i64>(&["DEL", &before.key()]);
         let logins = join_all((0..6).map(|n| fleet[n % 3].try_login("ada", PASSWORD).send())).await;
-        // Those that raced for the repair may have to try again, but one made it, and none is half signed in.
+        // Logins that raced for the repair may have to try again, but one succeeded, and none is half signed in.
         let opened: Vec<_> = logins.iter().filter(|answer| answer.status == 200).map(Session::opened_by).collect();
         assert!(!opened.is_empty(), "{logins:?}");
         for session in &opened {
@@ -228,7 +228,8 @@ async fn a_fence_without_its_change_locks_nobody_out_on(engine: Engine) {
     }
 }
 
-/// Where any login under way makes a password change fail, whoever knows the password keeps its owner from changing it.
+/// If a concurrent login could make a password change fail, an attacker who knows the password could keep its owner
+/// from changing it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logins_meanwhile_do_not_stop_a_password_change() {
     for engine in Engine::each() {
@@ -241,7 +242,7 @@ async fn logins_meanwhile_do_not_stop_a_password_change_on(engine: Engine) {
     for round in 0..4 {
         let ada = fleet[0].register(&format!("ada-{round}")).await;
         let session = fleet[0].login(&ada).await;
-        // Holds the change between its two steps, so that logins come in between.
+        // Stops the change between its two steps, so that logins happen in between.
         let held = fleet.hold_writers().await;
         let body = change(PASSWORD, NEW_PASSWORD);
         let changing = tokio::spawn(fleet[0].post("/auth/password").session(&session).json(&body).try_send());
@@ -255,7 +256,7 @@ async fn logins_meanwhile_do_not_stop_a_password_change_on(engine: Engine) {
         for login in join_all(logins).await {
             let answer: Answer = login.expect("no panic").expect("an answer");
             match answer.status {
-                // Signed in before the change, which has ended it.
+                // Signed in before the change, which then ended the session.
                 200 => assert_eq!(fleet[0].check(&Session::opened_by(&answer)).await, 401),
                 503 => drop(answer.expect_problem(503, "store_unavailable")),
                 _ => drop(answer.expect_problem(401, "invalid_credentials")),
@@ -266,7 +267,7 @@ async fn logins_meanwhile_do_not_stop_a_password_change_on(engine: Engine) {
     }
 }
 
-/// Session fixation: whatever cookie is planted in a browser, a login makes another one (ASVS 5.0 7.2.4).
+/// Session fixation: a login makes a new cookie, whatever cookie was planted in the browser (ASVS 5.0 7.2.4).
 #[tokio::test]
 async fn asvs_7_2_4_a_planted_session_is_not_signed_in() {
     for engine in Engine::each() {
@@ -296,7 +297,7 @@ async fn asvs_7_2_4_a_planted_session_is_not_signed_in_on(engine: Engine) {
     assert!(session.id != planted.id && session.user_id == ada.id);
 }
 
-/// Other servers refuse the token on one instance and keep accepting it on those that have it cached.
+/// Other servers refuse a revoked token on one instance and keep accepting it on instances that have cached it.
 #[tokio::test]
 async fn no_replica_remembers_a_session_that_another_one_ended() {
     for engine in Engine::each() {
@@ -321,7 +322,7 @@ async fn no_replica_remembers_a_session_that_another_one_ended_on(engine: Engine
     }
 }
 
-/// Whoever signs in while all sessions are being ended is either signed in or not, and all replicas agree.
+/// A user who signs in while all sessions are being ended is either signed in or not, and all replicas agree.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revoking_all_misses_no_session_that_was_there() {
     for engine in Engine::each() {
@@ -346,7 +347,7 @@ async fn revoking_all_misses_no_session_that_was_there_on(engine: Engine) {
             let seen = [fleet[0].check(session).await, fleet[1].check(session).await, fleet[2].check(session).await];
             assert!(seen == [200; 3] || seen == [401; 3], "{seen:?}");
         }
-        // Each living session is on the list by which the next revocation finds it.
+        // Each living session is in the index, where the next revocation finds it.
         let mut listed: Vec<String> = fleet.redis.run(&["ZRANGE", &format!("user:{{{}}}:sessions", ada.id), "0", "-1"]);
         listed.sort();
         let keys = fleet.redis.keys(&format!("session:{{{}}}:*", ada.id));

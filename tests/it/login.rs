@@ -1,4 +1,4 @@
-//! Login: what it answers to whom, and what happens to the session that the browser brings along.
+//! Login: its answers, and what happens to a session that the browser sends along.
 use crate::fleet::{Fleet, PASSWORD, Session};
 
 /// ASVS 5.0 6.3.8.
@@ -39,7 +39,8 @@ async fn a_disabled_user_is_signed_in_nowhere() {
     assert_eq!(fleet[0].check(&session).await, 200);
 }
 
-/// A login that brings a session makes a new one, so nobody can plant theirs, and ends the old one (ASVS 5.0 7.2.4).
+/// A login with a session cookie creates a new session, so that nobody can plant one, and ends the old one (ASVS 5.0
+/// 7.2.4).
 #[tokio::test]
 async fn a_login_replaces_the_session_that_it_brings() {
     let fleet = Fleet::start(2).await;
@@ -57,7 +58,7 @@ async fn a_login_replaces_the_session_that_it_brings() {
     assert_eq!((fleet[0].check(&second).await, fleet[0].check(&of_eve).await), (401, 200));
     assert_eq!(of_eve.user_id, eve.id);
 
-    // Ended or forged ones are no reason to refuse, and a login that fails ends nothing.
+    // A login isn't refused because of an ended or forged session, and a failed login ends nothing.
     let fifth = again(&second, "eve").await;
     let forged = fleet[0].try_login("ada", PASSWORD).cookie(&fifth.forged()).send().await;
     forged.expect(200);

@@ -1,4 +1,4 @@
-//! What the log says.
+//! The log: its lines, their limits, and what happens if nobody reads it.
 use std::io::{PipeReader, Read as _};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::fleet::{Fleet, PASSWORD, PATIENTLY, Replica, within};
 
-/// No line is longer, as `docs/observability.md` says.
+/// The longest line, in bytes, as `docs/observability.md` promises.
 const LINE_LIMIT: usize = 8192;
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn who_did_what_is_recorded() {
     assert!(!fleet[0].output_text().contains(PASSWORD));
 }
 
-/// More log than a pipe and the queues take: requests for long paths that aren't there.
+/// Writes more log than a pipe and the queues hold, by requests for long paths that don't exist.
 async fn fill_the_log(replica: &Replica) {
     let path = format!("/{}", "x".repeat(5000));
     for _ in 0..700 {
@@ -103,7 +103,7 @@ async fn fill_the_log(replica: &Replica) {
     }
 }
 
-/// Reads a log from now on.
+/// Reads a log from now on, in a thread.
 fn read_all(mut log: PipeReader) -> (Arc<Mutex<Vec<u8>>>, JoinHandle<()>) {
     let text = Arc::new(Mutex::new(Vec::new()));
     let reader = std::thread::spawn({
@@ -134,7 +134,7 @@ async fn a_log_that_nobody_reads_holds_up_nobody() {
     assert!(lost_requests > 0, "the queue took more than a pipe and a mebibyte");
     assert_eq!([lost("audit").await, lost("other").await], [0, 0]);
 
-    // Somebody reads again: what was lost is said, and of audit events nothing was.
+    // The log is read again: it says what was lost, and no audit event was.
     let (text, reader) = read_all(log);
     let has_been_said = async || String::from_utf8_lossy(&text.lock()).contains("log lines were lost");
     within(PATIENTLY, "the loss is said", has_been_said).await;
@@ -165,7 +165,7 @@ async fn a_replica_ends_although_nobody_reads_its_log() {
     drop(log);
 }
 
-/// A closed log is no reason to fail or to be busy with it.
+/// A closed log makes no request fail and keeps no thread busy.
 #[tokio::test]
 async fn a_log_that_is_closed_holds_up_nobody() {
     let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
@@ -179,14 +179,14 @@ async fn a_log_that_is_closed_holds_up_nobody() {
     assert_eq!(fleet[0].ended().await.code(), Some(0));
 }
 
-/// A command that cuts somebody off does it to the end, whoever reads its messages.
+/// A command that ends sessions finishes, even if nobody reads its messages.
 #[tokio::test]
 async fn a_command_works_although_nobody_reads_its_log() {
     let fleet = Fleet::start(1).await;
     let ada = fleet[0].register("ada").await;
     let session = fleet[0].login(&ada).await;
     let (log, stderr) = std::io::pipe().expect("a pipe");
-    // Full to the last byte.
+    // Fills the pipe to the last byte.
     rustix::io::ioctl_fionbio(&stderr, true).expect("a pipe can be non-blocking");
     for size in [4096, 1] {
         while rustix::io::write(&stderr, &vec![b'\n'; size]).is_ok() {}
@@ -223,7 +223,7 @@ async fn a_line_is_bounded_whatever_clients_send() {
     assert!(longest.len() < LINE_LIMIT, "{} bytes: {longest}", longest.len());
 }
 
-/// The first metrics, each with what happened.
+/// Each metric counts what happened.
 #[tokio::test]
 async fn metrics_count_what_happened() {
     let fleet = Fleet::start(1).await;
@@ -254,7 +254,7 @@ async fn metrics_count_what_happened() {
     ] {
         assert_eq!(fleet[0].count(name, labels).await, expected, "{name} {labels:?}");
     }
-    // Paths are anybody's: they make no series of their own.
+    // Clients choose paths, so a path makes no series of its own.
     for n in 0..20 {
         fleet[0].get(&format!("/nowhere/{n}")).send().await.expect(404);
     }

@@ -1,4 +1,4 @@
-//! The real binary, a real Redis, a real SQLite file. `fleet` starts them; each other file is about one concern.
+//! Tests with the real binary, Redis, SQLite and PostgreSQL. `fleet` starts them. Each other file is about one concern.
 #![expect(unreachable_pub, reason = "a binary has no outside: `pub` says what the tests use of the harness")]
 mod fleet;
 

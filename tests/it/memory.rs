@@ -13,7 +13,7 @@ async fn sessions_in_memory() {
     fleet[0].post("/auth/logout").session(&session).send().await.expect(200);
     assert_eq!((fleet[0].check(&session).await, fleet[0].check(&other).await), (401, 200));
 
-    // Said where operators look.
+    // The log warns operators.
     let warned = |line: &serde_json::Value| {
         line["level"] == "WARN" && line["message"].as_str().is_some_and(|text| text.contains("memory"))
     };
@@ -22,19 +22,19 @@ async fn sessions_in_memory() {
     assert_eq!(readiness["sessions"]["store"], "memory");
     assert!(readiness["sessions"]["note"].as_str().is_some_and(|note| note.contains("one replica")), "{readiness}");
 
-    // Users stay, sessions don't, and their cookies are refused by the next random secret.
+    // Users stay and sessions don't. Their cookies don't fit the next random secret.
     fleet[0].restart(&[]).await;
     assert_eq!(fleet[0].check(&other).await, 401);
     fleet[0].login(&ada).await;
 }
 
-/// `cargo run` in an empty directory: the commands that it prints do what they say.
+/// `cargo run` in an empty directory prints commands to try, and they work.
 #[tokio::test]
 async fn what_it_prints_to_try_can_be_tried() {
     let unset = ["SESSION_SECRET", "COOKIE_SECURE", "ARGON2_MEMORY", "ARGON2_ITERATIONS", "HASH_QUEUE"];
     let builder = unset.into_iter().fold(Fleet::builder(), |builder, name| builder.env(name, ""));
     let fleet = builder.without_redis().unmigrated().start().await;
-    // Printed right after the line that says it's up.
+    // They are printed right after the line that says that the server is up.
     crate::fleet::within(crate::fleet::PATIENTLY, "something to try", async || {
         fleet[0].output_text().contains("Ctrl-C")
     })

@@ -1,4 +1,4 @@
-//! Every metric, as Prometheus reads it from a replica that does its work.
+//! Every metric, as Prometheus reads it from a working replica.
 mod exposition;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +25,7 @@ async fn value(replica: &Replica, name: &str, labels: &[(&str, &str)]) -> Option
     Exposition::of(replica).await.value(name, labels)
 }
 
-/// Waits until a metric has this value; NaN is one.
+/// Waits until a metric has this value, which may be NaN.
 async fn expect_value(replica: &Replica, name: &str, labels: &[(&str, &str)], expected: f64) {
     within(PATIENTLY, &format!("{name} {labels:?} is {expected}"), async || {
         value(replica, name, labels).await.is_some_and(|found| found.total_cmp(&expected).is_eq())
@@ -85,7 +85,7 @@ async fn every_metric_is_exposed_as_the_catalogue_says() {
             let buckets = exposition.samples.iter().filter(|(sample, labels, _)| *sample == bucket && is_first(labels));
             assert_eq!(buckets.map(|(_, labels, _)| labels["le"].clone()).collect::<Vec<_>>(), bounds, "{bucket}");
         }
-        // Nothing that the catalogue doesn't know, and nothing without its replica.
+        // Every metric is in the catalogue, and every series names its replica.
         for (sample, labels, _) in &exposition.samples {
             let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| sample.strip_suffix(suffix));
             let is_ours = |metric: &&authfleet::metrics::Metric| {
@@ -111,7 +111,7 @@ async fn every_metric_is_exposed_as_the_catalogue_says() {
     }
 }
 
-/// Exactly the labels of the metric and the replica, and values that the catalogue has.
+/// Fails the test unless a series has exactly the metric's labels and `replica`, with values from the catalogue.
 fn expect_labels(metric: &authfleet::metrics::Metric, labels: &Labels, replica: &str) {
     let mut expected: BTreeSet<_> = metric.labels.iter().map(|(label, _)| *label).collect();
     expected.insert("replica");
@@ -124,7 +124,7 @@ fn expect_labels(metric: &authfleet::metrics::Metric, labels: &Labels, replica: 
     }
 }
 
-/// Clients choose paths, methods, names and ids as they like. A series for each would fill Prometheus's memory.
+/// Clients choose paths, methods, names and ids freely. A series for each would fill Prometheus's memory.
 #[tokio::test]
 async fn odd_requests_make_no_series() {
     let fleet = Fleet::start(1).await;
@@ -219,7 +219,7 @@ async fn a_replica_that_drains_says_so_at_once() {
     expect_value(&fleet[0], READY, &[], 1.0).await;
     assert_eq!(value(&fleet[0], DRAINING, &[]).await, Some(0.0));
     let looks = async || value(&fleet[0], &format!("{REDIS_SECONDS}_count"), &[("operation", "ping")]).await;
-    // Right after a look at the parts the next one is farthest.
+    // Right after a look at the parts, the next one is farthest away.
     let before = looks().await;
     within(PATIENTLY, "a look at the parts", async || looks().await != before).await;
     let last = looks().await;
@@ -228,14 +228,14 @@ async fn a_replica_that_drains_says_so_at_once() {
     let exposition = Exposition::of(&fleet[0]).await;
     assert_eq!(exposition.value(READY, &[]), Some(0.0));
     assert_eq!(looks().await, last, "no look was needed for that");
-    // Still so after the next look, and the parts are still watched.
+    // It is still so after the next look, and the parts are still watched.
     within(PATIENTLY, "a look at the parts", async || looks().await != last).await;
     let exposition = Exposition::of(&fleet[0]).await;
     assert_eq!((exposition.value(READY, &[]), exposition.value(DRAINING, &[])), (Some(0.0), Some(1.0)));
     assert_eq!(exposition.value(PART_READY, SESSIONS_PART), Some(1.0));
 }
 
-/// Makes keys of sessions and other keys, quicker than logins do.
+/// Makes keys of sessions and other keys, faster than logins would.
 fn fill(fleet: &Fleet, sessions: u32, others: u32) {
     let script = "for i = 1, ARGV[1] do redis.call('HSET', 'session:{' .. i .. '}:x', 'user_id', i) end \
                   for i = 1, ARGV[2] do redis.call('SET', 'user:{' .. i .. '}:sessions', i) end";
@@ -244,14 +244,14 @@ fn fill(fleet: &Fleet, sessions: u32, others: u32) {
 
 #[tokio::test]
 async fn sessions_alive_are_counted_or_estimated() {
-    // Few keys: counted.
+    // Few keys are counted.
     let mut fleet = Fleet::builder().replicas(0).start().await;
     fill(&fleet, 4321, 5000);
     fleet.redis.run::<()>(&["SET", "sessions", "no session"]);
     fleet.add_replica().await;
     expect_value(&fleet[0], SESSIONS_ALIVE, &[], 4321.0).await;
 
-    // Many: estimated from a sample, of which half are others. 15 % is five standard deviations.
+    // Many keys are estimated from a sample, half of which are other keys. 15 % is five standard deviations.
     let mut fleet = Fleet::builder().replicas(0).start().await;
     fill(&fleet, 12_000, 12_000);
     fleet.add_replica().await;
@@ -314,7 +314,8 @@ async fn open_connections_are_counted_however_they_end() {
     }
     open[3].read_until("session_invalid").await;
     expect_value(&fleet[0], HTTP_CONNECTIONS, &[], 4.0).await;
-    // Closed by the server, because of nonsense, and by the client, in all stages.
+    // One connection is closed by the server, because it can't parse the request, and others by the client at every
+    // stage.
     open[0].write(b"\x16\x03\x01\r\n\r\n").await;
     open[0].read_to_end(PATIENTLY).await.expect("closed");
     expect_value(&fleet[0], HTTP_CONNECTIONS, &[], 3.0).await;
@@ -390,14 +391,14 @@ async fn the_shipped_acl_is_enough_and_a_narrower_one_is_said_once() {
     }
     assert_eq!(exposition.value(READY, &[]), Some(1.0));
 
-    // A refusal inside of a pipeline is a failure too. (Logins need TIME.)
+    // A refusal within a pipeline is a failure too. (Logins need TIME.)
     fleet.redis.run::<()>(&["ACL", "SETUSER", "fleet", "+time"]);
     let session = fleet[0].login(&fleet[0].register("ada").await).await;
     fleet[0].get("/profile").session(&session).send().await.expect_problem(503, "store_unavailable");
     assert_eq!(value(&fleet[0], REDIS_ERRORS, &[("operation", "check")]).await, Some(1.0));
 }
 
-/// Redis must not be busy with questions about how it is.
+/// The questions for metrics must not load Redis.
 #[tokio::test]
 async fn looking_costs_redis_little() {
     let fleet = Fleet::start(1).await;
@@ -407,8 +408,8 @@ async fn looking_costs_redis_little() {
     let before = looks().await.unwrap_or_default();
     within(PATIENTLY, "two more looks", async || looks().await.unwrap_or_default() > before + 1.0).await;
     let used = meter.used();
-    // Each is a PEXPIRE of no key, a TIME and an INFO of three sections; one may have been under way. No count is due
-    // yet.
+    // Each look sends a PEXPIRE of a key that doesn't exist, a TIME and an INFO of three sections. One look may have
+    // been in progress. No count is due yet.
     assert!(used.reads <= 9, "{used:?}");
     let commands: BTreeSet<_> = used.commands.keys().map(String::as_str).collect();
     assert_eq!(commands, ["info", "pexpire", "time"].into(), "{used:?}");

@@ -1,14 +1,15 @@
-//! PostgreSQL frozen, killed, full or read-only: the right answer, soon, and those who are signed in notice nothing.
+//! PostgreSQL is frozen, killed, full or read-only: the right answers come in time, and users who are signed in notice
+//! nothing.
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
 use crate::fleet::{Answer, Engine, Fleet, PASSWORD, PROMPTLY, PasswordChanges, Registrations, Session, within};
 
-/// Each replica says 503 in time where it needs PostgreSQL, and goes on where it doesn't.
+/// Fails the test unless each replica answers 503 in time where it needs PostgreSQL, and works where it doesn't.
 async fn is_out(fleet: &Fleet, session: &Session) {
     for replica in fleet.replicas() {
-        // More at once than a replica has connections.
+        // More logins at once than a replica has connections.
         let logins = join_all((0..8).map(|_| replica.try_login("ada", PASSWORD).send())).await;
         logins.into_iter().for_each(Answer::expect_unavailable);
         replica.try_register("eve").send().await.expect_unavailable();
@@ -22,7 +23,7 @@ async fn is_out(fleet: &Fleet, session: &Session) {
     }
 }
 
-/// Without anybody's help.
+/// Waits until every replica works again, without a restart.
 async fn is_back(fleet: &Fleet) {
     for replica in fleet.replicas() {
         let login = async || replica.try_login("ada", PASSWORD).send().await.status == 200;
@@ -63,7 +64,7 @@ async fn postgres_frozen() {
 async fn postgres_killed_and_started_again() {
     let (mut fleet, session) = fleet_with_ada().await;
     fleet.postgres.as_mut().expect("a server").kill();
-    // Nobody listens: connections are refused. A replica that starts meanwhile waits for it too.
+    // Connections are refused. A replica that starts meanwhile waits for PostgreSQL too.
     fleet[1].restart(&[]).await;
     is_out(&fleet, &session).await;
     fleet.postgres.as_mut().expect("a server").start().await;
@@ -87,7 +88,7 @@ async fn postgres_without_a_free_connection() {
 async fn postgres_read_only() {
     let (mut fleet, session) = fleet_with_ada().await;
     fleet.query("ALTER DATABASE authfleet SET default_transaction_read_only = on").await;
-    // As after a failover to a server that takes no writes: the connections are new.
+    // As after a failover to a server that takes no writes. The connections are new.
     for replica in 0..2 {
         fleet[replica].restart(&[]).await;
     }
@@ -120,8 +121,7 @@ async fn a_killed_postgres_loses_nothing_acknowledged() {
     passwords.expect_kept(&fleet).await;
 }
 
-/// How often a login and a registration ask PostgreSQL, each time in one round trip: their statements are prepared by
-/// then.
+/// A login and a registration send two statements each. Each takes one round trip, because it has been prepared.
 #[tokio::test]
 async fn a_login_and_a_registration_are_two_statements_each() {
     let mut fleet = Fleet::start_on(Engine::OwnPostgres, 1).await;

@@ -1,10 +1,10 @@
-//! Redis absent, killed, frozen or full: the right answer, soon, and nobody is logged out.
+//! Redis is absent, killed, frozen or full: the right answers come in time, and nobody is logged out.
 use futures::future::join_all;
 use serde_json::json;
 
 use crate::fleet::{Call, Fleet, PASSWORD, PATIENTLY, PROMPTLY, Session, within};
 
-/// What holds while Redis doesn't answer.
+/// Fails the test unless every replica gives the answers that are right while Redis doesn't answer.
 async fn expect_unavailable(fleet: &Fleet, session: &Session) {
     for replica in fleet.replicas() {
         let calls = [
@@ -13,12 +13,12 @@ async fn expect_unavailable(fleet: &Fleet, session: &Session) {
             replica.try_login("ada", PASSWORD),
             replica.try_login("ada", PASSWORD).session(session),
         ];
-        // Many at once, and none may wait for the time-outs of others.
+        // Many at once. None may wait for the time-outs of others.
         let many = (0..20).map(|_| replica.get("/profile").session(session));
         for answer in join_all(calls.into_iter().chain(many).map(Call::send)).await {
             answer.expect_unavailable();
         }
-        // Without a genuine cookie the answer is 401, for which Redis isn't needed.
+        // Without a genuine cookie the answer is 401, which doesn't need Redis.
         replica.get("/profile").send().await.expect_problem(401, "session_invalid");
         replica.get("/profile").cookie(&session.forged()).send().await.expect_problem(401, "session_invalid");
         replica.ops("/livez").await.expect(200);
@@ -35,7 +35,7 @@ async fn expect_unavailable(fleet: &Fleet, session: &Session) {
     }
 }
 
-/// What holds within two seconds of its return.
+/// Fails the test unless every replica recovers within two seconds of Redis's return.
 async fn expect_recovery(fleet: &Fleet, session: &Session) {
     let begin = std::time::Instant::now();
     for replica in fleet.replicas() {
@@ -92,8 +92,8 @@ async fn redis_absent_at_start() {
     assert_eq!(fleet[1].check(&session).await, 200);
 }
 
-/// A primary that was demoted, and whose address leads to its successor by now, keeps its connections: they answer, and
-/// refuse every write.
+/// A demoted primary, whose address already leads to its successor, keeps its connections. They answer, but refuse
+/// every write.
 #[tokio::test]
 async fn redis_demoted() {
     for serves_stale_data in ["yes", "no"] {
@@ -116,8 +116,7 @@ async fn redis_demoted() {
     }
 }
 
-/// A primary that is cut off from its replicas may have a successor already, which knows of revocations that it
-/// doesn't.
+/// A primary that is cut off from its replicas may already have a successor, with revocations that it doesn't know.
 #[tokio::test]
 async fn redis_cut_off_from_its_replicas() {
     let fleet = Fleet::builder().replicas(2).start().await;
@@ -128,7 +127,7 @@ async fn redis_cut_off_from_its_replicas() {
     expect_recovery(&fleet, &session).await;
 }
 
-/// Ending sessions must work when Redis is full, because it makes room.
+/// Ending sessions must work if Redis is full, because it frees memory.
 #[tokio::test]
 async fn redis_full_ends_sessions_in_every_way() {
     let fleet = Fleet::start(1).await;
@@ -169,7 +168,7 @@ async fn redis_full_ends_sessions_in_every_way() {
     }
 }
 
-/// With `noeviction` a full Redis may refuse logins, but logs nobody out and lets them sign out.
+/// With `noeviction`, a full Redis may refuse logins, but logs nobody out, and users can sign out.
 #[tokio::test]
 async fn redis_full() {
     let fleet = Fleet::start(1).await;
@@ -187,7 +186,7 @@ async fn redis_full() {
     fleet[0].login(&ada).await;
 }
 
-/// As after a failover: scripts are gone, connections are closed.
+/// As after a failover, scripts are gone and connections are closed.
 #[tokio::test]
 async fn redis_that_forgot_its_scripts_and_clients() {
     let fleet = Fleet::start(1).await;

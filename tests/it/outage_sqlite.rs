@@ -1,4 +1,4 @@
-//! SQLite locked or gone: the right answer, soon, and those who are signed in notice nothing.
+//! SQLite is locked or gone: the right answers come in time, and users who are signed in notice nothing.
 use sqlx::Connection as _;
 
 use crate::fleet::{Fleet, PASSWORD, PROMPTLY, within};
@@ -12,7 +12,7 @@ async fn database_locked() {
     sqlx::query("BEGIN EXCLUSIVE").execute(&mut other).await.expect("locked");
     for replica in fleet.replicas() {
         replica.try_register("eve").send().await.expect_unavailable();
-        // In WAL mode readers don't mind a writer.
+        // In WAL mode, a writer doesn't block readers.
         replica.try_login("ada", PASSWORD).send().await.expect(200);
         assert_eq!(replica.check(&session).await, 200);
         replica.ops("/readyz").await.expect(200);

@@ -1,4 +1,4 @@
-//! Passwords through the whole server: the rules, and hashes that others made.
+//! Passwords in the whole server: the rules, and hashes made by other programs.
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -38,14 +38,14 @@ async fn stored_hash(fleet: &Fleet) -> String {
     fleet.query("SELECT password_hash FROM users WHERE username = 'ada'").await.remove(0)
 }
 
-/// What a 422 says of each field.
+/// The message of a 422 for each field.
 fn errors(answer: &Answer) -> Vec<(String, String)> {
     let body = answer.json();
     let text = |error: &serde_json::Value, field: &str| error[field].as_str().expect("a text").to_owned();
     body["errors"].as_array().expect("errors").iter().map(|e| (text(e, "field"), text(e, "message"))).collect()
 }
 
-/// ASVS 5.0 6.2.1, 6.2.4, 6.2.9, 6.2.11, 6.2.12; NIST SP 800-63B-4 §3.1.1.2: why a password is refused is said.
+/// ASVS 5.0 6.2.1, 6.2.4, 6.2.9, 6.2.11, 6.2.12; NIST SP 800-63B-4 §3.1.1.2: the answer says why a password is refused.
 #[tokio::test]
 async fn asvs_6_2_1_6_2_4_6_2_11_each_rule_is_named() {
     let fleet = Fleet::start(1).await;
@@ -100,7 +100,7 @@ async fn asvs_6_2_5_6_2_9_anything_else_is_a_password() {
     }
 }
 
-/// ASVS 5.0 6.2.8; NIST SP 800-63B-4 §3.1.1.2: whole, as sent, but for the normal form.
+/// ASVS 5.0 6.2.8; NIST SP 800-63B-4 §3.1.1.2: the whole password, unchanged except for Unicode normalisation.
 #[tokio::test]
 async fn asvs_6_2_8_passwords_are_verified_as_sent() {
     let fleet = Fleet::start(1).await;
@@ -129,11 +129,11 @@ async fn the_length_and_the_blocklist_are_the_operator_s() {
     register("ada", "passwordpassword").await.expect(201);
 }
 
-/// ASVS 5.0 11.4.2: hashes that others made are taken over, and made as strong as ours at the next login.
+/// ASVS 5.0 11.4.2: hashes made by other programs are accepted, and replaced by ours at the next login.
 #[tokio::test]
 async fn asvs_11_4_2_other_hashes_verify_and_are_upgraded() {
-    // By the username with a wrong password, by the e-mail address with the right one: that forgets no failure of the
-    // first.
+    // The wrong password goes with the username and the right one with the e-mail address, whose success doesn't clear
+    // the failures of the username.
     let fleet = Fleet::builder().replicas(3).env("LOGIN_FAILURES_PER_ACCOUNT", "1000").start().await;
     let ada = fleet[0].register("ada").await;
     let ours = stored_hash(&fleet).await.rsplitn(3, '$').nth(2).expect("parameters").to_owned();
@@ -165,7 +165,7 @@ async fn asvs_11_4_2_other_hashes_verify_and_are_upgraded() {
     }
 }
 
-/// bcrypt read 72 bytes only. An upgrade would also hash what was typed after them, typing errors included.
+/// bcrypt used only the first 72 bytes. An upgrade would also hash what was typed after them, including typing errors.
 #[tokio::test]
 async fn a_bcrypt_password_of_72_bytes_is_verified_and_left_alone() {
     let fleet = Fleet::start(1).await;
@@ -177,7 +177,7 @@ async fn a_bcrypt_password_of_72_bytes_is_verified_and_left_alone() {
     assert_eq!(stored_hash(&fleet).await, before);
 }
 
-/// ASVS 5.0 15.2.2: a stored hash says how much work it takes, and there is a limit to what it may say.
+/// ASVS 5.0 15.2.2: a stored hash states how much work it takes, and that work has a limit.
 #[tokio::test]
 async fn asvs_15_2_2_absurd_hashes_are_refused_before_they_cost_anything() {
     let fleet = Fleet::builder().env("LOGIN_FAILURES_PER_ACCOUNT", "1000").start().await;

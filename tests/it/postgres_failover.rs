@@ -1,12 +1,12 @@
-//! PostgreSQL's primary dies and its standby takes over: streaming replication, `pg_ctl promote`, and a name that is
-//! moved, as docs/operations.md says.
+//! PostgreSQL's primary dies and its standby takes over: streaming replication, `pg_ctl promote`, and a name that then
+//! leads to the new primary, as docs/operations.md says.
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::fleet::postgres::Postgres;
 use crate::fleet::{Engine, Fleet, PASSWORD, PATIENTLY, PROMPTLY, PasswordChanges, Registrations, Session, within};
 
-/// A fleet whose `DATABASE_URL` has a name that leads to one of two servers: a link to the directory of a socket.
+/// A fleet whose `DATABASE_URL` names a link to the directory of one of two servers' sockets.
 struct Pair {
     fleet: Fleet,
     standby: Postgres,
@@ -33,7 +33,7 @@ impl Pair {
         Self { fleet, standby, name, _names: names }
     }
 
-    /// From now on a commit is acknowledged only when the standby has it.
+    /// From now on, a commit is acknowledged only when the standby has it.
     async fn synchronous(&self) {
         let primary = self.primary();
         primary.query("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'").await;
@@ -48,14 +48,15 @@ impl Pair {
         self.fleet.postgres.as_ref().expect("a server")
     }
 
-    /// Moves the name in one step, as DNS or a virtual address is moved.
+    /// Points the name at another server in one step, as with DNS or a virtual address.
     fn lead_to(&self, directory: &std::path::Path) {
         let new = self.name.with_extension("new");
         std::os::unix::fs::symlink(directory, &new).expect("a name");
         std::fs::rename(new, &self.name).expect("the name is moved");
     }
 
-    /// The primary dies, the standby is promoted, the name moves. When it died and when the name moved.
+    /// Kills the primary, promotes the standby and moves the name. Returns when the primary died and when the name
+    /// moved.
     fn fail_over(&mut self) -> (Instant, Instant) {
         let died = Instant::now();
         self.fleet.postgres.as_mut().expect("a server").kill();
@@ -74,7 +75,7 @@ impl Pair {
     }
 }
 
-/// With a synchronous standby nothing that was acknowledged is lost.
+/// With a synchronous standby, nothing that was acknowledged is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promoted_standby_has_all_that_was_acknowledged() {
     let mut pair = Pair::start(3).await;
@@ -104,7 +105,7 @@ async fn a_promoted_standby_has_all_that_was_acknowledged() {
     }
 }
 
-/// What docs/security.md says can be lost without one. It also shows that the test above would notice a loss.
+/// Without a synchronous standby, what docs/security.md names can be lost. So the other test would notice a loss.
 #[tokio::test]
 async fn a_standby_that_is_behind_loses_what_it_did_not_get() {
     let mut pair = Pair::start(1).await;
@@ -126,12 +127,12 @@ async fn a_standby_that_is_behind_loses_what_it_did_not_get() {
     })
     .await;
     pair.fleet[0].try_login(&lost.email, PASSWORD).send().await.expect_problem(401, "invalid_credentials");
-    // The session lives by Redis, until it ends by itself. docs/security.md says so.
+    // The session is in Redis, where it lives until it expires, as docs/security.md says.
     assert_eq!(pair.fleet[0].check(&session).await, 200);
 }
 
-/// A commit waits for the synchronous standby. If that is gone, it isn't acknowledged: 503 in time, and the account may
-/// be there or not. Whoever only reads goes on.
+/// A commit waits for the synchronous standby. If the standby is gone, the commit isn't acknowledged: the answer is 503
+/// in time, and the account may exist or not. Reads go on.
 #[tokio::test]
 async fn a_synchronous_standby_that_is_gone_is_503_for_writes() {
     let pair = Pair::start(1).await;
@@ -145,21 +146,22 @@ async fn a_synchronous_standby_that_is_gone_is_503_for_writes() {
     assert_eq!(pair.fleet[0].check(&login).await, 200);
     pair.standby.thaw();
     within(PROMPTLY, "registrations again", async || [201, 409].contains(&pair.registers("eve").await)).await;
-    // The statement's limit doesn't end the wait, which would acknowledge what the standby doesn't have.
+    // The statement's time limit doesn't end the wait: that would acknowledge a commit that the standby doesn't have.
     let log = pair.primary().log();
     assert!(!log.contains("canceling wait for synchronous replication"), "{log}");
     let accounts = pair.standby.query("authfleet", "SELECT username FROM users ORDER BY 1").await;
     assert!(accounts.contains(&"ada".to_owned()), "{accounts:?}");
 }
 
-/// A name that leads to a standby: nothing is read there, since an epoch may be behind. Right again when the name is.
+/// If the name leads to a standby, nothing is read there, since its epochs may be old. All works again once the name
+/// leads to the primary.
 #[tokio::test]
 async fn a_connection_to_a_standby_is_given_back() {
     let mut pair = Pair::start(2).await;
     let ada = pair.fleet[0].register("ada").await;
     let session = pair.fleet[0].login(&ada).await;
     pair.lead_to(&pair.standby.directory);
-    // Connections that are open still lead to the primary. New ones don't.
+    // Open connections still lead to the primary, and new ones don't.
     pair.fleet[1].restart(&[]).await;
     let log = pair.fleet[1].log();
     let warned = log
@@ -181,8 +183,8 @@ async fn a_connection_to_a_standby_is_given_back() {
     pair.fleet[1].ops("/readyz").await.expect(200);
 }
 
-/// The primary that died comes back as it was. It isn't behind the name, so nobody writes there; it follows again once
-/// it was rewound (docs/operations.md).
+/// The primary that died comes back with its old data. The name doesn't lead to it, so nobody writes there. It becomes
+/// a standby after `pg_rewind` (docs/operations.md).
 #[tokio::test]
 async fn the_old_primary_becomes_a_standby() {
     let mut pair = Pair::start(1).await;
@@ -199,10 +201,9 @@ async fn the_old_primary_becomes_a_standby() {
     pair.primary().query("postgres", "SELECT pg_reload_conf()").await;
     pair.fleet[0].register("eve").await;
 
-    // Until its first checkpoint the new primary still names the old timeline, and there would seem to be nothing to
-    // rewind.
+    // Until its first checkpoint, the new primary still names the old timeline, and pg_rewind would find nothing to do.
     pair.primary().query("postgres", "CHECKPOINT").await;
-    // A server that was killed is recovered first; pg_rewind does that by itself.
+    // pg_rewind first recovers a server that was killed.
     let source = format!("host={} port=5432 user=authfleet dbname=postgres", pair.primary().directory.display());
     let mut rewind = crate::fleet::postgres::program("pg_rewind");
     rewind.args(["--write-recovery-conf", "--no-sync", "--source-server", &source, "--target-pgdata"]).arg(&data);

@@ -5,8 +5,8 @@ use serde_json::json;
 use crate::fleet::postgres::{Pooler, empty};
 use crate::fleet::{Fleet, PASSWORD};
 
-/// Twenty clients at once on three connections to the server: a statement that was sent in two parts would meet another
-/// one's.
+/// Twenty clients share three connections to the server. A statement that is sent in two parts would mix with another
+/// client's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fleet_works_through_a_pooler_in_transaction_mode() {
     let database = empty().await;

@@ -1,4 +1,4 @@
-//! PostgreSQL by TLS, with an authority of one's own and a password full of special characters.
+//! PostgreSQL over TLS, with a private certificate authority and a password full of special characters.
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -85,7 +85,7 @@ async fn sslmode_is_as_documented_and_refusals_are_clear() {
     let by_file = [("DATABASE_URL", ""), ("DATABASE_URL_FILE", file.to_str().expect("UTF-8"))];
     fleet.command(&["migrate"], &by_file).await.expect_code(0);
 
-    // A server that demands certificates of its clients.
+    // A server that requires client certificates.
     let demands = "local all all trust\nhostssl all all 127.0.0.0/8 scram-sha-256 clientcert=verify-ca\n";
     let ca_file = server.directory.join("ca.crt");
     fs::copy(&authority.certificate, &ca_file).expect("a file");

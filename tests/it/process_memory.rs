@@ -1,4 +1,4 @@
-//! Keys and passwords don't leave the server's memory in a core dump, and its metrics are there all the same.
+//! Keys and passwords don't leave the server's memory in a core dump, and the process's metrics still work.
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Stdio};
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::fleet::{Fleet, unprivileged};
 
-/// Although the limit allows a core dump. Where the kernel pipes dumps into a program, the limit doesn't count anyway.
+/// Holds although the limit allows core dumps. (Where the kernel pipes dumps into a program, it ignores the limit.)
 #[tokio::test]
 async fn a_crash_dumps_no_core() {
     let most = getrlimit(Resource::Core).maximum;
@@ -29,8 +29,8 @@ impl Drop for Ended {
     }
 }
 
-/// The files under `/proc` of a process that can't be dumped belong to root. The server must be able to read its own
-/// all the same, as the user that it runs as.
+/// The files under `/proc` of a process that can't be dumped belong to root. The server must still be able to read its
+/// own, as the user that it runs as.
 #[tokio::test]
 async fn process_metrics_are_there_without_root() {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -1,4 +1,5 @@
-//! Redis Cluster: users spread over shards, one round trip per check, right answers while slots move and primaries go.
+//! Redis Cluster: users are spread over shards, a check takes one round trip, and answers stay right while slots move
+//! and primaries fail.
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use serde_json::json;
 use crate::fleet::{Access, Fleet, Group, PATIENTLY, PROMPTLY, Session, Watch, right_again, within};
 use crate::redis_sentinel::{expect_confirmation, expect_one_round_trip};
 
-/// Users until each shard has one, with a session of each, by the shard's server.
+/// Registers users until each shard has one. Returns a session of each, by the number of the shard's server.
 async fn one_in_each_shard(fleet: &Fleet, group: &Group, name: &str) -> BTreeMap<usize, Session> {
     let mut sessions = BTreeMap::new();
     for n in 0..60 {
@@ -35,7 +36,7 @@ async fn users_are_spread_over_the_shards() {
             assert_eq!(replica.check(session).await, 200);
         }
         expect_one_round_trip(&fleet, &group, shard, session).await;
-        // By its id alone, which says nothing of its user.
+        // By its id alone, which doesn't name its user.
         let found = fleet.command(&["session", "inspect", "--json", &session.id], &[]).await.expect_code(0).json();
         assert_eq!(found["user_id"], session.user_id);
         let email = session.body["email"].as_str().expect("an e-mail");
@@ -50,21 +51,21 @@ async fn users_are_spread_over_the_shards() {
         }
     }
     let living: usize = group.servers[..3].iter().map(|server| server.keys("session:*").len()).sum();
-    // A replica counts when it starts, and then every half minute.
+    // A replica counts sessions when it starts, and then every half minute.
     fleet.add_replica().await;
     let living = u64::try_from(living).expect("few");
     let counted = async || fleet[2].count("authfleet_sessions_alive", &[]).await == living;
     within(PATIENTLY, "every shard's sessions are counted", counted).await;
 
     slots_move_under_load(&fleet, &group, &sessions).await;
-    // Shard 2's replica is frozen; nobody else waits for it.
+    // Shard 2's replica is frozen. Users of other shards don't wait for it.
     let other = Watch::over(&fleet, &sessions[&0]);
     expect_confirmation(&fleet, &group, &[5], &sessions[&2], 2).await;
     assert!(other.expect(200).await.iter().flatten().all(|answer| answer.status == 200), "another shard waited");
     throttles_over_shards(&fleet, &group, &sessions).await;
 }
 
-/// Accounts and addresses are in any shard, also in different ones.
+/// The throttle works if an account and an address are in different shards.
 async fn throttles_over_shards(fleet: &Fleet, group: &Group, sessions: &BTreeMap<usize, Session>) {
     let mut shards = BTreeSet::new();
     for n in 0..24_usize {
@@ -92,7 +93,8 @@ async fn throttles_over_shards(fleet: &Fleet, group: &Group, sessions: &BTreeMap
     }
 }
 
-/// Moves the slots of three users to the next shard, as `redis-cli --cluster reshard` does, while they are asked for.
+/// Moves the slots of three users to the next shard, as `redis-cli --cluster reshard` does, while their sessions are
+/// checked.
 async fn slots_move_under_load(fleet: &Fleet, group: &Group, sessions: &BTreeMap<usize, Session>) {
     let watches: Vec<_> = sessions.values().map(|session| Watch::over(fleet, session)).collect();
     for (&from, session) in sessions {
@@ -118,7 +120,7 @@ async fn move_slot(group: &Group, slot: u16, from: usize, to: usize) {
     source.run::<String>(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[1]]);
     let address = target.address();
     let (host, port) = address.split_once(':').expect("a port");
-    // Key by key and slowly, so that requests meet a slot of which a part has moved.
+    // Moves keys one by one and slowly, so that requests find a slot that has been moved in part.
     loop {
         let keys: Vec<String> = source.run(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
         let Some(key) = keys.first() else { break };
@@ -149,7 +151,7 @@ async fn a_shard_whose_primary_goes_is_served_again_soon_and_the_others_all_the_
     let begin = Instant::now();
     group.servers[1].kill();
     let replica = &group.servers[4];
-    // The shard has no replica until the old primary is back, and takes no writes without one.
+    // The shard has no replica until the old primary is back, and refuses writes without one.
     within(PATIENTLY, "another primary", async || replica.info("role") == "master").await;
     group.servers[1].start().await;
     let replica = &group.servers[4];

@@ -1,5 +1,5 @@
-//! Redis with Sentinel: another primary is found soon, meanwhile nobody gets a wrong answer, and what was revoked stays
-//! revoked.
+//! Redis with Sentinel: replicas find the new primary in time, nobody gets a wrong answer meanwhile, and what was
+//! revoked stays revoked.
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::fleet::{
     Access, Fleet, Group, ISOLATED, PASSWORD, PATIENTLY, PROMPTLY, Replica, Server, Session, Watch, right_again, within,
 };
 
-/// What Redis answers beside clients: to Sentinels, to replicas, to the meter.
+/// Commands that don't come from replicas of the fleet, but from Sentinels, Redis's replicas or the meter.
 const OF_OTHERS: [&str; 8] = ["ping", "info", "publish", "replconf", "client|setname", "subscribe", "auth", "hello"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -20,7 +20,7 @@ async fn a_check_is_one_round_trip_and_a_revocation_is_confirmed() {
     expect_confirmation(&fleet, &group, &[1, 2], &session, 0).await;
 }
 
-/// Fails the test unless a check is one round trip of two commands to this server, and none to another.
+/// Fails the test unless a check is one round trip of two commands to this server, and sends none to another.
 pub(crate) async fn expect_one_round_trip(fleet: &Fleet, group: &Group, server: usize, session: &Session) {
     const REQUESTS: u64 = 100;
     assert_eq!(fleet[0].check(session).await, 200);
@@ -42,16 +42,16 @@ pub(crate) async fn expect_one_round_trip(fleet: &Fleet, group: &Group, server: 
         !is_other
     });
     assert_eq!(used.commands, [("hmget".to_owned(), REQUESTS), ("pexpire".to_owned(), REQUESTS)].into(), "{before}");
-    // Each of the others' commands is at most one more.
+    // Each command of the others adds at most one read.
     assert!((REQUESTS..=REQUESTS + of_others).contains(&used.reads), "{} reads, {of_others} of others", used.reads);
     for (index, mut meter) in replicas {
-        // A replica is written to by its primary, and read by nobody.
+        // Only its primary writes to a replica, and nobody reads from it.
         assert_eq!(meter.used().commands.get("hmget"), None, "server {index}");
     }
 }
 
-/// Fails the test unless revocations are refused while `replicas` are frozen, and succeed afterwards. `primary` has
-/// them.
+/// Fails the test unless revocations are refused while `replicas`, which follow `primary`, are frozen, and succeed
+/// afterwards.
 pub(crate) async fn expect_confirmation(
     fleet: &Fleet,
     group: &Group,
@@ -60,7 +60,7 @@ pub(crate) async fn expect_confirmation(
     primary: usize,
 ) {
     let server = &group.servers[primary];
-    // So that it's the confirmation that is missing: without this, the primary soon refuses everything.
+    // So that only the confirmation is missing. Otherwise, the primary would soon refuse all writes.
     server.run::<String>(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     let user = fleet[0].get("/profile").session(session).send().await.expect(200);
     let (email, name) = (user.text_at("email"), user.text_at("username"));
@@ -85,7 +85,7 @@ pub(crate) async fn expect_confirmation(
             fleet.command(&["user", "disable", &name], &[]).await.expect_code(1);
         } else {
             ask(0).send().await.expect_unavailable();
-            // On another replica, and on a connection that has written nothing yet.
+            // At another replica, on a connection that has written nothing yet.
             ask(1).send().await.expect_unavailable();
             server.run::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
             for replica in fleet.replicas() {
@@ -97,7 +97,7 @@ pub(crate) async fn expect_confirmation(
         for &replica in replicas {
             group.servers[replica].thaw();
         }
-        // As soon as they have caught up.
+        // Succeeds as soon as the replicas have caught up.
         let done = async || {
             if way == "disable" {
                 return fleet.command(&["user", "disable", &name], &[]).await.code == Some(0);
@@ -125,7 +125,7 @@ pub(crate) async fn expect_confirmation(
     server.run::<String>(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
 }
 
-/// How a primary goes.
+/// How a primary fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Demoted,
@@ -152,7 +152,7 @@ async fn another_primary_is_found_however_the_first_one_goes() {
         match fault {
             Fault::Demoted => drop(group.sentinels[0].run::<String>(&["SENTINEL", "FAILOVER", "main"])),
             Fault::Killed => {
-                // One of three Sentinels goes with it.
+                // One of three Sentinels fails with it.
                 group.sentinels[0].kill();
                 group.servers[old].kill();
             }
@@ -163,7 +163,8 @@ async fn another_primary_is_found_however_the_first_one_goes() {
             let named = group.named(sentinel).filter(|&named| named != old);
             named.is_some_and(|new| {
                 let server = &group.servers[new];
-                // The election is over when the new primary takes writes again: when another replica follows it.
+                // The election is over when the new primary takes writes again, which is when another replica follows
+                // it.
                 server.info("role") == "master" && server.info("min_slaves_good_slaves") != "0"
             })
         };
@@ -173,7 +174,7 @@ async fn another_primary_is_found_however_the_first_one_goes() {
             fleet[0].check(&session).await == 200 && fleet[1].check(&session).await == 200
         })
         .await;
-        // The old one comes back, and knows nothing of what happened meanwhile.
+        // The old primary comes back, and knows nothing of what happened meanwhile.
         match fault {
             Fault::Demoted => {}
             Fault::Killed => {
@@ -192,10 +193,10 @@ async fn another_primary_is_found_however_the_first_one_goes() {
             election - begin
         );
         assert!(waited < PROMPTLY, "{fault:?}: {waited:?}");
-        // Two links on each replica; and as many again if the first lead to a server that is about to be demoted.
+        // Two links per replica, and as many again if the first lead to a server that is about to be demoted.
         assert!(made <= 12, "{made} connections: a herd");
     }
-    // Two of three Sentinels are away: a replica that starts still finds the primary.
+    // Two of three Sentinels are down. A replica that starts still finds the primary.
     group.sentinels[0].kill();
     group.sentinels[1].freeze();
     let late = Fleet::builder().sessions_in(&group).start().await;
@@ -203,7 +204,7 @@ async fn another_primary_is_found_however_the_first_one_goes() {
     assert_eq!(fleet[0].check(&session).await, 200);
 }
 
-/// Replicas and Sentinels are out of reach of the primary, clients are not. Another primary may have been elected, and
+/// The primary is cut off from replicas and Sentinels, but not from clients. Another primary may have been elected, and
 /// may have ended any session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_isolated_primary_lets_nobody_in() {
@@ -214,7 +215,7 @@ async fn an_isolated_primary_lets_nobody_in() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let begin = Instant::now();
     group.servers[1..].iter().for_each(Server::freeze);
-    // One that was frozen would do nothing for half a minute, because its clock jumped.
+    // Sentinels are killed, not frozen. A thawed Sentinel would do nothing for half a minute, because its clock jumped.
     group.sentinels.iter_mut().for_each(Server::kill);
     tokio::time::sleep(ISOLATED + Duration::from_secs(2)).await;
     let end = Instant::now();
@@ -233,7 +234,7 @@ async fn an_isolated_primary_lets_nobody_in() {
     let refused = seen.iter().flatten().filter(|answer| answer.begin > begin + ISOLATED && answer.end < end);
     assert!(refused.count() > 100, "too little was asked");
 
-    // Cut off so that it notices at once.
+    // Cut off in a way that the primary notices at once.
     group.settled(3).await;
     let primary = group.primary();
     let watch = Watch::over(&fleet, &session);

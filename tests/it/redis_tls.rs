@@ -1,4 +1,4 @@
-//! Redis by TLS, with an authority of one's own and with certificates of clients, in each form that there is.
+//! Redis over TLS, with a private certificate authority and client certificates, in every form of `REDIS_URL`.
 use std::fs;
 
 use crate::fleet::{Access, Authority, Fleet, Group, PATIENTLY, SPECIAL, within};
@@ -47,11 +47,11 @@ async fn a_cluster_by_tls() {
     expect_sessions(&group, &group.url()).await;
 }
 
-/// Certificates that were renewed are used by the next connection, without a restart.
+/// The next connection uses renewed certificates, without a restart.
 #[tokio::test]
 async fn renewed_certificates_are_read_by_the_next_connection() {
     let mut group = Group::single(TLS).await;
-    // So that nothing is lost by the kill.
+    // So that the kill loses nothing.
     group.servers[0].run::<String>(&["CONFIG", "SET", "appendfsync", "always"]);
     let fleet = Fleet::builder().sessions_in(&group).start().await;
     let session = fleet[0].login(&fleet[0].register("ada").await).await;

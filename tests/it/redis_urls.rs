@@ -1,12 +1,12 @@
-//! Every form of `REDIS_URL` leads to the real thing, and what is wrong with one is said without its password.
+//! Every form of `REDIS_URL` works with real servers, and messages about a wrong one don't contain its password.
 use crate::fleet::{Access, Fleet, Group, SPECIAL};
 
-/// Users and passwords of every kind that there is.
+/// Access with a user and password at Redis and at the Sentinels, with or without TLS.
 fn closed(tls: bool) -> Access {
     Access { login: Some(SPECIAL), sentinel_login: Some(("watch", "who: watches?")), tls, client_certificates: tls }
 }
 
-/// A session is opened, found and ended by replicas that reach Redis in this way.
+/// Fails the test unless replicas with this URL create, find and end a session.
 pub(crate) async fn expect_sessions(group: &Group, url: &str) {
     let fleet = Fleet::builder().sessions_in(group).env("REDIS_URL", url).replicas(2).start().await;
     let ada = fleet[0].register("ada").await;
@@ -18,7 +18,7 @@ pub(crate) async fn expect_sessions(group: &Group, url: &str) {
     fleet[0].login(&ada).await;
 }
 
-/// Fails the test unless `doctor` says, with these variables changed, one of `messages`, beside the name of a variable.
+/// Fails the test unless `doctor`, with these variables changed, reports one of `messages` and the name of a variable.
 pub(crate) async fn expect_message(group: &Group, changes: &[(&str, &str)], messages: &[&str]) {
     let fleet = Fleet::builder().sessions_in(group).replicas(0).start().await;
     let finished = fleet.command(&["doctor"], changes).await;
@@ -31,7 +31,7 @@ pub(crate) async fn expect_message(group: &Group, changes: &[(&str, &str)], mess
     assert!(secrets.iter().all(|secret| !said.contains(secret)), "{changes:?}: {said}");
 }
 
-/// The database in which there are keys.
+/// The databases that contain keys.
 fn databases(group: &Group, server: usize) -> Vec<String> {
     let text: String = group.servers[server].run(&["INFO", "keyspace"]);
     text.lines()

@@ -1,4 +1,4 @@
-//! Registration over a fleet: each account is unique in all spellings of its names, whichever replica is asked.
+//! Registration in a fleet: each account is unique in all spellings of its names, whichever replica is asked.
 use std::collections::BTreeMap;
 
 use futures::future::join_all;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, PASSWORD};
 
-/// Twelve registrations at once, spread over the replicas: how often each outcome came.
+/// Sends twelve registrations at once, spread over the replicas. Returns how often each outcome came.
 async fn race(fleet: &Fleet, body: impl Fn(usize) -> Value) -> BTreeMap<String, usize> {
     let calls = (0..12).map(|n| fleet[n % fleet.replicas().len()].post("/auth/register").json(&body(n)).send());
     let mut outcomes = BTreeMap::new();
@@ -37,7 +37,7 @@ async fn parallel_registrations_make_one_account() {
     assert_eq!(fleet.query("SELECT count(*) FROM users").await, ["10"]);
 }
 
-/// Without a username each gets one of its own, even if all want the same.
+/// Without a username, each account gets one of its own, even if several would get the same.
 #[tokio::test]
 async fn usernames_are_made_up() {
     let fleet = Fleet::start(3).await;
@@ -66,15 +66,15 @@ async fn names_are_the_same_in_any_case() {
         let answer = fleet[1].try_login(identifier, PASSWORD).send().await.expect(200);
         assert_eq!((answer.text_at("email"), answer.text_at("username")), ("Zoë@Example.org".into(), "ZoË".into()));
     }
-    // Either field takes either name, because many forms have only one.
+    // Either field accepts either name, because many forms have only one field.
     for (field, identifier) in [("username", "zoë@example.org"), ("email", "zoë")] {
         let body = json!({ field: identifier, "password": PASSWORD });
         fleet[1].post("/auth/login").json(&body).send().await.expect(200);
     }
 }
 
-/// What phones and other keyboards add, what a domain looks like in a mail program, how Greek and German fold: one
-/// name, for every flow that takes one.
+/// Spaces that phones add, domains as mail programs show them, and the case folding of Greek and German: all spellings
+/// are one name in every flow that takes one.
 #[tokio::test]
 async fn a_name_is_the_same_in_every_spelling() {
     let fleet = Fleet::builder().replicas(2).env("LOGIN_FAILURES_PER_ACCOUNT", "4").start().await;
@@ -116,7 +116,7 @@ async fn a_name_is_the_same_in_every_spelling() {
     let bad_domain = register("u@xn--a.example", "new").await.expect_problem(422, "validation_failed").text();
     assert!(bad_domain.contains("must have a valid domain"), "{bad_domain}");
 
-    // A name without account has one limit too, in all its spellings.
+    // All spellings of a name without account share one limit too.
     for spelling in ["eve@bücher.example", "EVE@xn--bcher-kva.example", " eve@BÜCHER.example", "eve@bücher.example\t"]
     {
         fleet[0].try_login(spelling, "wrong").send().await.expect_problem(401, "invalid_credentials");
@@ -124,7 +124,8 @@ async fn a_name_is_the_same_in_every_spelling() {
     fleet[1].try_login("Eve@Bücher.Example", "wrong").send().await.expect_problem(429, "throttled");
 }
 
-/// An older release told more names apart. Accounts whose names are now the same both stay, and the operator is told.
+/// An older release told more names apart. If the names of two accounts are now the same, both accounts stay, and the
+/// operator is told.
 #[tokio::test]
 async fn accounts_that_have_become_one_name_stay_two() {
     let fleet = Fleet::start(1).await;

@@ -1,5 +1,5 @@
-//! Revocation: users end one session or all, change the password, delete the account. What has ended has ended on every
-//! replica, at once and for good.
+//! Revocation: users end one session or all, change the password, or delete the account. An ended session has ended on
+//! every replica, at once and for good.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -36,7 +36,7 @@ async fn delete_account(fleet: &Fleet, replica: usize, session: &Session, passwo
     fleet[replica].call("DELETE", "/auth/account").session(session).json(&json!({ "password": password })).send().await
 }
 
-/// `SESSIONS_PER_USER`, however many sign in at once (ASVS 5.0 7.1.2).
+/// `SESSIONS_PER_USER` holds even if many sign in at once (ASVS 5.0 7.1.2).
 #[tokio::test]
 async fn asvs_7_1_2_one_session_too_many_ends_the_oldest() {
     let fleet = Fleet::builder().replicas(3).env("SESSIONS_PER_USER", "3").start().await;
@@ -50,7 +50,7 @@ async fn asvs_7_1_2_one_session_too_many_ends_the_oldest() {
     let alive: Vec<_> = sessions.iter().enumerate().map(|(n, session)| (session, n >= 2)).collect();
     expect_alive(&fleet, &alive).await;
 
-    // A session that has run out makes room before a living one has to end.
+    // An expired session makes room, so that no living one has to end.
     fleet.redis.run::<i64>(&["DEL", &sessions[3].key()]);
     let sixth = fleet[0].login(&ada).await;
     expect_alive(&fleet, &[(&sessions[2], true), (&sessions[4], true), (&sixth, true)]).await;
@@ -81,18 +81,18 @@ async fn asvs_7_5_2_one_session_is_revoked_everywhere_at_once() {
     assert_eq!(done.header("cache-control"), Some("no-store"));
     expect_alive(&fleet, &[(&first, true), (&second, false), (&third, true), (&of_eve, true)]).await;
 
-    // A session that has ended, somebody else's, one that never was, and what is no id: all get the same answer.
+    // The answer is the same for an ended session, somebody else's, one that never existed, and an invalid id.
     let never = "A".repeat(22);
     for id in [&*second.id, &*of_eve.id, &*never, "nonsense", "%00", "%ff", "..", &first.token, &"x".repeat(4000)] {
         let answer = revoke(2, &first, id).await;
-        // Not `..`, which clients resolve into another path.
+        // Except `..`, which clients resolve into another path.
         if id != ".." {
             answer.expect_problem(404, "session_not_found");
         }
     }
     expect_alive(&fleet, &[(&first, true), (&third, true), (&of_eve, true)]).await;
     revoke(0, &second, &first.id).await.expect_problem(401, "session_invalid");
-    // The session that asks can be ended in the same way.
+    // The session that makes the request can be ended in the same way.
     revoke(2, &first, &first.id).await.expect(204);
     expect_alive(&fleet, &[(&first, false), (&third, true), (&of_eve, true)]).await;
 }
@@ -172,7 +172,7 @@ async fn asvs_6_2_3_a_changed_password_ends_every_other_session() {
         .expect_problem(403, "invalid_credentials");
 }
 
-/// Two changes at once: one wins, the other learns that its password is no longer the present one.
+/// Of two changes at once, one wins, and the other learns that its password is no longer the current one.
 #[tokio::test]
 async fn of_two_changes_at_once_one_wins() {
     let fleet = Fleet::start(3).await;
@@ -185,7 +185,7 @@ async fn of_two_changes_at_once_one_wins() {
         let winners: Vec<_> = (0..3).filter(|n| answers[*n].status == 200).collect();
         let &[winner] = &*winners else { panic!("{answers:?}") };
         for answer in answers.iter().filter(|answer| answer.status != 200) {
-            // The other change came first: the password is another one, and the session may have ended.
+            // The other change came first, so the password is a different one, and the session may have ended.
             assert!(answer.status == 403 || answer.status == 401, "{answer:?}");
         }
         let opened = Session::opened_by(&answers[winner]);
@@ -217,18 +217,18 @@ async fn asvs_7_4_2_a_deleted_account_leaves_no_session() {
     expect_alive(&fleet, &[(&first, false), (&second, false), (&of_eve, true)]).await;
     fleet[2].try_login("ada", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
     assert_eq!(fleet.query("SELECT username FROM users").await, ["eve"]);
-    // What stays in Redis keeps late logins out, says nothing about the person, and ends by itself.
+    // What stays in Redis keeps late logins out, says nothing about the person, and expires.
     for key in fleet.redis.keys(&format!("*{}*", ada.id)) {
         assert!(key.ends_with(":fence") || key.starts_with("throttle:"), "{key}");
         assert!(fleet.redis.run::<i64>(&["TTL", &key]) > 0, "{key}");
     }
-    // A new account with the same name is another one.
+    // A new account with the same name is a different account.
     let next = fleet[0].register("ada").await;
     assert_ne!(next.id, ada.id);
     expect_alive(&fleet, &[(&first, false)]).await;
 }
 
-/// While Redis is away nothing is changed, and the answer claims nothing (ASVS 5.0 16.5.2, 16.5.3).
+/// While Redis is down, nothing is changed, and no answer says otherwise (ASVS 5.0 16.5.2, 16.5.3).
 #[tokio::test]
 async fn asvs_16_5_3_without_redis_nothing_changes() {
     let mut fleet = Fleet::builder().replicas(2).redis_over_tcp().start().await;
@@ -255,7 +255,7 @@ async fn asvs_16_5_3_without_redis_nothing_changes() {
     fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
 }
 
-/// While SQLite is away the old password stays, and it can be changed once SQLite is back.
+/// While SQLite is down, the old password stays valid, and it can be changed once SQLite is back.
 #[tokio::test]
 async fn asvs_16_5_3_without_sqlite_the_old_password_holds() {
     let fleet = Fleet::start(2).await;
@@ -271,7 +271,7 @@ async fn asvs_16_5_3_without_sqlite_the_old_password_holds() {
     expect_alive(&fleet, &[(&session, false), (&changed, true)]).await;
 }
 
-/// Sessions live by the limits under which they were made. A revocation must find them whatever the limits are by then.
+/// Sessions keep the limits with which they were created. A revocation must find them, whatever the limits are now.
 #[tokio::test]
 async fn a_revocation_finds_sessions_that_were_made_under_other_limits() {
     const SHORT: [(&str, &str); 2] = [("SESSION_MAX_AGE", "3s"), ("SESSION_IDLE_TTL", "3s")];
@@ -282,13 +282,13 @@ async fn a_revocation_finds_sessions_that_were_made_under_other_limits() {
         let user = fleet[0].register(&format!("ada-{round}")).await;
         users.push((fleet[0].login(&user).await, user));
     }
-    // A rolling restart has reached one of two replicas.
+    // A rolling restart has reached the second of two replicas.
     fleet[1].restart(&SHORT).await;
     let mut late = Vec::new();
     for (_, user) in &users {
         late.push(fleet[1].login(user).await);
     }
-    // Longer than any limit that the second replica knows; the first one keeps all sessions in use.
+    // For longer than any limit that the second replica knows, the first one keeps all sessions in use.
     for _ in 0..8 {
         tokio::time::sleep(Duration::from_millis(500)).await;
         for (session, _) in &users {
@@ -315,7 +315,8 @@ async fn a_revocation_finds_sessions_that_were_made_under_other_limits() {
     }
 }
 
-/// Until 0.1 the index was scored by creation and lived by the limit of the replica that touched it last.
+/// Until 0.1, the index was scored by time of creation, and lived for as long as the limit of the replica that touched
+/// it last.
 #[tokio::test]
 async fn an_index_of_the_previous_version_is_taken_over() {
     let fleet = Fleet::start(1).await;
@@ -336,7 +337,7 @@ async fn an_index_of_the_previous_version_is_taken_over() {
     assert!(fleet.redis.run::<i64>(&["PTTL", &index]) > 24 * 3600 * 1000, "it outlives them");
 }
 
-/// Where a renewal writes the session back, a request that began before the logout brings it to life again.
+/// If a renewal wrote the session back, a request that began before the logout would revive it.
 /// ASVS 5.0 7.4.1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ended_session_never_comes_back() {

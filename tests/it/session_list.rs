@@ -1,4 +1,4 @@
-//! The list of a user's sessions: whose they are, what it says about each, and that asking for it changes nothing.
+//! The list of a user's sessions: which sessions it has, what it says about each, and that reading it changes nothing.
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -12,7 +12,7 @@ fn time(value: &Value) -> Timestamp {
     value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value} is no time"))
 }
 
-/// The user's sessions, as listed by this replica.
+/// The user's sessions, as this replica lists them.
 pub(crate) async fn listed(fleet: &Fleet, replica: usize, session: &Session) -> Vec<Value> {
     let answer = fleet[replica].get("/auth/sessions").session(session).send().await.expect(200);
     assert_eq!(answer.header("cache-control"), Some("no-store"));
@@ -66,7 +66,7 @@ async fn asvs_7_5_2_a_user_sees_every_session_and_only_their_own() {
     }
     assert_eq!(ids(&listed(&fleet, 2, &of_eve).await), [&*of_eve.id]);
 
-    // A session that has ended, in whatever way, is no longer listed.
+    // A session that has ended in any way is no longer listed.
     fleet[0].post("/auth/logout").session(&sessions[0]).send().await.expect(200);
     fleet.redis.run::<i64>(&["DEL", &sessions[2].key()]);
     assert_eq!(ids(&listed(&fleet, 1, &sessions[1]).await), [&*sessions[1].id]);
@@ -74,7 +74,7 @@ async fn asvs_7_5_2_a_user_sees_every_session_and_only_their_own() {
     fleet[0].get("/auth/sessions").session(&sessions[0]).send().await.expect_problem(401, "session_invalid");
 }
 
-/// Listing writes nothing, and renews no session but the one that asks.
+/// Listing writes nothing, and renews only the session that makes the request.
 #[tokio::test]
 async fn last_seen_follows_from_the_time_to_live() {
     let fleet = Fleet::start(2).await;
@@ -82,11 +82,11 @@ async fn last_seen_follows_from_the_time_to_live() {
     let (asking, idle) = (fleet[0].login(&ada).await, fleet[0].login(&ada).await);
     let unused_for = SignedDuration::from_mins(10);
     let left = IDLE.saturating_sub(unused_for.unsigned_abs()).as_millis().to_string();
-    // Made an hour ago as far as the list knows, since no session is seen before it was made.
+    // Makes the session an hour old for the list, since no session can be seen before it was created.
     let made = (time(&idle.body["created_at"]) - SignedDuration::from_hours(1)).to_string();
     fleet.redis.run::<i64>(&["HSET", &idle.key(), "created_at", &made]);
     fleet.redis.run::<i64>(&["PEXPIRE", &idle.key(), &left]);
-    // Asked once more, so that the one who asks was seen later than the login that is compared with.
+    // One more request, so that this session was seen later than the login that it is compared with.
     assert_eq!(fleet[1].check(&asking).await, 200);
     let mut list = Vec::new();
     let used = fleet.cost(async || list = listed(&fleet, 1, &asking).await).await;
@@ -101,7 +101,7 @@ async fn last_seen_follows_from_the_time_to_live() {
     assert!(unused_for - slack < apart && apart <= unused_for + slack, "{apart:?}");
     assert_eq!(time(&entry(&idle)["idle_expires_at"]).duration_since(seen(&idle)).unsigned_abs(), IDLE);
 
-    // The check of the session that asks, and then nothing but reads.
+    // The check of the session that makes the request, and then only reads.
     let expected = [("hmget", 1), ("pexpire", 1), ("zrange", 1), ("hgetall", 2), ("pttl", 2)];
     assert_eq!(used.commands, expected.map(|(command, calls)| (command.to_owned(), calls)).into(), "{used:?}");
     assert!(fleet.redis.run::<i64>(&["PTTL", &idle.key()]) <= left.parse::<i64>().expect("a number"));

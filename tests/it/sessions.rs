@@ -1,4 +1,4 @@
-//! Sessions over a fleet: made on one replica, they are known, renewed and limited on all.
+//! Sessions in a fleet: a session created on one replica is known, renewed and limited on all.
 use std::time::Duration;
 
 use redis::Value;
@@ -56,7 +56,7 @@ async fn a_session_can_be_read_in_redis() {
     fleet[0].post("/auth/logout").session(&session).send().await.expect_problem(401, "session_invalid");
 }
 
-/// Whoever reads Redis, its files, the database or the logs can't sign in, however much is logged.
+/// Somebody who reads Redis, its files, the database or the logs can't sign in, whatever the log level is.
 /// ASVS 5.0 3.3.4, 14.2.1, 16.2.5.
 #[tokio::test]
 async fn tokens_and_passwords_are_kept_nowhere() {
@@ -75,7 +75,7 @@ async fn tokens_and_passwords_are_kept_nowhere() {
     sessions.push(replacing);
 
     let mut secrets = vec![PASSWORD.to_owned(), wrong.to_owned(), SECRET.to_owned()];
-    // Any stretch of a token that says more than whose it is: after the version and user id come 256 random bits.
+    // A part of each token that is secret: after the version and the user's id come 256 random bits.
     secrets.extend(sessions.iter().map(|session| session.token[24..44].to_owned()));
     secrets.extend(sessions.iter().map(|session| session.token[96..].to_owned()));
     let mut places: Vec<(String, Vec<u8>)> =
@@ -103,7 +103,7 @@ async fn tokens_and_passwords_are_kept_nowhere() {
     }
 }
 
-/// A lowered limit holds for sessions that exist, too.
+/// A lowered limit also holds for existing sessions.
 #[tokio::test]
 async fn a_lowered_limit_ends_older_sessions() {
     let mut fleet = Fleet::start(1).await;
@@ -128,7 +128,7 @@ async fn a_lowered_limit_ends_older_sessions() {
     assert_eq!(fleet[0].check(&young).await, 401);
 }
 
-/// The session that was made first ends first, also if its limits are longer than those of others.
+/// The oldest session ends first, even if its limits are longer than those of others.
 #[tokio::test]
 async fn the_oldest_session_goes_whatever_its_limits_were() {
     let mut fleet = Fleet::builder().env("SESSIONS_PER_USER", "2").start().await;
@@ -146,7 +146,7 @@ async fn every_request_renews_wherever_it_arrives() {
     let fleet = Fleet::start(3).await;
     let session = fleet[0].login(&fleet[0].register("ada").await).await;
     for replica in fleet.replicas() {
-        // As if it had not been used for almost half an hour.
+        // As if the session had not been used for almost half an hour.
         fleet.redis.run::<i64>(&["PEXPIRE", &session.key(), "60000"]);
         let profile = replica.get("/profile").session(&session).send().await.expect(200).json();
         let left: i64 = fleet.redis.run(&["PTTL", &session.key()]);
@@ -187,9 +187,10 @@ async fn use_does_not_prolong_a_session_for_ever() {
         }
         assert!(time(&answer.json()["session"]["idle_expires_at"]) <= end);
         let expires: i64 = fleet.redis.run(&["PEXPIRETIME", &session.key()]);
-        // The replica says how long is left, and Redis counts from when it hears it: a moment later on a busy machine.
+        // The replica sends the remaining time, and Redis counts from when it receives it, which is later on a busy
+        // machine.
         assert!(expires <= end.as_millisecond() + 1000, "{expires} is past {end}");
-        // Redis would keep the session's key longer: the limit doesn't depend on Redis alone.
+        // Redis keeps the session's key for ever now, but the limit doesn't depend on Redis alone.
         fleet.redis.run::<i64>(&["PERSIST", &session.key()]);
         checks += 1;
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -229,7 +230,7 @@ async fn a_session_edited_by_hand_is_none() {
     fleet[0].get("/profile").session(&session).send().await.expect_problem(401, "session_invalid");
 }
 
-/// The client's address, as it's kept with the session: from proxies only if they are trusted.
+/// The session records the client's address. A proxy's word for it counts only if the proxy is trusted.
 #[tokio::test]
 async fn forwarded_addresses_are_believed_from_proxies_alone() {
     for (trusted, expected) in [("", "127.0.0.1"), ("127.0.0.0/8,198.51.100.1", "203.0.113.7")] {

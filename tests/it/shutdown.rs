@@ -1,4 +1,4 @@
-//! The end of a replica: no request is lost.
+//! A replica shuts down: no request is lost.
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::fleet::{Fleet, PASSWORD, PATIENTLY, PROMPTLY, within};
 
-/// Far longer than any test waits: a replica that ends sooner has not waited for it.
+/// Far longer than any test waits, so a replica that ends sooner didn't wait for it.
 const NEVER: &str = "10m";
 
 #[tokio::test]
@@ -69,12 +69,12 @@ async fn requests_in_flight_are_finished() {
     assert_eq!(fleet[0].ended().await.code(), Some(0));
 }
 
-/// A login whose client has hung up goes on without a connection: only the login itself can hold the end up.
+/// A login whose client has hung up goes on without a connection, so only the login itself can delay the shutdown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_login_that_its_client_gave_up_is_finished_and_recorded() {
     let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
     let ada = fleet[0].register("ada").await;
-    // With other parameters than those of the stored hash, the login stores a new one, for which it waits here.
+    // The parameters differ from those of the stored hash, so the login stores a new hash, for which it waits here.
     fleet[0].restart(&[("ARGON2_ITERATIONS", "2")]).await;
     let mut db = fleet.sql().await;
     sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.expect("the lock");
@@ -94,17 +94,18 @@ async fn a_login_that_its_client_gave_up_is_finished_and_recorded() {
 async fn a_guess_that_its_client_gave_up_is_charged_and_recorded() {
     let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
     let ada = fleet[0].register("ada").await;
-    // Long enough to hang up meanwhile. With other parameters the output is another one: any password is wrong.
+    // A hash that takes long enough to hang up meanwhile. Its parameters no longer fit its output, so any password is
+    // wrong.
     let hash = fleet.query("SELECT password_hash FROM users").await.remove(0);
     let hash = format!("$argon2id$v=19$m=65536,t=2,p=1${}", hash.splitn(5, '$').nth(4).expect("salt and output"));
     let update = sqlx::query("UPDATE users SET password_hash = ?1").bind(hash);
     update.execute(&mut fleet.sql().await).await.expect("an update");
-    // The registration's thread may not have said yet that it has ended.
+    // The registration's hashing thread may not have reported yet that it has finished.
     within(PATIENTLY, "no hashing", async || fleet[0].count("authfleet_hash_running", &[]).await == 0).await;
     let login = tokio::spawn(fleet[0].try_login("ada", PASSWORD).try_send());
     within(PATIENTLY, "hashing", async || fleet[0].count("authfleet_hash_running", &[]).await == 1).await;
     login.abort();
-    // Less than a replica waits for Redis: the guess can't be charged before the hashing thread has ended.
+    // Shorter than a replica waits for Redis. The guess can't be charged before the hashing thread has finished.
     fleet.redis.run::<String>(&["CLIENT", "PAUSE", "700"]);
 
     fleet[0].signal(Signal::TERM);

@@ -1,5 +1,5 @@
-//! Revocation has no race: many clients on three replicas that are killed in between write down what they see, and
-//! [`history`] looks for what must not be in it.
+//! Revocation has no race: many clients use three replicas, which are killed now and then, and record what they see.
+//! [`history`] looks for violations in the record.
 //!
 //! `STRESS_SECONDS=300 cargo test --test it stress -- --nocapture` for longer than the 20 s of the suite.
 mod failovers;
@@ -28,7 +28,7 @@ struct Clients {
     begin: Instant,
     stop: AtomicBool,
     history: Mutex<Vec<Event>>,
-    /// The living and the dead: cookie, public id and user, by number.
+    /// All sessions, living and ended, by number: cookie, public id and user.
     sessions: Mutex<Vec<Arc<Known>>>,
     numbers: AtomicUsize,
     users: Vec<User>,
@@ -43,9 +43,10 @@ struct Known {
 
 struct User {
     email: String,
-    /// Those that may be the present one: the first is known to have been, the others are of changes without answer.
+    /// The passwords that may be valid. The first one was valid for certain. The others are of changes without an
+    /// answer.
     passwords: Mutex<Vec<Generation>>,
-    /// So far.
+    /// The number of passwords so far.
     generations: AtomicUsize,
 }
 
@@ -77,7 +78,7 @@ impl Clients {
         })
     }
 
-    /// Lets all of them do what they do, until [`Clients::stop`] is set.
+    /// Starts all clients, which run until [`Clients::stop`] is set.
     fn start(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
         let mut tasks = Vec::new();
         for user in 0..USERS {
@@ -95,7 +96,7 @@ impl Clients {
         tasks
     }
 
-    /// Sends a request to a replica; what was answered, if it was, and the times.
+    /// Sends a request to a replica. Returns the answer, if there was one, and its times.
     async fn send(
         &self,
         replica: usize,
@@ -121,7 +122,7 @@ impl Clients {
             Ok(answered) => Some(answered),
             Err(error) if error.is_timeout() => panic!("neither an answer nor a lost connection: {error}"),
             Err(_) => {
-                // It was killed: let it come back.
+                // The replica was killed, so wait a moment until it comes back.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 None
             }
@@ -137,7 +138,7 @@ impl Clients {
         !self.stop.load(Ordering::Relaxed)
     }
 
-    /// Writes down the session that an answer opened.
+    /// Records the session that an answer created.
     fn opened(&self, event: Event, answered: Answered, user: UserNumber, password: Generation) -> Arc<Known> {
         let body: Value = serde_json::from_slice(&answered.body).expect("JSON");
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +149,7 @@ impl Clients {
         session
     }
 
-    /// Signs in with whatever the password may be.
+    /// Signs in with each password that may be valid.
     async fn login(&self, user: UserNumber) -> Option<Arc<Known>> {
         let candidates = self.users[user].passwords.lock().clone();
         for generation in candidates.into_iter().rev() {
@@ -165,7 +166,7 @@ impl Clients {
         None
     }
 
-    /// Whether a replica accepts the session, if it says so.
+    /// Whether a replica accepts the session. `None` if it doesn't say.
     async fn check(&self, replica: usize, session: &Known) -> Option<bool> {
         let (event, answered) = self.send(replica, Method::GET, "/profile", &session.cookie, None).await;
         let valid = match answered.map(|answered| answered.status) {
@@ -181,7 +182,7 @@ impl Clients {
         Some(valid)
     }
 
-    /// Ends a session in one of the ways that there are; asks every replica afterwards.
+    /// Ends a session in one of several ways, then asks every replica about it.
     async fn end(&self, session: &Known) {
         let replica = fastrand::usize(..3);
         let (event, answered) = if fastrand::bool() {
@@ -191,7 +192,7 @@ impl Clients {
         };
         let acknowledged = match answered.map(|answered| answered.status) {
             Some(200 | 204) => true,
-            // It was no longer there.
+            // The session had already ended.
             Some(401 | 404) => return self.record(event, What::Checked { session: session.number, valid: false }),
             Some(503) | None => false,
             Some(status) => panic!("end: {status}"),
@@ -214,11 +215,11 @@ impl Clients {
         self.record(event, What::EndedAll { user: by.user, except: keep.then_some(by.number), acknowledged });
     }
 
-    /// Changes the password; the new session if that worked.
+    /// Changes the password. Returns the new session if that succeeded.
     async fn change(&self, session: &Known, from: Generation) -> Option<Arc<Known>> {
         let user = &self.users[session.user];
         let to = user.generations.fetch_add(1, Ordering::Relaxed) + 1;
-        // Others find out which of the two it is.
+        // Other clients find out which of the two is valid.
         user.passwords.lock().push(to);
         let body =
             json!({ "current_password": password(session.user, from), "new_password": password(session.user, to) });
@@ -232,7 +233,7 @@ impl Clients {
                 Some(self.opened(event, answered, session.user, to))
             }
             Some(Answered { status: status @ (401 | 403), .. }) => {
-                // Not signed in any more, or `from` was not the password.
+                // The session has ended, or `from` was not the password.
                 self.record(
                     event,
                     if status == 401 { What::Checked { session: session.number, valid: false } } else { What::Unknown },
@@ -248,7 +249,7 @@ impl Clients {
         }
     }
 
-    /// The one who changes this user's password, now and then.
+    /// A client that changes this user's password now and then.
     async fn change_passwords(&self, user: UserNumber) {
         let mut session: Option<Arc<Known>> = None;
         while self.running() {
@@ -272,7 +273,7 @@ impl Clients {
         }
     }
 
-    /// Somebody who signs in, looks around, and mostly signs out.
+    /// A client that signs in, uses its session, and mostly signs out.
     async fn come_and_go(&self, user: UserNumber) {
         while self.running() {
             let Some(session) = self.login(user).await else { continue };
@@ -287,7 +288,7 @@ impl Clients {
         }
     }
 
-    /// Somebody who keeps asking with sessions of others, most of them just ended: what touches them at that moment.
+    /// A client that keeps using the sessions of others, most of which have just ended, to provoke races with renewals.
     async fn look_over(&self) {
         while self.running() {
             let session = {
@@ -354,7 +355,7 @@ async fn stress(engine: Engine) {
     for user in 0..USERS {
         clients.login(user).await.expect("all replicas are up");
     }
-    // At last every session, at every replica: they agree, and what lives is what can be revoked.
+    // Finally checks every session at every replica. They must agree, and every living session must be revocable.
     let sessions = clients.sessions.lock().clone();
     let mut alive = BTreeSet::new();
     for session in &sessions {
@@ -392,7 +393,7 @@ async fn stress(engine: Engine) {
     }
 }
 
-/// Living sessions that are not on their user's list, by which all of a user's are ended.
+/// Living sessions that are missing from their user's index, by which all sessions of a user are ended.
 fn unlisted(redis: &Server) -> Vec<String> {
     let mut keys = redis.keys("session:*");
     for index in redis.keys("user:*:sessions") {

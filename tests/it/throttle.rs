@@ -1,4 +1,5 @@
-//! Limits on guessing and registering, counted over all replicas (ASVS 5.0 6.3.1; NIST SP 800-63B-4 §3.2.2).
+//! Limits on guessing passwords and on registering, counted over all replicas (ASVS 5.0 6.3.1; NIST SP 800-63B-4
+//! §3.2.2).
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -41,8 +42,8 @@ async fn asvs_6_3_1_an_account_has_one_limit_over_all_replicas_and_names() {
         let answer = login_from(&fleet, n % 3, &format!("203.0.113.{n}"), name, WRONG).await;
         answer.expect_problem(401, "invalid_credentials");
     }
-    // The password itself is no longer looked at: being refused says nothing about it. Nor does it say that the names
-    // are of one account: each has had three failures of its own, and answers as a name without account does.
+    // The password is no longer verified, so a refusal says nothing about it. Nor does it reveal that both names belong
+    // to one account: each has had three failures of its own, and is refused like a name without an account.
     for name in ["ada@example.org", "ada"] {
         for n in 0..3 {
             let refused = login_from(&fleet, n, "198.51.100.1", name, PASSWORD).await;
@@ -51,24 +52,25 @@ async fn asvs_6_3_1_an_account_has_one_limit_over_all_replicas_and_names() {
         let refused = login_from(&fleet, 0, "198.51.100.1", name, PASSWORD).await;
         assert_eq!(refused.expect_problem(429, "throttled").header("set-cookie"), None);
     }
-    // By whatever way the password is asked for.
+    // The limit holds for every call that takes the password.
     let change = json!({ "current_password": PASSWORD, "new_password": "staple a battery horse" });
     let change = fleet[1].post("/auth/password").session(&session).json(&change).send().await;
     change.expect_problem(429, "throttled");
     let delete = fleet[1].call("DELETE", "/auth/account").session(&session).json(&json!({ "password": PASSWORD }));
     delete.send().await.expect_problem(429, "throttled");
-    // Nobody else is concerned, and who is signed in stays so.
+    // Other accounts aren't affected, and nobody is logged out.
     assert_eq!(fleet[2].check(&session).await, 200);
     fleet[0].login(&eve).await;
 }
 
-/// Otherwise being throttled would tell which names have an account, or which names are of one (ASVS 5.0 6.3.8).
+/// Otherwise, throttling would reveal which names have an account, or which names belong to one account (ASVS 5.0
+/// 6.3.8).
 #[tokio::test]
 async fn asvs_6_3_8_names_without_account_are_throttled_alike() {
     let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ACCOUNT", "3").start().await;
     fleet[0].register("ada").await;
     fleet[0].register("grace").await;
-    // A name with account, its other name, and the same without account. Whatever differs must come from the request.
+    // A name with an account, its other name, and two names without one. Answers may differ only by the request itself.
     let mut seen = Vec::new();
     for names in [["ada@example.org", "ada"], ["nobody@example.org", "nobody"], ["grace", "grace@example.org"]] {
         let mut answers = Vec::new();
@@ -87,7 +89,7 @@ async fn asvs_6_3_8_names_without_account_are_throttled_alike() {
     assert_eq!(seen[0], seen[1]);
     assert_eq!(seen[2], seen[1]);
     login_from(&fleet, 0, "203.0.113.7", "NOBODY@Example.ORG", WRONG).await.expect_problem(429, "throttled");
-    // A hash each, as for a name without account: the time is the same.
+    // Each costs a hash, also for a name without an account, so the time is the same.
     let hashed = hashes(&fleet).await - 2.0;
     assert!((hashed - 18.0).abs() < 0.5, "{hashed} passwords were hashed for 18 answers of 401");
 }
@@ -104,7 +106,7 @@ async fn asvs_6_3_1_an_address_has_one_limit_over_all_accounts() {
         login_from(&fleet, replica, "203.0.113.7", "ada", PASSWORD).await.expect_problem(429, "throttled");
         login_from(&fleet, replica, "192.0.2.1, 203.0.113.7", "ada", PASSWORD).await.expect_problem(429, "throttled");
     }
-    // From elsewhere the same user signs in, but that is no pardon for the address.
+    // The same user signs in from another address. That doesn't clear the failures of the first one.
     let elsewhere = login_from(&fleet, 0, "203.0.113.8", &ada.email, PASSWORD).await;
     assert_eq!(fleet[1].check(&Session::opened_by(&elsewhere)).await, 200);
     login_from(&fleet, 1, "203.0.113.7", "ada", PASSWORD).await.expect_problem(429, "throttled");
@@ -121,7 +123,7 @@ async fn asvs_6_3_1_ipv6_clients_are_counted_by_64() {
     login_from(&fleet, 0, "2001:db8:1:2:a:b:c:d", "ada", PASSWORD).await.expect_problem(429, "throttled");
     login_from(&fleet, 0, "[2001:db8:1:2::9]:4711", "ada", PASSWORD).await.expect_problem(429, "throttled");
     login_from(&fleet, 0, "2001:db8:1:3::1", "ada", PASSWORD).await.expect(200);
-    // An IPv4 address is the same one in either notation.
+    // An IPv4 address counts as one in either notation.
     for n in 0..3 {
         login_from(&fleet, n, "::ffff:203.0.113.7", "ada", WRONG).await.expect_problem(401, "invalid_credentials");
     }
@@ -166,7 +168,7 @@ async fn only_failures_are_charged_and_success_forgets_the_account_s() {
         login_from(&fleet, n % 3, "203.0.113.7", "ada", PASSWORD).await.expect(200);
     }
     assert_eq!((failures(&account), failures("address:203.0.113.7")), (None, None));
-    // What isn't an attempt at a password isn't charged either.
+    // A request that contains no password isn't charged either.
     fleet[0].post("/auth/login").json(&json!({})).send().await.expect_problem(422, "validation_failed");
     fleet[0].post("/auth/login").send().await.expect_problem(415, "unsupported_media_type");
     assert_eq!(failures(&account), None);
@@ -183,11 +185,11 @@ async fn only_failures_are_charged_and_success_forgets_the_account_s() {
             "not forgotten"
         );
     }
-    // A place that is held belongs to an attempt under way: none is left behind.
+    // A place belongs to an attempt in progress, and none is left behind.
     assert!(fleet.redis.keys("throttle:*pending").is_empty());
 }
 
-/// Whoever waits as long as told is admitted, and not told longer than needed.
+/// A client that waits as long as `Retry-After` says is admitted, and `Retry-After` isn't longer than needed.
 #[tokio::test]
 async fn retry_after_tells_the_truth() {
     let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ACCOUNT", "2").env("LOGIN_FAILURE_WINDOW", "3s").start().await;
@@ -223,7 +225,8 @@ async fn asvs_15_4_2_parallel_attempts_do_not_pass_the_limit() {
     let answers = join_all(attempts).await;
     let count = |status: u16| answers.iter().filter(|answer| answer.status == status).count();
     assert_eq!(count(401) + count(429) + count(503), 30, "{answers:?}");
-    // Ten for the account, and ten for each of its names at most, which are refused without a look at the password.
+    // Ten for the account, and at most ten more for each of its names, which are refused without verifying the
+    // password.
     assert!((10..=20).contains(&count(401)), "{} answered 401", count(401));
     assert!(hashes(&fleet).await - before <= 20.0);
     let failures: u32 = fleet.redis.run(&["GET", &format!("throttle:{{account:{}}}:failures", ada.id)]);
@@ -232,13 +235,13 @@ async fn asvs_15_4_2_parallel_attempts_do_not_pass_the_limit() {
         match answer.status {
             401 => answer.expect_problem(401, "invalid_credentials"),
             429 => answer.expect_problem(429, "throttled"),
-            // Waited for those before it, and was told to come again.
+            // Waited for earlier attempts, and was told to try again.
             _ => answer.expect_problem(503, "overloaded"),
         };
     }
 }
 
-/// A family, an office or a test suite behind one address signs in at once: right passwords use nothing up.
+/// Many users behind one address, such as an office, can sign in at once, because right passwords use up no limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parallel_right_passwords_all_succeed() {
     let fleet = behind_a_proxy();
@@ -250,12 +253,12 @@ async fn parallel_right_passwords_all_succeed() {
     }
 }
 
-/// An attempt that waits for others of its account is woken. It doesn't ask Redis again and again.
+/// An attempt that waits for others of its account is woken up. It doesn't poll Redis.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attempts_that_wait_hardly_ask_redis() {
     const CLIENTS: u64 = 12;
     let fleet = Fleet::builder().env("LOGIN_FAILURES_PER_ACCOUNT", "1").env("HASH_CONCURRENCY", "1");
-    // They take turns, and all of it takes most of the time that an attempt may wait.
+    // The attempts take turns, and together take most of the time for which an attempt may wait.
     let fleet = fleet.env("ARGON2_MEMORY", "64MiB").start().await;
     fleet[0].register("ada").await;
     let mut meter = fleet.redis.meter();
@@ -264,12 +267,11 @@ async fn attempts_that_wait_hardly_ask_redis() {
     }
     let commands = meter.used().commands;
     let scripts: u64 = ["eval", "evalsha"].iter().filter_map(|name| commands.get(*name)).sum();
-    // By themselves they ask seven times within the time that they may wait, at five scripts each, and once more when
-    // woken.
+    // Each attempt asks seven times while it may wait, with five scripts each time, and once more when it is woken up.
     assert!(scripts <= 45 * CLIENTS, "{scripts} scripts for {CLIENTS} attempts");
 }
 
-/// A guess that hangs up is a guess: what was hashed is charged and recorded (ASVS 5.0 6.3.1).
+/// A guess whose client hangs up still counts: what was hashed is charged and recorded (ASVS 5.0 6.3.1).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asvs_6_3_1_hanging_up_does_not_make_a_guess_free() {
     let fleet = Fleet::builder().full_hashing().env("HASH_CONCURRENCY", "1").env("LOGIN_FAILURES_PER_ACCOUNT", "1000");
@@ -305,8 +307,8 @@ async fn asvs_6_3_1_hanging_up_does_not_make_a_guess_free() {
     .await;
 }
 
-/// Whoever has accounts, and so right passwords, has them hashed so often and no more; an account's limit holds from
-/// everywhere.
+/// Somebody who has accounts knows their passwords, but can make the server hash them only so often. An account's limit
+/// holds for all addresses together.
 #[tokio::test]
 async fn attempts_are_limited_too() {
     let fleet =
@@ -321,7 +323,7 @@ async fn attempts_are_limited_too() {
     }
     login_from(&fleet, 0, "203.0.113.7", &eve.email, PASSWORD).await.expect_problem(429, "throttled");
     let session = Session::opened_by(&login_from(&fleet, 0, "203.0.113.9", &eve.email, PASSWORD).await);
-    // A confirmation counts like a sign-in.
+    // A password that confirms a change counts like one at sign-in.
     let change = json!({ "current_password": PASSWORD, "new_password": "staple a battery horse" });
     let change =
         fleet[0].post("/auth/password").header("x-forwarded-for", "203.0.113.9").session(&session).json(&change);
@@ -332,12 +334,12 @@ async fn attempts_are_limited_too() {
     assert_ne!(ada.id, eve.id);
 }
 
-/// A new password that is against the rules costs nobody a hash, whoever sends it how often.
+/// A new password that breaks the rules costs no hash, however often it is sent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_address_with_accounts_of_its_own_does_not_stop_others() {
     const PEOPLE: usize = 15;
     let fleet = Fleet::builder().env("TRUSTED_PROXIES", "127.0.0.1").env("HASH_CONCURRENCY", "1");
-    // Some milliseconds a hash, in whatever build.
+    // A hash takes a few milliseconds, in any build.
     let fleet = fleet.env("ARGON2_MEMORY", "4MiB");
     let fleet = std::sync::Arc::new(fleet.env("HASH_QUEUE", "16").start().await);
     let mut attackers = Vec::new();
@@ -355,7 +357,7 @@ async fn one_address_with_accounts_of_its_own_does_not_stop_others() {
     }
     assert!(hashes(&fleet).await - before < 0.5, "none was hashed");
 
-    // With a new password that would do, the attack costs hashes, but it waits for its turn.
+    // With a new password that is acceptable, the attack costs hashes, but it has to wait for its turn.
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let flood: Vec<_> = (0..54)
         .map(|n| {
@@ -385,14 +387,14 @@ async fn one_address_with_accounts_of_its_own_does_not_stop_others() {
 async fn ipv6_networks_have_limits_of_their_own() {
     let fleet = behind_a_proxy().env("LOGIN_FAILURES_PER_ADDRESS", "2").start().await;
     fleet[0].register("ada").await;
-    // Four /64 of one /56 use up its eight failures; a fifth one has none of its own left.
+    // Four /64 networks of one /56 use up its eight failures, so a fifth /64 is refused at once.
     for n in 0..8 {
         let ip = format!("2001:db8:1:1{}::1", n / 2);
         login_from(&fleet, n % 3, &ip, "ada", WRONG).await.expect_problem(401, "invalid_credentials");
     }
     login_from(&fleet, 0, "2001:db8:1:1f::1", "ada", PASSWORD).await.expect_problem(429, "throttled");
     login_from(&fleet, 0, "2001:db8:1:200::1", "ada", PASSWORD).await.expect(200);
-    // And so for a /48, which has 32.
+    // The same holds for a /48, which has 32.
     for n in 0..24 {
         let ip = format!("2001:db8:1:{:x}::1", 0x200 + 0x100 * (n / 8) + n % 8 / 2);
         login_from(&fleet, n % 3, &ip, "ada", WRONG).await.expect_problem(401, "invalid_credentials");
@@ -411,7 +413,7 @@ async fn registrations_are_limited_per_address() {
     for n in 0..3 {
         register(n, "203.0.113.7", &format!("user-{n}")).await.expect(201);
     }
-    // A form with mistakes doesn't count; asking whether an address has an account does.
+    // An invalid form doesn't count. A registration for an address that already has an account does.
     let body = json!({ "email": "nonsense", "password": PASSWORD });
     for _ in 0..5 {
         let call = fleet[0].post("/auth/register").header("x-forwarded-for", "203.0.113.7").json(&body);
@@ -430,7 +432,7 @@ async fn registrations_are_limited_per_address() {
     }
     register(0, "2001:db8::ffff", "six-4").await.expect_problem(429, "throttled");
     register(0, "2001:db8:0:1::1", "six-4").await.expect(201);
-    // Signing in is another matter.
+    // Signing in has a limit of its own.
     login_from(&fleet, 0, "203.0.113.7", "user-0", PASSWORD).await.expect(200);
 }
 
@@ -460,13 +462,13 @@ async fn store_hash(fleet: &Fleet, hash: &str) {
     update.execute(&mut fleet.sql().await).await.expect("an update");
 }
 
-/// A replica that dies while it verifies keeps no place for ever.
+/// A replica that dies while it verifies a password doesn't keep its place for ever.
 #[tokio::test]
 async fn places_of_a_dead_replica_are_given_up() {
     let mut fleet = Fleet::builder().replicas(2).env("LOGIN_FAILURES_PER_ACCOUNT", "1").start().await;
     let ada = fleet[0].register("ada").await;
     let ours = fleet.query("SELECT password_hash FROM users").await.remove(0);
-    // Seconds of work, so that it's under way for certain.
+    // A hash that takes seconds, so that it is certainly in progress.
     let slow = format!("$argon2id$v=19$m=131072,t=16,p=1${}", ours.splitn(5, '$').nth(4).expect("salt and output"));
     store_hash(&fleet, &slow).await;
     let pending = format!("throttle:{{account:{}}}:pending", ada.id);

@@ -1,4 +1,4 @@
-//! Traces: a real collector gets a request's tree, and a dead one costs nothing but a warning.
+//! Traces: a real collector gets the tree of a request's spans, and one that is down costs nothing but a warning.
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ fn traceparent(flags: &str) -> String {
     format!("00-{TRACE}-{CALLER}-{flags}")
 }
 
-/// Waits for a span of this name, and gives its trace.
+/// Waits for a span of this name, and returns its trace.
 async fn trace_with(collector: &Collector, trace_id: &str, name: &str) -> Vec<Span> {
     let is_there = async || collector.trace(trace_id).iter().any(|span| span.name == name);
     within(PATIENTLY, &format!("{name} in {trace_id}"), is_there).await;
@@ -52,7 +52,7 @@ async fn a_login_and_its_check_are_one_tree_over_nginx_and_two_replicas() {
     let account = json!({ "email": "ada@example.org", "password": PASSWORD });
     let registered = demo.call("POST", "/auth/register").json(&account).send().await.expect(201);
 
-    // Without a trace context of the client's, nginx's request id becomes the trace's id, so that its log leads to the
+    // If the client sends no trace context, nginx's request id becomes the trace's id, so that nginx's log leads to the
     // trace.
     let request_id = registered.header("x-request-id").expect("an id");
     let spans = trace_with(&collector, request_id, "POST /auth/register").await;
@@ -134,7 +134,7 @@ async fn the_caller_and_the_ratio_decide_what_is_traced() {
         assert_eq!(fleet[0].request_line(request).await["trace_id"], trace_id, "{request}");
     }
 
-    // A server that believes no caller's trace context.
+    // A server that ignores its callers' trace contexts.
     let collector = Collector::start().await;
     let fleet = traced(&collector).env("OTEL_TRACES_SAMPLER", "traceidratio").env("OTEL_TRACES_SAMPLER_ARG", "0.5");
     let fleet = fleet.start().await;
@@ -219,7 +219,7 @@ async fn a_collector_that_fails_costs_a_warning() {
     let exported = fleet[0].count("authfleet_trace_spans_total", &[("result", "exported")]).await;
     assert!(exported > 0);
 
-    // A collector that is gone doesn't delay the end either.
+    // A collector that is gone doesn't delay the shutdown either.
     fleet[0].restart(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"), ("DRAIN_DELAY", "0s")]).await;
     assert_eq!(fleet[0].check(&session).await, 200);
     let begin = Instant::now();
@@ -228,7 +228,7 @@ async fn a_collector_that_fails_costs_a_warning() {
     assert!(begin.elapsed() < PATIENTLY / 2, "{:?}", begin.elapsed());
 }
 
-/// Docker gives every container the proxy variables of its client.
+/// Docker puts its client's proxy variables into every container.
 #[tokio::test]
 async fn a_collector_on_this_machine_is_reached_without_a_proxy() {
     let collector = Collector::start().await;
@@ -253,7 +253,7 @@ async fn the_warning_names_the_proxy_but_not_its_password() {
     assert!(!fleet[0].output_text().contains("hunter2"));
 }
 
-/// With a collector that takes connections and never answers, spans wait in a bounded queue, and requests don't wait.
+/// If a collector accepts connections and never answers, spans wait in a bounded queue, and requests don't wait.
 #[tokio::test]
 async fn spans_without_room_are_counted() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");

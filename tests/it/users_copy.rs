@@ -1,4 +1,4 @@
-//! `authfleet users copy`: accounts move between SQLite and PostgreSQL as they are, and sessions live on.
+//! `authfleet users copy`: accounts move between SQLite and PostgreSQL unchanged, and sessions stay alive.
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -40,13 +40,13 @@ impl Move {
         self.copy(more).await.expect_code(0).json()
     }
 
-    /// One statement on PostgreSQL.
+    /// Runs one statement on PostgreSQL.
     async fn there(&self, statement: &str) -> Vec<String> {
         self.other.shared.server.query(&self.other.name, statement).await
     }
 }
 
-/// Adds accounts of every kind that a database can hold, older releases' among them.
+/// Adds accounts of every kind that a database can hold, including those of older releases.
 async fn fill(fleet: &Fleet, count: u32) {
     let statement = format!(
         "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) \
@@ -63,7 +63,7 @@ async fn fill(fleet: &Fleet, count: u32) {
     sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut fleet.sql().await).await.expect("accounts are added");
 }
 
-/// The columns that the schema has, whatever this test knows of it.
+/// The columns in the schema, read from the database so that new ones are compared too.
 async fn columns(query: impl AsyncFn(&str) -> Vec<String>, of: &str) -> Vec<String> {
     let mut columns = query(of).await;
     columns.sort();
@@ -118,7 +118,7 @@ async fn a_copy_is_repeated_and_loses_nothing_unasked() {
     assert_eq!(sources(&this.copied(&[]).await), [Value::from(3), 0.into(), false.into()]);
     assert_eq!(sources(&this.copied(&[]).await), [Value::from(3), 3.into(), true.into()]);
 
-    // The fleet went on with SQLite. Two names are exchanged: no order of single changes could bring that over.
+    // The fleet continued with SQLite. Two names are swapped, which no sequence of single updates could copy.
     for statement in [
         "UPDATE users SET username_key = username_key || '!', username_canonical = NULL WHERE username IN ('ada', 'bob')",
         "UPDATE users SET username = CASE username WHEN 'ada' THEN 'bob' ELSE 'ada' END, epoch = epoch + 1 \
@@ -131,7 +131,7 @@ async fn a_copy_is_repeated_and_loses_nothing_unasked() {
     let names = "SELECT split_part(email, '@', 1) || ' is ' || username FROM users ORDER BY 1";
     assert_eq!(this.there(names).await, ["ada is bob", "bob is ada", "eve is eve"]);
 
-    // It went on with PostgreSQL: a password was changed there, and somebody registered.
+    // Then it continued with PostgreSQL: a password was changed there, and somebody registered.
     this.there("UPDATE users SET epoch = epoch + 1, password_hash = 'new' WHERE username = 'eve'").await;
     this.there(
         "INSERT INTO users SELECT gen_random_uuid(), 'x' || email, 'x' || email_key, NULL, 'x' || username, \
@@ -160,7 +160,7 @@ async fn what_cannot_be_copied_is_said() {
         assert!(!done.stderr.contains("hunter2"), "{arguments:?}: {}", done.stderr);
     };
     let source = this.source();
-    // The replica is running.
+    // A replica is running.
     refused(&["--from", source, "--to", &target], 1, "--from: 1 connections of authfleet servers are open").await;
     refused(&["--from", &target, "--to", source], 1, "--to: 1 connections of authfleet servers are open").await;
     this.fleet[0].register("ada").await;
@@ -187,7 +187,7 @@ async fn what_cannot_be_copied_is_said() {
     refused(&["--from", source, "--to-file", "/nonexistent"], 2, "--to-file: ").await;
 }
 
-/// What the target holds after the copy is compared with what was read, before anything is committed.
+/// Before the copy is committed, the target's content is compared with what was read from the source.
 #[tokio::test]
 async fn a_target_that_changes_what_is_written_is_noticed() {
     let this = Move::prepare(1).await;
@@ -205,7 +205,7 @@ async fn a_target_that_changes_what_is_written_is_noticed() {
     this.copied(&["--while-running"]).await;
 }
 
-/// The copy as a process of its own.
+/// Starts the copy as a process of its own.
 fn start_copy(directory: &Path, from: &str, to: &str) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_authfleet"));
     command.args(["users", "copy", "--from", from, "--to", to]).current_dir(directory);
@@ -236,7 +236,7 @@ async fn a_copy_that_is_killed_leaves_the_target_as_it_was() {
     assert_eq!(this.there("SELECT count(*)::text FROM users").await, ["20001"]);
 }
 
-/// The most memory that a copy of so many accounts takes, in KiB.
+/// The peak memory of a copy of `count` accounts, in KiB.
 async fn memory_of(count: u32) -> u64 {
     let mut this = Move::prepare(1).await;
     this.fleet[0].kill();
@@ -289,7 +289,7 @@ async fn sessions_live_on_after_the_move() {
         replica.try_login("ada", PASSWORD).send().await.expect(200);
     }
 
-    // Revocation goes on as before: with the epochs that came along.
+    // Revocation works as before, because the epochs were copied too.
     let new = serde_json::json!({ "current_password": PASSWORD, "new_password": "another horse, another battery" });
     this.fleet[1].post("/auth/password").session(&session).json(&new).send().await.expect(200);
     this.fleet.command(&["user", "disable", "bob"], &[("DATABASE_URL", &target)]).await.expect_code(0);
@@ -305,7 +305,7 @@ async fn sessions_live_on_after_the_move() {
     );
 }
 
-/// Both ways through the pooler that many put in front of PostgreSQL.
+/// Copies in both directions through the pooler that many people put in front of PostgreSQL.
 #[tokio::test]
 async fn a_copy_goes_through_a_pooler() {
     let mut this = Move::prepare(1).await;

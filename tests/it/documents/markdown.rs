@@ -1,18 +1,18 @@
-//! Markdown, taken apart into what can be checked.
+//! Splits Markdown into the parts that can be checked.
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
-/// One Markdown file, taken apart.
+/// One Markdown file, in parts.
 pub(super) struct Document {
     pub(super) path: PathBuf,
-    /// As GitHub makes them of headings.
+    /// The anchors that GitHub makes from headings.
     pub(super) anchors: Vec<String>,
     pub(super) links: Vec<String>,
-    /// Code spans, and lines of code blocks with the lines that a backslash or an open bracket continues.
+    /// Code spans, and lines of code blocks. Lines that a backslash or an open bracket continues are joined.
     pub(super) code: Vec<String>,
-    /// Everything that is read, code included.
+    /// All text, including code.
     pub(super) text: String,
 }
 
@@ -53,7 +53,7 @@ impl Document {
         document
     }
 
-    /// Is it about the present? A changelog names what is gone.
+    /// Whether it describes the present. A changelog names things that are gone.
     pub(super) fn is_current(&self) -> bool {
         self.path != Path::new("CHANGELOG.md")
     }
@@ -71,7 +71,7 @@ fn anchor(heading: &str) -> String {
     kept.chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c)).collect::<String>().replace(' ', "-")
 }
 
-/// A word without what surrounds it in a sentence or a shell's line.
+/// A word without the punctuation around it in a sentence or a shell command.
 pub(super) fn bare(word: &str) -> &str {
     word.trim_start_matches(['(', '"', '\'', '[', '`', '$'])
         .trim_end_matches([')', '"', '\'', ']', '`', ',', ';', ':', '.'])

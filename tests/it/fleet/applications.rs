@@ -1,4 +1,4 @@
-//! Applications behind a proxy that asks the fleet, played by the test: what each proxy sends, and what a browser does.
+//! The test plays a proxy in front of applications, which asks the fleet, and a browser that uses them.
 use super::{Answer, Builder, Call, Replica, Session};
 
 /// The host of `PUBLIC_URL`.
@@ -9,7 +9,7 @@ pub const WIKI: &str = "wiki.example.test";
 /// The identity headers, in the order of the contract.
 pub const IDENTITY: [&str; 5] = ["remote-user", "remote-email", "remote-user-id", "remote-groups", "remote-session-id"];
 
-/// Which proxy asks.
+/// A proxy, by its way of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxy {
     Nginx,
@@ -23,7 +23,7 @@ impl Proxy {
         [Self::Nginx, Self::Forward, Self::Envoy].into_iter().inspect(|proxy| println!("asked by {proxy:?}"))
     }
 
-    /// The question about a request for `http://HOST/TARGET`.
+    /// The proxy's question about a request for `http://HOST/TARGET`.
     pub fn ask(self, replica: &Replica, method: &str, host: &str, target: &str) -> Call {
         match self {
             Self::Nginx => replica
@@ -41,7 +41,7 @@ impl Proxy {
     }
 }
 
-/// The values of the identity headers; fails the test if one is missing or there twice.
+/// The values of the identity headers. Fails the test if one is missing or occurs twice.
 #[track_caller]
 pub fn identity(answer: &Answer) -> [String; 5] {
     IDENTITY.map(|name| {
@@ -57,12 +57,12 @@ pub struct Visitor {
     pub host: String,
     /// `authfleet-start=…`.
     pub start: String,
-    /// Where the page for signing in was asked for: its path and query.
+    /// The path and query of the page for signing in.
     pub sign_in: String,
 }
 
 impl Visitor {
-    /// Comes to an application without a session: `/.authfleet/start` on its host.
+    /// Opens an application without a session: `/.authfleet/start` on its host.
     pub async fn comes(replica: &Replica, host: &str, to: &str) -> Self {
         let to: String = percent_encoding::utf8_percent_encode(to, percent_encoding::NON_ALPHANUMERIC).to_string();
         let answer = replica.get(&format!("/.authfleet/start?to={to}")).header("host", host).send().await.expect(302);
@@ -74,7 +74,7 @@ impl Visitor {
         Self { host: host.to_owned(), start, sign_in: sign_in.to_owned() }
     }
 
-    /// Asks for the page for signing in with a session: the path and query of the callback that it leads to.
+    /// Opens the page for signing in with a session. Returns the path and query of the callback that it redirects to.
     pub async fn signed_in(&self, replica: &Replica, session: &Session) -> String {
         let answer = replica.get(&self.sign_in).header("host", LOGIN_HOST).session(session).send().await.expect(303);
         let location = answer.header("location").expect("a place to go to");
@@ -83,13 +83,13 @@ impl Visitor {
         callback.to_owned()
     }
 
-    /// Takes a code, as this browser.
+    /// Sends a callback's code, as this browser.
     pub fn calls_back(&self, replica: &Replica, callback: &str) -> Call {
         replica.get(callback).header("host", &self.host).cookie(&self.start)
     }
 }
 
-/// The cookie that a session gets at the host of an application: `authfleet=…`.
+/// Takes a session to the host of an application. Returns its cookie there: `authfleet=…`.
 pub async fn opened_at(replica: &Replica, session: &Session, host: &str) -> String {
     let visitor = Visitor::comes(replica, host, "/").await;
     let callback = visitor.signed_in(replica, session).await;
@@ -97,14 +97,14 @@ pub async fn opened_at(replica: &Replica, session: &Session, host: &str) -> Stri
 }
 
 impl Builder {
-    /// Asked about applications by a proxy on this machine.
+    /// With applications behind a proxy on this machine.
     pub fn with_applications(self) -> Self {
         self.env("PUBLIC_URL", &format!("http://{LOGIN_HOST}"))
             .env("PROTECTED_HOSTS", &format!("{APP},{WIKI},*.apps.example.test"))
             .env("TRUSTED_PROXIES", "127.0.0.1")
     }
 
-    /// The same, by the access rules in this text: `rules.toml` in the fleet's directory.
+    /// With applications and these access rules, which become `rules.toml` in the fleet's directory.
     pub fn with_rules(mut self, rules: &str) -> Self {
         self.rules = Some(rules.to_owned());
         self.with_applications().env("ACCESS_RULES", "rules.toml")

@@ -1,5 +1,5 @@
-//! A client that does only what it is told: it stores no cookies, follows no redirects, keeps no connections, uses no
-//! proxies.
+//! An HTTP client that does nothing by itself: it stores no cookies, follows no redirects, keeps no connections and
+//! uses no proxies.
 use std::time::{Duration, Instant};
 
 use reqwest::header::{COOKIE, HeaderMap, SET_COOKIE};
@@ -45,22 +45,26 @@ impl Call {
         self.cookie(&session.cookie)
     }
 
-    /// A JSON body.
+    /// Sets a JSON body.
     pub fn json(self, body: &Value) -> Self {
         Self(self.0.json(body))
     }
 
-    /// Any body; `Content-Type` is the caller's.
+    /// Sets any body. The caller sets `Content-Type`.
     pub fn body(self, body: impl Into<reqwest::Body>) -> Self {
         Self(self.0.body(body))
     }
 
-    /// Sends it and reads the whole answer; fails the test if there is none.
+    /// Sends it and reads the whole answer. Fails the test if there is none.
     pub async fn send(self) -> Answer {
         self.try_send().await.expect("an answer")
     }
 
-    /// Sends it; an error if nobody answers.
+    /// Sends it and reads the whole answer.
+    ///
+    /// # Errors
+    ///
+    /// If nobody answers.
     pub async fn try_send(self) -> reqwest::Result<Answer> {
         let begin = Instant::now();
         let response = self.0.send().await?;
@@ -80,14 +84,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Fails the test if the status is another.
+    /// Fails the test if the status is a different one.
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{:?}\n{}", self.headers, self.text());
         self
     }
 
-    /// Fails the test unless a store that is away was noticed in time, and the cookie was left alone.
+    /// Fails the test unless the answer came in time, says that a store is unavailable, and leaves the cookie alone.
     #[track_caller]
     pub fn expect_unavailable(self) {
         let answer = self.expect_problem(503, "store_unavailable");
@@ -126,12 +130,12 @@ impl Answer {
         errors.iter().map(|error| error["field"].as_str().expect("a field").to_owned()).collect()
     }
 
-    /// A header, if there.
+    /// A header. `None` if it is missing.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("ASCII"))
     }
 
-    /// The cookie that this answer sets, and its attributes, sorted; fails the test unless there is exactly one.
+    /// The cookie that this answer sets, and its attributes, sorted. Fails the test unless there is exactly one cookie.
     #[track_caller]
     pub fn set_cookie(&self) -> (String, Vec<String>) {
         assert_eq!(self.headers.get_all(SET_COOKIE).iter().count(), 1, "one cookie");
@@ -151,7 +155,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    /// A text of the JSON body.
+    /// A string of the JSON body.
     #[track_caller]
     pub fn text_at(&self, field: &str) -> String {
         self.json()[field].as_str().unwrap_or_else(|| panic!("no text {field}: {}", self.text())).to_owned()
@@ -165,15 +169,15 @@ pub struct User {
     pub email: String,
 }
 
-/// A session, as the client knows it.
+/// A session, from the client's view.
 #[derive(Clone, Debug)]
 pub struct Session {
-    /// `session=TOKEN`: what to send back.
+    /// The cookie to send back: `session=TOKEN`.
     pub cookie: String,
     pub token: String,
     pub id: String,
     pub user_id: String,
-    /// What the login answered.
+    /// The body of the answer to the login.
     pub body: Value,
 }
 
@@ -194,14 +198,14 @@ impl Session {
         format!("session:{{{}}}:{}", self.user_id, self.id)
     }
 
-    /// A cookie that says the same, with another signature.
+    /// The same cookie with a different signature.
     pub fn forged(&self) -> String {
         let last = if self.cookie.ends_with('A') { 'B' } else { 'A' };
         format!("{}{last}", &self.cookie[..self.cookie.len() - 1])
     }
 }
 
-/// A connection into which a test writes any bytes.
+/// A connection to which a test writes any bytes.
 pub struct Raw(TcpStream);
 
 impl Raw {
@@ -209,7 +213,7 @@ impl Raw {
         Self(TcpStream::connect(address).await.expect("a connection"))
     }
 
-    /// Writes, and says whether the other side still takes it.
+    /// Writes. Returns whether the other side still takes it.
     pub async fn write(&mut self, bytes: &[u8]) -> bool {
         self.0.write_all(bytes).await.is_ok()
     }
@@ -219,15 +223,15 @@ impl Raw {
         drop(self.0.shutdown().await);
     }
 
-    /// All that comes until the other side closes, if it does so within `bound`.
+    /// Everything that the other side sends until it closes. `None` if it doesn't close within `bound`.
     pub async fn read_to_end(&mut self, bound: Duration) -> Option<String> {
         let mut bytes = Vec::new();
         let read = tokio::time::timeout(bound, self.0.read_to_end(&mut bytes)).await;
-        // A reset closes too.
+        // A reset also closes.
         read.is_ok().then(|| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// What comes until `text` is part of it; fails the test if it never does.
+    /// Everything that the other side sends until it contains `text`. Fails the test if that never happens.
     pub async fn read_until(&mut self, text: &str) -> String {
         let mut bytes = Vec::new();
         let read = async {
@@ -241,8 +245,8 @@ impl Raw {
         said
     }
 
-    /// Writes `bytes` bit by bit, one piece per `pause`, until the other side closes. All that it said, and how long
-    /// it took; fails the test if it has not closed within `bound`.
+    /// Writes `bytes` slowly, one piece per `pause`, until the other side closes. Returns everything that it sent, and
+    /// how long it took. Fails the test if it doesn't close within `bound`.
     pub async fn dribble(self, bytes: &[u8], pause: Duration, bound: Duration) -> (String, Duration) {
         let begin = Instant::now();
         let (mut reader, mut writer) = self.0.into_split();

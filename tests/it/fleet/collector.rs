@@ -1,4 +1,4 @@
-//! A small OpenTelemetry collector: takes traces by OTLP over HTTP and keeps them.
+//! A small OpenTelemetry collector: it receives traces by OTLP over HTTP and keeps them.
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -24,7 +24,7 @@ pub struct Collector {
 struct Kept {
     spans: Mutex<Vec<Span>>,
     headers: Mutex<HeaderMap>,
-    /// The status that is answered instead of taking spans; 0 to take them.
+    /// The status of its answers. With 0 it accepts spans.
     refusal: AtomicU16,
 }
 
@@ -48,12 +48,12 @@ pub struct Span {
 }
 
 impl Span {
-    /// The replica that made it.
+    /// The replica that made this span.
     pub fn replica(&self) -> &str {
         &self.resource["service.instance.id"]
     }
 
-    /// An attribute; empty if it has none of this name.
+    /// An attribute. Empty if there is none of this name.
     pub fn at(&self, attribute: &str) -> &str {
         self.attributes.get(attribute).map_or("", String::as_str)
     }
@@ -69,22 +69,22 @@ impl Collector {
         Self { address, kept }
     }
 
-    /// For `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    /// The value for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Answers with this status from now on and keeps nothing; 0 to take spans again.
+    /// Answers with this status from now on, and keeps nothing. 0 makes it accept spans again.
     pub fn refuse(&self, status: u16) {
         self.kept.refusal.store(status, Ordering::Relaxed);
     }
 
-    /// What it has so far.
+    /// The spans so far.
     pub fn spans(&self) -> Vec<Span> {
         self.kept.spans.lock().clone()
     }
 
-    /// The spans of one trace, by their begin.
+    /// The spans of one trace, in the order in which they began.
     pub fn trace(&self, trace_id: &str) -> Vec<Span> {
         let mut spans: Vec<_> = self.spans().into_iter().filter(|span| span.trace_id == trace_id).collect();
         spans.sort_by_key(|span| span.begin);

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::client::{Call, http};
 
-/// Ends when dropped.
+/// A running demo. It is stopped when dropped.
 pub struct Demo {
     directory: tempfile::TempDir,
     url: String,
@@ -14,11 +14,11 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Starts it, with these variables for the replicas.
+    /// Starts a demo, with these variables for the replicas.
     pub fn start(replicas: usize, variables: &[(&str, &str)]) -> Self {
         let directory = tempfile::Builder::new().prefix("demo-").tempdir().expect("a temporary directory");
         let mut up = script(directory.path(), "up");
-        // From here on, whatever fails ends what was started.
+        // From here on, a failure stops what was started, because `demo` is dropped.
         let mut demo = Self { directory, url: String::new(), http: http() };
         up.args(["--json", "--auto-ports", "--replicas", &replicas.to_string()]);
         up.args(variables.iter().map(|(name, value)| format!("--env={name}={value}")));
@@ -29,7 +29,7 @@ impl Demo {
         demo
     }
 
-    /// Tries to start it on the ports that `environment` names.
+    /// Tries to start a demo on the ports that `environment` names.
     pub fn try_start(environment: &[(&str, String)]) -> Output {
         let directory = tempfile::Builder::new().prefix("demo-").tempdir().expect("a temporary directory");
         let done = run(script(directory.path(), "up").envs(environment.iter().cloned()));
@@ -39,7 +39,7 @@ impl Demo {
         done
     }
 
-    /// What `fleet.py` can do with a part: `kill`, `start` and so on.
+    /// Runs one of `fleet.py`'s commands for a part: `kill`, `start` and so on.
     pub fn part(&self, command: &str, part: &str) {
         let done = run(script(self.directory.path(), command).arg(part));
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -56,12 +56,12 @@ impl Demo {
         Call::new(self.http.request(method, format!("{}{path}", self.url)))
     }
 
-    /// A log, by its name without `.log`: a part's, or `access`.
+    /// The text of a log: a part's name, or `access`.
     pub fn log(&self, name: &str) -> String {
         std::fs::read_to_string(self.log_path(name)).expect("a log")
     }
 
-    /// Where that log is.
+    /// The path of that log.
     pub fn log_path(&self, name: &str) -> PathBuf {
         self.directory.path().join("log").join(format!("{name}.log"))
     }

@@ -10,11 +10,11 @@
 //! ```
 //!
 //! [`Fleet::builder`] sets variables, leaves Redis out or starts it later. A [`Replica`] can be killed, stopped, frozen
-//! and restarted on its ports, and so can [`Redis`]. All that was started ends with the fleet, when the test fails too;
-//! then the output of each process is printed.
+//! and restarted on its ports, and so can [`Redis`]. Everything that was started ends with the fleet, even if the test
+//! fails. The output of each process is then printed.
 //!
-//! Hashing is weakened so that tests are quick, and limits per address are out of the way, because all clients have
-//! the same one. Everything else is as shipped: Redis runs with `deploy/redis/redis.conf`.
+//! Hashing is weakened so that tests are quick, and limits per address are very high, because all clients have the same
+//! one. Everything else is as shipped: Redis runs with `deploy/redis/redis.conf`.
 mod applications;
 mod client;
 mod collector;
@@ -55,15 +55,15 @@ pub use self::registrations::Registrations;
 pub use self::replica::Replica;
 pub use self::watch::{Watch, right_again};
 
-/// What the contract calls "within 2 seconds", and one more for a test on a loaded machine: the client and the fleet
-/// share its cores with other tests.
+/// The contract's "within 2 seconds", and one more second, because the client and the fleet share the machine's cores
+/// with other tests.
 pub const PROMPTLY: Duration = Duration::from_secs(3);
-/// For what has no bound in the contract: only a hanging test takes this long.
+/// The limit on waiting for what has no bound in the contract. Only a hanging test takes this long.
 pub const PATIENTLY: Duration = Duration::from_secs(20);
 /// `SESSION_SECRET` of every fleet that sets no other.
 pub const SECRET: &str = "the-secret-of-a-fleet-under-test-0";
 
-/// Where a fleet's users are.
+/// The engine of a fleet's users' database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
     Sqlite,
@@ -74,7 +74,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// Those that every behaviour is shown on. The name of each is in the output of a test that fails.
+    /// The engines on which every behaviour is tested. The output of a failed test names the engine.
     pub fn each() -> impl Iterator<Item = Self> {
         [Self::Sqlite, Self::Postgres].into_iter().inspect(|engine| println!("users in {engine:?}"))
     }
@@ -83,20 +83,20 @@ impl Engine {
 /// Replicas that share a Redis and a users' database.
 pub struct Fleet {
     replicas: Vec<Replica>,
-    /// The Redis that they share. Not running if the builder was told so.
+    /// The Redis that they share. It isn't running if the builder was told not to start it.
     pub redis: Redis,
-    /// With [`Engine::OwnPostgres`], the server.
+    /// The server of [`Engine::OwnPostgres`].
     pub postgres: Option<Postgres>,
     shared: Option<postgres::Empty>,
     settings: Settings,
-    // Last, because it takes the directory away from under the others.
+    // Last, because dropping it removes the directory that the others use.
     directory: tempfile::TempDir,
 }
 
 /// Environment variables.
 pub type Settings = BTreeMap<String, String>;
 
-/// What a fleet is to be like.
+/// The settings of a fleet that is about to start.
 pub struct Builder {
     replicas: usize,
     settings: Settings,
@@ -108,7 +108,7 @@ pub struct Builder {
     rules: Option<String>,
 }
 
-/// Keeps others from writing users, who can read them, until it is released.
+/// A lock that keeps others from writing users until it is released. They can still read.
 pub enum Held {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
@@ -124,17 +124,17 @@ impl Held {
 }
 
 impl Fleet {
-    /// Migrates, and starts so many replicas: `replica-1`, `replica-2` and so on.
+    /// Migrates, and starts this many replicas: `replica-1`, `replica-2` and so on.
     pub async fn start(replicas: usize) -> Self {
         Self::builder().replicas(replicas).start().await
     }
 
-    /// The same with users elsewhere.
+    /// The same, with users in another engine.
     pub async fn start_on(engine: Engine, replicas: usize) -> Self {
         Self::builder().users_in(engine).replicas(replicas).start().await
     }
 
-    /// A fleet that differs from the usual one.
+    /// Begins a fleet that differs from the usual one.
     pub fn builder() -> Builder {
         let settings = [
             ("SESSION_SECRET", SECRET),
@@ -153,7 +153,7 @@ impl Fleet {
         Builder { replicas: 1, settings, redis: Some(true), redis_over_tcp: false, engine, migrate: true, rules: None }
     }
 
-    /// The directory in which everything of this fleet is.
+    /// The directory with all files of this fleet.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -163,24 +163,24 @@ impl Fleet {
         &self.settings["DATABASE_URL"]
     }
 
-    /// The users' database, of SQLite.
+    /// The file of the users' database, with SQLite.
     pub fn database(&self) -> PathBuf {
         self.path().join("users.db")
     }
 
-    /// A connection to the users' database, of SQLite, beside those of the replicas.
+    /// Opens a connection to the users' database, with SQLite, beside those of the replicas.
     pub async fn sql(&self) -> SqliteConnection {
         let options = SqliteConnectOptions::new().filename(self.database()).busy_timeout(PATIENTLY);
         options.connect().await.expect("the users' database opens")
     }
 
-    /// The server with the users' database, and its name there.
+    /// The PostgreSQL server with the users' database, and the database's name.
     fn server(&self) -> Option<(&Postgres, &str)> {
         let own = self.postgres.as_ref().map(|server| (server, "authfleet"));
         own.or_else(|| self.shared.as_ref().map(|shared| (&shared.shared.server, &*shared.name)))
     }
 
-    /// The first column of the rows that a statement finds, as text whatever it is.
+    /// Runs a statement on the users' database. Returns the first column of its rows, as text.
     pub async fn query(&self, statement: &str) -> Vec<String> {
         if let Some((server, database)) = self.server() {
             return server.query(database, statement).await;
@@ -190,7 +190,7 @@ impl Fleet {
         rows.iter().map(|row| row.get_unchecked(0)).collect()
     }
 
-    /// Lets nobody write users until it is released.
+    /// Keeps everybody from writing users until the returned lock is released.
     pub async fn hold_writers(&self) -> Held {
         if let Some((server, database)) = self.server() {
             let mut db = server.try_connect(database).await.expect("PostgreSQL answers");
@@ -203,8 +203,8 @@ impl Fleet {
         Held::Sqlite(db)
     }
 
-    /// Waits until nobody waits for the lock any more: PostgreSQL goes on with what a replica asked that was killed,
-    /// until the statement's time is over.
+    /// Waits until nobody waits for the lock any more. PostgreSQL goes on with the statement of a killed replica until
+    /// the statement's time-out.
     pub async fn writers_have_given_up(&self) {
         let Some((server, database)) = self.server() else { return };
         let waiting = format!(
@@ -238,7 +238,7 @@ impl Fleet {
         self.replicas.push(replica);
     }
 
-    /// Everything on disk: Redis's append-only file, the database, all output. Names and contents.
+    /// Names and contents of all files: Redis's append-only file, the database, all output.
     pub fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let (mut files, mut directories) = (Vec::new(), vec![self.path().to_owned()]);
         while let Some(directory) = directories.pop() {
@@ -271,55 +271,55 @@ impl IndexMut<usize> for Fleet {
 }
 
 impl Builder {
-    /// How many replicas; one if not said.
+    /// Sets the number of replicas. The default is one.
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.replicas = replicas;
         self
     }
 
-    /// Sets a variable for every replica; an empty value unsets it.
+    /// Sets a variable for every replica. An empty value unsets it.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.settings.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// Hashing as it is by default, for tests about hashing.
+    /// Hashes with the default parameters, for tests about hashing.
     pub fn full_hashing(self) -> Self {
         self.env("ARGON2_MEMORY", "").env("ARGON2_ITERATIONS", "").env("HASH_QUEUE", "")
     }
 
-    /// Sessions in memory: `REDIS_URL` is not set.
+    /// Keeps sessions in memory: `REDIS_URL` is not set.
     pub fn without_redis(mut self) -> Self {
         self.redis = None;
         self
     }
 
-    /// Redis is not running yet; `fleet.redis.start()` starts it.
+    /// Doesn't start Redis. `fleet.redis.start()` does.
     pub fn redis_down(mut self) -> Self {
         self.redis = Some(false);
         self
     }
 
-    /// Sessions in this Redis, which is not the fleet's own: [`Fleet::redis`] is not running.
+    /// Keeps sessions in this Redis instead of the fleet's own, so [`Fleet::redis`] is not running.
     pub fn sessions_in(mut self, group: &Group) -> Self {
         self.redis = None;
         self.settings.extend(group.settings());
         self
     }
 
-    /// Redis on a TCP port rather than a socket in the fleet's directory.
+    /// Runs Redis on a TCP port instead of a socket in the fleet's directory.
     pub fn redis_over_tcp(mut self) -> Self {
         self.redis_over_tcp = true;
         self
     }
 
-    /// Where users are; in SQLite if not said.
+    /// Sets the engine of the users' database. The default is SQLite.
     pub fn users_in(mut self, engine: Engine) -> Self {
         self.engine = engine;
         self
     }
 
-    /// The database is not there yet, or is empty.
+    /// Doesn't migrate: the database doesn't exist yet, or is empty.
     pub fn unmigrated(mut self) -> Self {
         self.migrate = false;
         self
@@ -369,7 +369,7 @@ impl Builder {
     }
 }
 
-/// Waits until `condition` holds; fails the test if it doesn't within `bound`. Says how long it took.
+/// Waits until `condition` holds, and returns how long that took. Fails the test if it takes longer than `bound`.
 pub async fn within(bound: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let begin = Instant::now();
     while !condition().await {

@@ -1,4 +1,4 @@
-//! Changes of passwords by several users at once, while a test kills what they need: what was acknowledged holds.
+//! Several users change their passwords at once while a test kills servers. Every acknowledged change must be kept.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use super::{Fleet, PATIENTLY};
 
 const USERS: usize = 6;
 
-/// Users who change their passwords again and again, spread over the replicas, until [`PasswordChanges::end`]. Wrong
-/// passwords are tried where it is unclear which one holds, so the fleet's limit of failures must be out of the way.
+/// Users who change their passwords again and again, spread over the replicas, until [`PasswordChanges::end`]. After a
+/// failed change they try passwords that may be wrong, so the fleet's limits on failures must be high.
 pub struct PasswordChanges {
     stop: Arc<AtomicBool>,
     users: Vec<JoinHandle<Account>>,
@@ -22,18 +22,18 @@ pub struct PasswordChanges {
 /// What one user knows after the changes.
 pub struct Account {
     email: String,
-    /// The one that was acknowledged last, or with which the user signed in since.
+    /// The password that was acknowledged last, or with which the user signed in since.
     password: String,
     session: Session,
     /// Passwords that an acknowledged change replaced.
     replaced: Vec<String>,
     /// Sessions that an acknowledged change ended.
     ended: Vec<Session>,
-    /// When a change was answered with 503.
+    /// The times at which a change was answered with 503.
     pub refused: Vec<Instant>,
 }
 
-/// What all users know.
+/// What all users know after the changes.
 pub struct Changed(pub Vec<Account>);
 
 impl PasswordChanges {
@@ -58,8 +58,8 @@ impl PasswordChanges {
         Self { stop, users }
     }
 
-    /// Lets every user finish. Panics if a change was answered with anything but 200 or 503, or if no password of a
-    /// user holds any more.
+    /// Lets every user finish. Panics if a change was answered with anything except 200 or 503, or if a user can't sign
+    /// in with any password.
     pub async fn end(self) -> Changed {
         self.stop.store(true, Ordering::Relaxed);
         let users = join_all(self.users).await;
@@ -89,7 +89,7 @@ impl Account {
         self
     }
 
-    /// Signs in with whichever password holds after a change that failed.
+    /// Finds out which password is valid after a failed change, by signing in.
     async fn find_out(&mut self, http: &reqwest::Client, url: &str, new: String) {
         let begin = Instant::now();
         loop {
@@ -113,8 +113,8 @@ impl Account {
 }
 
 impl Changed {
-    /// Fails the test unless every user has the last password that was acknowledged and no other, every session that
-    /// ended stays ended on every replica, and it was enough to mean something.
+    /// Fails the test unless every user has exactly the last acknowledged password, every ended session stays ended on
+    /// every replica, and there were enough changes to be meaningful.
     pub async fn expect_kept(&self, fleet: &Fleet) {
         let acknowledged: usize = self.0.iter().map(|account| account.replaced.len()).sum();
         let (mut forgotten, mut revived) = (Vec::new(), Vec::new());

@@ -1,7 +1,7 @@
-//! Ports of servers that are started and stopped by tests.
+//! Ports of servers that tests start and stop.
 use tokio::net::TcpSocket;
 
-/// A port, and what keeps it while nobody listens.
+/// A port, and the socket that keeps it reserved while nobody listens.
 #[derive(Debug)]
 pub struct Port {
     pub number: u16,
@@ -10,15 +10,15 @@ pub struct Port {
 }
 
 impl Port {
-    /// A free one. Redis takes no socket from its parent, and doesn't say which port it took for 0.
+    /// A free port. Redis can't inherit a socket, and doesn't say which port it chose for 0.
     pub fn free() -> Self {
         let (number, held) = bound("127.0.0.1:0");
         Self { number, held }
     }
 }
 
-/// Keeps a port for a listener that is down: bound, but not listening, so that connections are refused and nothing else
-/// can take it. Linux lets a listener bind beside it; elsewhere the port is left to luck.
+/// Reserves a port for a listener that is down: the socket is bound but doesn't listen, so that connections are refused
+/// and nothing else takes the port. Linux allows a listener to bind beside it. Elsewhere the port isn't reserved.
 pub fn hold(address: &str) -> Option<TcpSocket> {
     bound(address).1
 }

@@ -1,6 +1,6 @@
-//! A PostgreSQL server of a test's own: the real one, in a directory of its own, as an unprivileged user.
+//! A real PostgreSQL server for one test, in a directory of its own, run by an unprivileged user.
 //!
-//! The unit tests of the users' store use this file too, so it needs nothing of the others.
+//! The unit tests of the users' store use this file too, so it uses none of the others.
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,21 +14,21 @@ use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tempfile::TempDir;
 
-/// Who owns everything in the server.
+/// The database user who owns everything in the server.
 pub const USER: &str = "authfleet";
 /// Only a hanging test takes this long.
 const PATIENTLY: Duration = Duration::from_secs(30);
 /// The user `nobody` of every Linux.
 const NOBODY: &str = "65534";
 
-/// A server that listens on a socket in its directory. Ended when dropped.
+/// A server that listens on a socket in its directory. It is killed when dropped.
 #[derive(Debug)]
 pub struct Postgres {
-    /// Where its socket is.
+    /// The directory of its socket.
     pub directory: PathBuf,
-    /// Part of the socket's name; no port is listened on.
+    /// Part of the socket's name. The server doesn't listen on a TCP port unless `settings` say so.
     pub port: u16,
-    /// Further settings, which win over the usual ones.
+    /// Further settings, which override the usual ones.
     pub settings: Vec<String>,
     process: Option<Child>,
 }
@@ -40,14 +40,14 @@ pub struct Shared {
     _directory: TempDir,
 }
 
-/// An empty database of a test's own, on the shared server.
+/// An empty database for one test, on the shared server.
 #[derive(Debug)]
 pub struct Empty {
     pub shared: Arc<Shared>,
     pub name: String,
 }
 
-/// Makes one.
+/// Makes an empty database.
 pub async fn empty() -> Empty {
     static SHARED: tokio::sync::Mutex<Weak<Shared>> = tokio::sync::Mutex::const_new(Weak::new());
     static NUMBER: AtomicUsize = AtomicUsize::new(1);
@@ -68,7 +68,7 @@ pub async fn empty() -> Empty {
     Empty { shared, name }
 }
 
-/// A program of PostgreSQL's, run by `nobody` where tests run as root: the server refuses root.
+/// One of PostgreSQL's programs. If tests run as root, `nobody` runs it, because the server refuses root.
 pub fn program(name: &str) -> Command {
     let path = binaries().join(name);
     if rustix::process::getuid().is_root() {
@@ -80,7 +80,7 @@ pub fn program(name: &str) -> Command {
     }
 }
 
-/// Where the newest server is: Debian keeps each version in a directory of its own.
+/// The directory of the newest version's programs. Debian keeps each version in a directory of its own.
 fn binaries() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = versions
@@ -97,7 +97,7 @@ fn binaries() -> PathBuf {
         .expect("PostgreSQL's server must be installed: tools/local/install.sh --dev")
 }
 
-/// Gives a directory or file to whom [`program`] runs as.
+/// Gives a directory or file to the user that [`program`] runs as.
 pub fn hand_over(path: &Path) {
     if rustix::process::getuid().is_root() {
         let nobody = NOBODY.parse().expect("a number");
@@ -144,29 +144,29 @@ impl Postgres {
         standby
     }
 
-    /// Makes a running standby the primary, and returns when it is.
+    /// Promotes a running standby, and returns when it is the primary.
     pub fn promote(&self) {
         run(program("pg_ctl").args(["promote", "--wait", "--pgdata"]).arg(self.data()));
     }
 
-    /// Where its data is.
+    /// The directory of its data.
     pub fn data(&self) -> PathBuf {
         self.directory.join("data")
     }
 
-    /// For `DATABASE_URL`, by the socket.
+    /// The value for `DATABASE_URL`, by the socket.
     pub fn url(&self, database: &str) -> String {
         format!("postgres:///{database}?host={}&port={}&user={USER}", self.directory.display(), self.port)
     }
 
-    /// Starts it, and returns when it takes connections.
+    /// Starts it, and returns when it accepts connections.
     pub async fn start(&mut self) {
         self.launch();
         let begin = Instant::now();
         while self.try_connect("postgres").await.is_err() {
             assert!(begin.elapsed() < PATIENTLY, "PostgreSQL does not start: {}", self.log());
             if self.process.as_mut().expect("it was started").try_wait().expect("a child").is_some() {
-                // A process that the killed server had just forked holds its memory for a moment longer.
+                // A process that the killed server had just forked keeps its shared memory for a moment longer.
                 let is_held = self.log().trim_end().lines().rev().take(3).any(|line| line.contains("is still in use"));
                 assert!(is_held, "PostgreSQL does not start: {}", self.log());
                 self.process = None;
@@ -183,7 +183,7 @@ impl Postgres {
         let mut command = program("postgres");
         command.arg("-D").arg(self.data());
         let socket = format!("unix_socket_directories={}", self.directory.display());
-        // What the process had written survives its end; nobody cuts the power of a test.
+        // `fsync=off` is safe here: what a process has written survives its end, and no test loses power.
         let usual = ["listen_addresses=", "fsync=off", "shared_buffers=16MB", "max_connections=200", "autovacuum=off"];
         let port = format!("port={}", self.port);
         let own = self.settings.iter().map(String::as_str);
@@ -199,12 +199,12 @@ impl Postgres {
         self.directory.join("server.log")
     }
 
-    /// What it has written so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
     }
 
-    /// A connection by the socket.
+    /// Opens a connection by the socket.
     pub async fn try_connect(&self, database: &str) -> sqlx::Result<PgConnection> {
         self.try_connect_as(USER, database).await
     }
@@ -214,17 +214,17 @@ impl Postgres {
         options.username(user).database(database).disable_statement_logging().connect().await
     }
 
-    /// Runs statements; the first column of the rows that the last one finds, as text whatever it is.
+    /// Runs statements. Returns the first column of the rows of the last one, as text.
     pub async fn query(&self, database: &str, statement: &str) -> Vec<String> {
         self.query_as(USER, database, statement).await
     }
 
-    /// As another user.
+    /// As [`Self::query`], as another user.
     pub async fn query_as(&self, user: &str, database: &str, statement: &str) -> Vec<String> {
         let mut db = self.try_connect_as(user, database).await.expect("PostgreSQL answers");
         let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).fetch_all(&mut db).await;
         let rows = rows.unwrap_or_else(|error| panic!("{statement}: {error}"));
-        // By the simple protocol everything is text.
+        // In the simple protocol, every value is text.
         rows.iter().map(|row| sqlx::Row::get_unchecked(row, 0)).collect()
     }
 
@@ -232,11 +232,11 @@ impl Postgres {
         Pid::from_child(self.process.as_ref().expect("it runs"))
     }
 
-    /// It and all processes that serve its connections.
+    /// The server's process, and those that serve its connections.
     fn pids(&self) -> Vec<Pid> {
         let main = self.pid();
         let children = format!("/proc/{main}/task/{main}/children", main = main.as_raw_nonzero());
-        // One that has ended has none.
+        // A process that has ended has no children.
         let children = fs::read_to_string(children).unwrap_or_default();
         let children = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
         [main].into_iter().chain(children).collect()
@@ -244,22 +244,22 @@ impl Postgres {
 
     fn signal_all(&self, signal: Signal) {
         for pid in self.pids() {
-            // One may have ended meanwhile.
+            // The process may have ended meanwhile.
             rustix::process::kill_process(pid, signal).ok();
         }
     }
 
-    /// It keeps its connections and says nothing any more. New ones are taken by the kernel, and wait.
+    /// Freezes it: it keeps its connections but doesn't answer. The kernel accepts new connections, which wait.
     pub fn freeze(&self) {
         self.signal_all(Signal::STOP);
     }
 
-    /// It goes on.
+    /// Lets it continue.
     pub fn thaw(&self) {
         self.signal_all(Signal::CONT);
     }
 
-    /// `kill -9` of every process of it.
+    /// Kills all its processes with SIGKILL.
     pub fn kill(&mut self) {
         self.signal_all(Signal::KILL);
         drop(self.process.take().expect("it runs").wait());
@@ -269,7 +269,7 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         if self.process.is_some() {
-            // A frozen one doesn't hear anything else.
+            // A frozen process handles no other signal.
             self.thaw();
             rustix::process::kill_process(self.pid(), Signal::QUIT).ok();
             drop(self.process.take().map(|mut process| process.wait()));
@@ -282,7 +282,7 @@ impl Drop for Postgres {
     }
 }
 
-/// `PgBouncer` in transaction mode in front of a server. Ended when dropped.
+/// `PgBouncer` in transaction mode in front of a server. It is killed when dropped.
 #[derive(Debug)]
 pub struct Pooler {
     directory: TempDir,
@@ -290,7 +290,7 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// Starts it with few connections to the server, so that each is used by many clients in turn.
+    /// Starts it with few connections to the server, so that many clients use each in turn.
     pub async fn start(server: &Postgres, database: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("pooler-").tempdir().expect("a temporary directory");
         hand_over(directory.path());
@@ -319,7 +319,7 @@ impl Pooler {
         pooler
     }
 
-    /// For `DATABASE_URL`.
+    /// The value for `DATABASE_URL`.
     pub fn url(&self, database: &str) -> String {
         format!("postgres:///{database}?host={}&port=6432&user={USER}", self.directory.path().display())
     }

@@ -20,12 +20,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`; what it writes is appended to `output`, standard error to `errors`.
+    /// Starts `command`. Its standard output is appended to `output`, and its standard error to `errors`.
     pub fn spawn(name: &str, command: &mut Command, output: &Path, errors: &Path) -> Self {
         Self::spawn_into(name, command, output, append(output), append(errors))
     }
 
-    /// Starts `command` with these streams; `output` is what a failed test shows.
+    /// Starts `command` with these streams. A failed test prints the files in `output`.
     pub fn spawn_into(
         name: &str,
         command: &mut Command,
@@ -48,7 +48,7 @@ impl Process {
         rustix::process::kill_process(pid, signal).unwrap_or_else(|error| panic!("{}: {error}", self.name));
     }
 
-    /// How it ended, once it has.
+    /// Its exit status. `None` while it runs.
     pub fn status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be waited for")
     }
@@ -65,7 +65,7 @@ impl Process {
         }
     }
 
-    /// `kill -9`, which a stopped process can't withstand either.
+    /// Kills it with SIGKILL, which also works on a stopped process.
     pub fn kill(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
@@ -89,12 +89,12 @@ fn append(path: &Path) -> File {
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What was written so far; empty if there is no such file yet.
+/// The text of a file. Empty if it doesn't exist yet.
 pub fn read(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
 }
 
-/// The binary, with these variables and no other.
+/// The binary, with only these variables.
 pub fn binary(directory: &Path, settings: &BTreeMap<String, String>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_authfleet"));
     command.env_clear().envs(settings).current_dir(directory);
@@ -104,16 +104,16 @@ pub fn binary(directory: &Path, settings: &BTreeMap<String, String>) -> Command 
 /// The user `nobody` of every Linux.
 pub const NOBODY: u32 = 65534;
 
-/// The binary as a user who is not root. Tests in containers run as root, who may do everything; there, `nobody` runs a
-/// copy in `directory`, since the build's own directory may be closed to that user.
+/// The binary, run by a user who isn't root. If tests run as root, as in containers, `nobody` runs a copy in
+/// `directory`, since that user may not have access to the build's directory.
 pub fn unprivileged(directory: &Path) -> Command {
     let original = Path::new(env!("CARGO_BIN_EXE_authfleet"));
     let mut command = if rustix::process::getuid().is_root() {
         let copy = directory.join("authfleet");
         if !copy.exists() {
             std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).expect("an own directory");
-            // By a process of its own: a child that another test starts meanwhile would inherit the file, still open
-            // for writing, and nobody can run it then.
+            // Copied by another process. If this one opened the file for writing, a child that another test starts
+            // meanwhile would inherit it, and Linux doesn't run a file that is open for writing.
             let copied = Command::new("cp").arg(original).arg(&copy).status().expect("cp runs");
             assert!(copied.success(), "the binary can't be copied");
         }
@@ -129,10 +129,10 @@ pub fn unprivileged(directory: &Path) -> Command {
     command
 }
 
-/// A command that has ended.
+/// The result of a command that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// Exit code; none if a signal ended it.
+    /// Its exit code. `None` if a signal ended it.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
@@ -148,14 +148,14 @@ impl Finished {
         Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
-    /// Fails the test if the exit code is another.
+    /// Fails the test if the exit code is a different one.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self
     }
 
-    /// Standard output, or else standard error, read as JSON.
+    /// Parses standard output as JSON, or standard error if there is no output.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         let text = if self.stdout.trim().is_empty() { &self.stderr } else { &self.stdout };
@@ -163,12 +163,12 @@ impl Finished {
     }
 }
 
-/// Runs the binary in `directory` until it ends, with these variables and no other.
+/// Runs the binary in `directory` until it ends, with only these variables.
 pub async fn authfleet(directory: &Path, arguments: &[&str], settings: &BTreeMap<String, String>) -> Finished {
     authfleet_with_errors_to(None, directory, arguments, settings).await
 }
 
-/// As [`authfleet`]; standard error may go elsewhere than into a file.
+/// As [`authfleet`], with standard error going to any stream.
 pub async fn authfleet_with_errors_to(
     stderr: Option<Stdio>,
     directory: &Path,
@@ -182,7 +182,7 @@ pub async fn authfleet_with_errors_to(
     let mut command = binary(directory, settings);
     let stderr = stderr.unwrap_or_else(|| append(&errors).into());
     let mut process = Process::spawn_into(&name, command.args(arguments), &output, append(&output), stderr);
-    // The command holds the stream's other end open.
+    // Closes the stream's other end, which the command holds open.
     drop(command);
     let status = process.ended().await;
     assert!(status.code().is_some(), "{name} was ended by signal {:?}", status.signal());

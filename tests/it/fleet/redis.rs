@@ -1,4 +1,4 @@
-//! A Redis of the test's own, with the configuration that is shipped.
+//! A Redis for one test, with the shipped configuration.
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::path::Path;
@@ -30,30 +30,30 @@ impl Redis {
         if self.port.is_some() { format!("redis://{}", self.address()) } else { self.socket_url() }
     }
 
-    /// Starts it, in the same place with the same data if it ran before. Returns when it answers.
+    /// Starts it, with its previous address and data if it ran before. Returns when it answers.
     pub async fn start(&mut self) {
         self.0.start().await;
     }
 
-    /// `kill -9`.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.0.kill();
     }
 
-    /// Makes it the replica of a primary that is not there: it keeps its connections and its data, and refuses writes.
+    /// Makes it a replica of a primary that doesn't exist: it keeps its connections and its data, and refuses writes.
     pub fn demote(&self) {
         self.run::<String>(&["REPLICAOF", "127.0.0.1", "1"]);
     }
 
-    /// Another Redis with the data of this one takes over its address. Connections that are open stay where they are;
-    /// the old server is returned, so that it lives for as long.
+    /// Starts another Redis with the data of this one, which takes over its address. Open connections stay at the old
+    /// server, which is returned so that the test keeps it alive.
     pub async fn hand_over(&mut self) -> Self {
-        // What was written by now is in its append-only file within a second.
+        // Writes everything to the append-only file.
         self.run::<String>(&["CONFIG", "SET", "appendfsync", "always"]);
         let mut successor = self.copy("redis-successor");
         successor.start().await;
         std::fs::rename(successor.socket(), self.socket()).expect("one file system");
-        // The new one is reached where the old one was.
+        // Makes the new server reachable at the old one's address.
         self.0.swap_processes(&mut successor);
         Self(successor)
     }
@@ -63,7 +63,7 @@ impl Server {
     /// Counts what clients cost from now on.
     pub fn meter(&self) -> Meter {
         let mut meter = Meter { connection: self.connect().expect("redis answers"), before: Usage::default() };
-        // The first question opens the connection, so only the second costs as much as those of `used`.
+        // The first question opens the connection, so only the second costs as much as the questions of `used`.
         meter.read();
         meter.before = meter.read();
         meter
@@ -71,13 +71,13 @@ impl Server {
 }
 
 impl Fleet {
-    /// What `work` costs Redis.
+    /// Measures what `work` costs Redis.
     pub async fn cost(&self, work: impl AsyncFnMut()) -> Usage {
         self.cost_on(&self.redis, work).await
     }
 
-    /// What `work` costs this server. Every few seconds a replica asks Redis how it is, for its metrics; if that
-    /// happens during the work, the work is done and measured again.
+    /// Measures what `work` costs this server. Every few seconds a replica asks Redis for its metrics. If that happens
+    /// during the work, the work is repeated and measured again.
     pub async fn cost_on(&self, server: &Server, mut work: impl AsyncFnMut()) -> Usage {
         let looks = async || {
             let mut trips = 0;
@@ -111,9 +111,9 @@ pub struct Meter {
 /// What clients cost Redis.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Calls by command, without commands that weren't called.
+    /// The number of calls of each command that was called.
     pub commands: BTreeMap<String, u64>,
-    /// How often something came in over a connection. Redis waits for it, so each is at least one round trip.
+    /// How often Redis read from a connection. Each round trip takes at least one read.
     pub reads: u64,
 }
 
@@ -134,7 +134,7 @@ impl Meter {
         usage
     }
 
-    /// What was used since the meter was made or asked last; its own questions are taken off.
+    /// What was used since the meter was made or last asked, without its own questions.
     pub fn used(&mut self) -> Usage {
         let now = self.read();
         let mut used = Usage { commands: BTreeMap::new(), reads: now.reads - self.before.reads - 1 };

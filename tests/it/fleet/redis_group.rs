@@ -1,7 +1,7 @@
-//! Several Redis servers of a test's own: a primary with two replicas and three Sentinels, a cluster of three primaries
-//! with a replica each, or a single one with passwords or TLS.
+//! Redis servers for one test: a primary with two replicas and three Sentinels, a cluster of three primaries with a
+//! replica each, or a single server with passwords or TLS.
 //!
-//! The unit tests of the sessions' store use this file too, so it needs only `ports` and `redis_server` of the others.
+//! The unit tests of the sessions' store use this file too, so of the others it uses only `ports` and `redis_server`.
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,45 +15,46 @@ use super::redis_server::{HARNESS, Server, shipped};
 
 /// Only a hanging test takes this long.
 const PATIENTLY: Duration = Duration::from_secs(30);
-/// What Sentinels call the primary.
+/// The Sentinels' name for the primary.
 pub const NAME: &str = "main";
-/// `min-replicas-max-lag`, less than what is shipped, so that tests take less time.
+/// `min-replicas-max-lag`, shorter than in the shipped configuration, so that tests take less time.
 const LAG: Duration = Duration::from_secs(2);
-/// A primary refuses writes this long after it last heard of its replicas, at the latest: it counts in whole seconds,
-/// and counts once a second.
+/// A primary refuses writes at the latest this long after it last heard from its replicas: it counts in whole seconds,
+/// once a second.
 pub const ISOLATED: Duration = LAG.saturating_add(Duration::from_secs(2));
-/// `down-after-milliseconds`, and `cluster-node-timeout`. Not less than [`ISOLATED`], so that a primary that is cut off
-/// refuses before another one is elected.
+/// `down-after-milliseconds` and `cluster-node-timeout`. Not less than [`ISOLATED`], so that a primary that is cut off
+/// refuses writes before another one is elected.
 pub const DOWN_AFTER: Duration = ISOLATED;
 
 /// Who may connect, and how.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// Name and password at Redis, as they are and as they stand in a URL.
+    /// Name and password at Redis, each as it is and as it is encoded in a URL.
     pub login: Option<[(&'static str, &'static str); 2]>,
-    /// The same at the Sentinels, whose variables take them as they are.
+    /// Name and password at the Sentinels. Their variables need no encoding.
     pub sentinel_login: Option<(&'static str, &'static str)>,
     pub tls: bool,
     /// Whether clients must show a certificate.
     pub client_certificates: bool,
 }
 
-/// A name and a password full of characters that mean something in a URL or in Redis's configuration.
+/// A name and a password full of characters with a meaning in URLs or in Redis's configuration, each as it is and as it
+/// is encoded in a URL.
 pub const SPECIAL: [(&str, &str); 2] = [("fle@et", "fle%40et"), ("p@s/s#?%:, é", "p%40s%2Fs%23%3F%25%3A%2C%20%C3%A9")];
 
-/// Nobody comes in without a name. The user keeps its rights, because Redis up to 8.4 reads its append-only file as
-/// this user, and leaves out scripts' writes that the user may not make.
+/// Nobody can connect without a name. The user keeps its rights, because Redis up to 8.4 reads its append-only file as
+/// this user, and skips writes of scripts that the user may not make.
 const NOBODY: &str = "user default reset off ~* &* +@all";
 
-/// A certificate authority of a test's own, and what it has signed, as files.
+/// A certificate authority for one test, and the certificates that it signed with their keys, as files.
 #[derive(Debug)]
 pub struct Authority {
     pub certificate: PathBuf,
-    /// Of servers on this machine.
+    /// For servers on this machine.
     pub server: [PathBuf; 2],
-    /// The same, of yesteryear.
+    /// The same, but expired.
     pub expired: [PathBuf; 2],
-    /// Of clients.
+    /// For clients.
     pub client: [PathBuf; 2],
 }
 
@@ -67,7 +68,7 @@ impl Authority {
             path
         };
         let key = KeyPair::generate().expect("a key");
-        // Whose subject is its issuer's is taken for its own authority.
+        // Without a name of its own, a certificate would have its issuer's subject, and be taken for self-signed.
         let named = |name: &str, hosts: &[&str]| {
             let hosts: Vec<_> = hosts.iter().map(|&host| host.to_owned()).collect();
             let mut params = CertificateParams::new(hosts).expect("names");
@@ -92,18 +93,18 @@ impl Authority {
     }
 }
 
-/// Servers that belong together. They end when it is dropped.
+/// Servers that belong together. They are killed when it is dropped.
 #[derive(Debug)]
 pub struct Group {
     pub servers: Vec<Server>,
-    /// None in a cluster.
+    /// Empty in a cluster.
     pub sentinels: Vec<Server>,
     kind: Kind,
     access: Access,
     pub authority: Option<Authority>,
-    /// Ports of the cluster's bus.
+    /// The ports of the cluster's bus.
     kept: Vec<Port>,
-    // Last, because it takes the directory away from under the others.
+    // Last, because dropping it removes the directory that the others use.
     directory: TempDir,
 }
 
@@ -115,7 +116,7 @@ enum Kind {
 }
 
 impl Group {
-    /// One server on a port.
+    /// Starts one server on a port.
     pub async fn single(access: Access) -> Self {
         let mut group = Self::new(Kind::Single, access);
         let port = Port::free();
@@ -124,7 +125,7 @@ impl Group {
         group.start().await
     }
 
-    /// A primary, two replicas, three Sentinels.
+    /// Starts a primary, two replicas and three Sentinels.
     pub async fn sentinel(access: Access) -> Self {
         let mut group = Self::new(Kind::Sentinel, access);
         let ports = [(); 3].map(|()| Port::free());
@@ -168,7 +169,7 @@ impl Group {
         group.start().await
     }
 
-    /// Three primaries, a replica of each.
+    /// Starts a cluster of three primaries with a replica each.
     pub async fn cluster(access: Access) -> Self {
         let mut group = Self::new(Kind::Cluster, access);
         let ports = [(); 6].map(|()| (Port::free(), Port::free()));
@@ -207,7 +208,7 @@ impl Group {
 
     fn new(kind: Kind, mut access: Access) -> Self {
         if kind != Kind::Single {
-            // Else whoever is kept out goes on without a name.
+            // Without an account, those who are kept out could connect as the default user.
             access.login.get_or_insert(SPECIAL);
         }
         let directory = tempfile::Builder::new().prefix("redis-").tempdir().expect("a temporary directory");
@@ -229,13 +230,13 @@ impl Group {
         ]
     }
 
-    /// What all servers of the group have in their configuration.
+    /// The configuration that all servers of the group share.
     fn common(&self, port: &Port) -> Vec<String> {
         let mut lines = self.tls(port.number);
         if self.kind != Kind::Single {
             lines.push(shipped("replicated.conf"));
             lines.push(format!("min-replicas-max-lag {}", LAG.as_secs()));
-            // Accounts of their own, so that a test can keep replicas and Sentinels out, and nobody else.
+            // Replicas and Sentinels have accounts of their own, so that a test can keep only them out.
             lines.push(user("replica", "replica", "+psync +replconf +ping"));
             lines.push(user("sentinel", "sentinel", "~* &* +@all"));
             lines.push("masteruser replica".to_owned());
@@ -263,7 +264,8 @@ impl Group {
         for server in &mut self.servers {
             server.answers().await;
         }
-        // Sentinels that look before there are replicas look again after ten seconds.
+        // Waits for the replicas, because a Sentinel that looks before there are any looks again only after ten
+        // seconds.
         self.settled(0).await;
         for sentinel in &mut self.sentinels {
             sentinel.launch();
@@ -275,7 +277,7 @@ impl Group {
         self
     }
 
-    /// `REDIS_URL` and what belongs to it.
+    /// `REDIS_URL` and the variables that belong to it.
     pub fn settings(&self) -> BTreeMap<String, String> {
         let mut settings = BTreeMap::from([("REDIS_URL".to_owned(), self.url())]);
         let mut set = |name: &str, value: String| drop(settings.insert(name.to_owned(), value));
@@ -306,7 +308,7 @@ impl Group {
         }
     }
 
-    /// Servers that call themselves primaries. One that is frozen says nothing: don't ask while one is.
+    /// The servers that call themselves primaries. Don't call this while a server is frozen, because it doesn't answer.
     pub fn primaries(&self) -> Vec<usize> {
         let servers = self.servers.iter().enumerate();
         servers.filter(|(_, server)| server.info("role") == "master").map(|(index, _)| index).collect()
@@ -317,7 +319,7 @@ impl Group {
         self.named(&self.sentinels[0]).expect("the Sentinel names a server of the group")
     }
 
-    /// What one Sentinel says.
+    /// The primary that one Sentinel names.
     pub fn named(&self, sentinel: &Server) -> Option<usize> {
         let (_, port): (String, u16) = sentinel.try_run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).ok()?;
         self.at(port)
@@ -327,7 +329,7 @@ impl Group {
         self.servers.iter().position(|server| server.port.as_ref().is_some_and(|own| own.number == port))
     }
 
-    /// The server of a cluster that has this key, as `through` sees it.
+    /// The server of a cluster that has this key, according to the server `through`.
     pub fn owner(&self, key: &str, through: usize) -> Option<usize> {
         type Range = (u16, u16, (String, u16, String));
         let slot: u16 = self.servers[through].try_run(&["CLUSTER", "KEYSLOT", key]).ok()?;
@@ -343,11 +345,11 @@ impl Group {
         })
     }
 
-    /// Waits until all servers run, know each other, and have the replicas that belong to them.
+    /// Waits until all servers run, know each other, and have their replicas.
     pub async fn settled(&self, sentinels: usize) {
         let begin = Instant::now();
         while let Err(why) = self.is_settled(sentinels) {
-            // Sentinels take their time to make a replica of a primary that they lost and found again.
+            // Sentinels take a while to make a returning primary a replica.
             assert!(begin.elapsed() < 3 * PATIENTLY, "the servers don't come together: {why}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -366,7 +368,7 @@ impl Group {
         for primary in found {
             let server = &self.servers[primary];
             let good = server.info("min_slaves_good_slaves");
-            // Not counted where a test lets a primary write without replicas.
+            // The field is empty if a test allows the primary to write without replicas.
             let are_good = good.is_empty() || good == replicas.to_string();
             if replicas > 0 && !(are_good && server.is_followed_by(replicas)) {
                 return Err(format!("{primary} has {good:?} good replicas, or they are behind"));
@@ -394,7 +396,7 @@ impl Group {
         Ok(())
     }
 
-    /// Keeps replicas and Sentinels out of a server, and nobody else: it and its clients go on.
+    /// Keeps replicas and Sentinels out of a server, but not clients.
     pub fn cut_off(&self, server: usize) {
         for account in ["replica", "sentinel"] {
             self.servers[server].run::<String>(&["ACL", "SETUSER", account, "off"]);
@@ -402,7 +404,7 @@ impl Group {
         }
     }
 
-    /// Lets them in again.
+    /// Lets replicas and Sentinels in again.
     pub fn join(&self, server: usize) {
         for account in ["replica", "sentinel"] {
             self.servers[server].run::<String>(&["ACL", "SETUSER", account, "on"]);
@@ -415,7 +417,7 @@ fn user(name: &str, password: &str, rules: &str) -> String {
     format!("user {name} on \">{password}\" {rules}")
 }
 
-/// The name of a member that other members know it by.
+/// The id by which other members of a cluster know a server.
 fn id(index: usize) -> String {
     format!("{index:040x}")
 }

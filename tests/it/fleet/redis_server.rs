@@ -1,6 +1,6 @@
-//! One `redis-server` of a test's own, as a Redis or as a Sentinel, with the configuration that is shipped.
+//! One `redis-server` for one test, as a Redis or as a Sentinel, with the shipped configuration.
 //!
-//! The unit tests of the sessions' store use this file too, so it needs only `ports` of the others.
+//! The unit tests of the sessions' store use this file too, so of the others it uses only `ports`.
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,18 +13,18 @@ use super::ports::Port;
 
 /// Only a hanging test takes this long.
 const PATIENTLY: Duration = Duration::from_secs(20);
-/// Who the tests are on a server that doesn't let everybody in. Name and password.
+/// The tests' name and password on a server that doesn't let everybody in.
 pub const HARNESS: &str = "harness";
 
-/// A server with a directory of its own, killed when dropped. Tests reach it by a socket there, whatever its clients
-/// use.
+/// A server with a directory of its own, killed when dropped. Tests connect to it by a socket there, whatever its
+/// clients use.
 #[derive(Debug)]
 pub struct Server {
     directory: PathBuf,
-    /// Where clients connect, if they do by TCP.
+    /// The port to which clients connect, if they use TCP.
     pub port: Option<Port>,
     is_sentinel: bool,
-    /// Whether the test must name itself.
+    /// Whether the test must log in as [`HARNESS`].
     is_closed: bool,
     process: Option<Child>,
 }
@@ -47,13 +47,13 @@ impl Server {
         let number = port.as_ref().filter(|_| !has_own_port).map_or(0, |port| port.number);
         let here = directory.display();
         let places = format!("bind 127.0.0.1\nport {number}\nunixsocket {here}/redis.sock\ndir {here}\n");
-        // A copy, because servers write into theirs what they become.
+        // A copy, because servers write changes of their state into their configuration.
         fs::write(directory.join("redis.conf"), format!("{first}\n{places}{}\n", lines.join("\n"))).expect("a file");
         let is_closed = lines.iter().any(|line| line.starts_with(&format!("user {HARNESS} ")));
         Self { directory: directory.to_owned(), port, is_sentinel, is_closed, process: None }
     }
 
-    /// A server that has the data of this one by now, in a directory beside; not started.
+    /// Makes a server with the present data of this one, in a directory beside it. It isn't started.
     pub fn copy(&self, name: &str) -> Self {
         let directory = self.directory.with_file_name(name);
         copy(&self.directory, &directory);
@@ -77,7 +77,7 @@ impl Server {
         format!("127.0.0.1:{}", self.port.as_ref().expect("it listens on a port").number)
     }
 
-    /// Starts it, in the same place with the same data if it ran before. Returns when it answers.
+    /// Starts it, with its previous address and data if it ran before. Returns when it answers.
     pub async fn start(&mut self) {
         self.launch();
         self.answers().await;
@@ -96,7 +96,7 @@ impl Server {
         self.process = Some(command.spawn().unwrap_or_else(|error| panic!("redis-server must be installed: {error}")));
     }
 
-    /// Waits until it answers. It listens before it has read its data, and says so until then.
+    /// Waits until it answers. It listens before it has loaded its data, and refuses commands until then.
     pub async fn answers(&mut self) {
         let begin = Instant::now();
         while self.connect().is_none_or(|mut connection| redis::cmd("PING").exec(&mut connection).is_err()) {
@@ -113,58 +113,63 @@ impl Server {
         rustix::process::kill_process(pid, signal).expect("a child can be sent a signal");
     }
 
-    /// `kill -9`.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         let mut process = self.process.take().expect("redis is running");
         drop(process.kill());
         drop(process.wait());
     }
 
-    /// Stops it: it keeps its connections and answers nothing.
+    /// Freezes it: it keeps its connections but doesn't answer.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// For a client on this machine.
+    /// The `REDIS_URL` of its socket, for a client on this machine.
     pub fn socket_url(&self) -> String {
         let login = if self.is_closed { format!("?user={HARNESS}&pass={HARNESS}") } else { String::new() };
         format!("redis+unix://{}{login}", self.socket().display())
     }
 
-    /// This one stands for the other's process from now on, and the other way round.
+    /// Exchanges the processes of the two servers.
     pub fn swap_processes(&mut self, other: &mut Self) {
         std::mem::swap(&mut self.process, &mut other.process);
     }
 
-    /// A connection of the test's own.
+    /// Opens a connection for the test. `None` if that fails.
     pub fn connect(&self) -> Option<Connection> {
         let connection = redis::Client::open(self.socket_url()).expect("an address").get_connection().ok()?;
         connection.set_read_timeout(Some(PATIENTLY)).expect("a time-out");
         Some(connection)
     }
 
-    /// Runs a command, as `redis-cli` does. An error if the server is away, or refuses it.
+    /// Runs a command, as `redis-cli` does.
+    ///
+    /// # Errors
+    ///
+    /// If the server is down or refuses the command.
     pub fn try_run<T: FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
         let (name, arguments) = words.split_first().expect("a command");
         let away = || redis::RedisError::from((redis::ErrorKind::Io, "redis does not answer"));
         redis::cmd(name).arg(arguments).query(&mut self.connect().ok_or_else(away)?)
     }
 
-    /// As [`Server::try_run`]; fails the test if there is no answer.
+    /// As [`Server::try_run`]. Fails the test if there is no answer.
     #[track_caller]
     pub fn run<T: FromRedisValue>(&self, words: &[&str]) -> T {
         self.try_run(words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
-    /// Whether so many replicas have what was written by now. `INFO` calls a replica online before it gets anything.
+    /// Whether this many replicas have everything that was written. `INFO` calls a replica online before it gets any
+    /// data.
     pub fn is_followed_by(&self, replicas: usize) -> bool {
         let Some(mut connection) = self.connect() else { return false };
-        // A member of a cluster takes the names of its slots alone.
+        // A member of a cluster accepts only keys of its own slots.
         let written = (0..100).any(|n| {
             let mut set = redis::cmd("SET");
             set.arg(format!("harness:{n}")).arg("").arg("PX").arg(1).exec(&mut connection).is_ok()
@@ -173,14 +178,14 @@ impl Server {
         written && followers.is_ok_and(|count| count >= replicas)
     }
 
-    /// A line of `INFO`; empty if there is none.
+    /// The value of a line of `INFO`. Empty if there is none.
     pub fn info(&self, name: &str) -> String {
         let text: String = self.try_run(&["INFO", "everything"]).unwrap_or_default();
         let found = text.lines().filter_map(|line| line.split_once(':')).find(|(found, _)| *found == name);
         found.map_or_else(String::new, |(_, value)| value.to_owned())
     }
 
-    /// Every key of this pattern, sorted.
+    /// Every key that matches this pattern, sorted.
     pub fn keys(&self, pattern: &str) -> Vec<String> {
         let mut keys: Vec<String> = self.run(&["KEYS", pattern]);
         keys.sort();
@@ -206,7 +211,7 @@ impl Drop for Server {
     }
 }
 
-/// A file of the configuration that is shipped.
+/// A file of the shipped configuration.
 pub fn shipped(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/redis").join(name);
     fs::read_to_string(path).expect("the shipped configuration")

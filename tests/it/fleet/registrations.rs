@@ -1,4 +1,4 @@
-//! Registrations by several clients at once, while a test kills what they need: what was acknowledged is kept.
+//! Several clients register users at once while a test kills servers. Every acknowledged registration must be kept.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,14 +22,14 @@ pub struct Registrations {
 pub struct Registered {
     /// The e-mail addresses whose registration was answered with 201.
     pub acknowledged: Vec<String>,
-    /// How many requests got no answer: the replica was killed.
+    /// How many requests got no answer, because the replica was killed.
     pub unanswered: usize,
 }
 
 impl Registrations {
     pub fn begin(fleet: &Fleet) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        // A kept connection would break with the replica and be counted as unanswered once more.
+        // A reused connection would break with the replica, and be counted as unanswered once more.
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("an HTTP client");
         let addresses: Vec<_> = fleet.replicas().iter().map(|replica| replica.address().to_owned()).collect();
         let clients = (0..CLIENTS)
@@ -41,7 +41,7 @@ impl Registrations {
         Self { stop, clients }
     }
 
-    /// Lets every client finish its last request. Panics if one was answered with anything but 201 or 503.
+    /// Lets every client finish its last request. Panics if one was answered with anything except 201 or 503.
     pub async fn end(self) -> Registered {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Registered::default();
@@ -55,7 +55,7 @@ impl Registrations {
 }
 
 impl Registered {
-    /// Fails the test unless all that was acknowledged is in the database, and it was enough to mean something.
+    /// Fails the test unless every acknowledged user is in the database, and there were enough to be meaningful.
     pub async fn expect_kept(&self, fleet: &Fleet) {
         let kept = fleet.query("SELECT email FROM users").await;
         let acknowledged = self.acknowledged.len();

@@ -13,13 +13,13 @@ use super::ports::hold;
 use super::process::{Process, binary, read};
 use super::{PATIENTLY, Settings, within};
 
-/// `authfleet serve`. It keeps its ports over restarts.
+/// A process of `authfleet serve`. It keeps its ports when it is restarted.
 pub struct Replica {
     name: String,
     directory: PathBuf,
     settings: Settings,
     process: Option<Process>,
-    /// Sockets that keep the ports from the end of one process to the start of the next.
+    /// Sockets that reserve the ports from the end of one process to the start of the next.
     held: Vec<TcpSocket>,
     http: reqwest::Client,
 }
@@ -40,7 +40,7 @@ impl Replica {
         }
     }
 
-    /// Starts it, on the same ports as before. Returns when it's up, ready or not.
+    /// Starts it, on the same ports as before. Returns when it is up, whether it is ready or not.
     pub async fn start(&mut self) {
         assert!(self.process.is_none(), "{} is running", self.name);
         let (output, begin) = (self.output(), Instant::now());
@@ -65,19 +65,19 @@ impl Replica {
         self.held.clear();
     }
 
-    /// `kill -9`, and a new start with these variables changed.
+    /// Kills it with SIGKILL, and starts it with these variables changed.
     pub async fn restart(&mut self, changes: &[(&str, &str)]) {
         self.kill();
         self.start_with(changes).await;
     }
 
-    /// A new start after the end, with these variables changed.
+    /// Starts it after its end, with these variables changed.
     pub async fn start_with(&mut self, changes: &[(&str, &str)]) {
         self.settings.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         self.start().await;
     }
 
-    /// `kill -9`, and a new start with its log going into a pipe, which only the test reads, if at all.
+    /// Kills it with SIGKILL, and starts it with its log going into the returned pipe, which the test may read.
     pub async fn restart_into_pipe(&mut self) -> PipeReader {
         self.kill();
         let (log, stdout) = std::io::pipe().expect("a pipe");
@@ -95,7 +95,7 @@ impl Replica {
         self.process.as_ref().expect("the replica is running")
     }
 
-    /// `kill -9`.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.process.take().expect("the replica is running").kill();
         self.held = [self.address(), self.ops_address()].into_iter().filter_map(hold).collect();
@@ -127,12 +127,12 @@ impl Replica {
         self.directory.join(format!("{}.log", self.name))
     }
 
-    /// All that it has written.
+    /// Everything that it has written.
     pub fn output_text(&self) -> String {
         read(&self.output())
     }
 
-    /// Its log so far, a JSON object per line.
+    /// Its log so far, one JSON object per line.
     pub fn log(&self) -> Vec<Value> {
         // The last line may be half written.
         let text = self.output_text();
@@ -140,7 +140,7 @@ impl Replica {
         whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// The request's line in the log, once it's there.
+    /// Waits for the request's line in the log, and returns it.
     pub async fn request_line(&self, request_id: &str) -> Value {
         let begin = Instant::now();
         loop {
@@ -156,7 +156,7 @@ impl Replica {
         }
     }
 
-    /// A request to the public listener, over a connection of its own.
+    /// Begins a request to the public listener, over a connection of its own.
     pub fn call(&self, method: &str, path: &str) -> Call {
         let method = method.parse().expect("a method");
         Call::new(self.http.request(method, format!("http://{}{path}", self.address())))
@@ -172,29 +172,29 @@ impl Replica {
         self.call("POST", path)
     }
 
-    /// `GET` from the ops listener.
+    /// Sends a `GET` to the ops listener.
     pub async fn ops(&self, path: &str) -> Answer {
         Call::new(self.http.get(format!("http://{}{path}", self.ops_address()))).send().await
     }
 
-    /// A connection to the public listener to write anything into.
+    /// Opens a connection to the public listener, to which the test can write anything.
     pub async fn raw(&self) -> Raw {
         Raw::connect(self.address()).await
     }
 
-    /// Asks for the account `NAME@example.org`, username `NAME`.
+    /// Begins the registration of `NAME@example.org` with the username `NAME`.
     pub fn try_register(&self, name: &str) -> Call {
         let body = json!({ "email": format!("{name}@example.org"), "username": name, "password": PASSWORD });
         self.post("/auth/register").json(&body)
     }
 
-    /// Makes that account.
+    /// Registers that account.
     pub async fn register(&self, name: &str) -> User {
         let answer = self.try_register(name).send().await.expect(201);
         User { id: answer.text_at("user_id"), email: answer.text_at("email") }
     }
 
-    /// Asks to sign in, by e-mail or username.
+    /// Begins a login by e-mail address or username.
     pub fn try_login(&self, identifier: &str, password: &str) -> Call {
         let field = if identifier.contains('@') { "email" } else { "username" };
         self.post("/auth/login").json(&json!({ field: identifier, "password": password }))
@@ -210,7 +210,7 @@ impl Replica {
         self.get("/profile").session(session).send().await.status
     }
 
-    /// Makes the request of [`Replica::check`], again and again.
+    /// Makes the request of [`Replica::check`] each time it is called.
     pub fn checker(&self, session: &Session) -> impl Fn() -> Call + Send + 'static {
         let (http, session, url) = (self.http.clone(), session.clone(), format!("http://{}/profile", self.address()));
         move || Call::new(http.get(&url)).session(&session)
@@ -221,7 +221,7 @@ impl Replica {
         self.series(name, labels).await.iter().map(|value| value.parse::<f64>().expect("a number")).sum()
     }
 
-    /// As [`Replica::metric`], of one that counts things.
+    /// As [`Replica::metric`], for a metric of whole numbers.
     pub async fn count(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         self.series(name, labels).await.iter().map(|value| value.parse::<u64>().expect("a whole number")).sum()
     }

@@ -1,4 +1,4 @@
-//! What clients see while something is changed: one that asks each replica all the time.
+//! Watches what clients see while something changes: one client per replica sends requests all the time.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use super::client::Session;
 use super::{Fleet, PROMPTLY};
 
-/// Clients that check a session, one at each replica.
+/// Clients that check a session, one per replica.
 pub struct Watch {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<Vec<Seen>>>,
@@ -42,8 +42,7 @@ impl Watch {
         Self { stop, clients }
     }
 
-    /// What each client has seen until now. Fails the test if another answer than `right` or a 503 came, or one too
-    /// late.
+    /// What each client has seen so far. Fails the test if an answer was neither `right` nor 503, or came too late.
     pub async fn expect(self, right: u16) -> Vec<Vec<Seen>> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Vec::new();
@@ -60,7 +59,7 @@ impl Watch {
     }
 }
 
-/// When the first right answer came of those that were asked for after `since`, at the client that waited longest.
+/// When the client that waited longest got its first right answer to a request sent after `since`.
 pub fn right_again(seen: &[Vec<Seen>], right: u16, since: Instant) -> Instant {
     let first = |seen: &Vec<Seen>| {
         let later = seen.iter().filter(|answer| answer.begin > since && answer.status == right);

@@ -1,11 +1,11 @@
-//! What `/metrics` answers, taken apart.
+//! Parses the answer of `/metrics`.
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::fleet::Replica;
 
 pub(super) type Labels = BTreeMap<String, String>;
 
-/// What `/metrics` says: by name what comes before the samples, and the samples.
+/// The answer of `/metrics`: the comments before each metric's samples, by name, and the samples.
 #[derive(Debug, Default)]
 pub(super) struct Exposition {
     pub(super) help: BTreeMap<String, String>,
@@ -33,7 +33,7 @@ impl Exposition {
         exposition
     }
 
-    /// The one sample with this name and these labels, if it's there.
+    /// The sample with this name and these labels. `None` if it is missing.
     pub(super) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let has = |sample: &Labels| labels.iter().all(|(label, value)| sample.get(*label).is_some_and(|v| v == value));
         let mut found =
@@ -48,7 +48,7 @@ impl Exposition {
     }
 }
 
-/// `name{label="value",…} number`. Values may hold anything, braces of routes among it.
+/// Parses `name{label="value",…} number`. Values may contain anything, such as the braces of routes.
 fn sample(line: &str) -> (String, Labels, f64) {
     let (head, number) = line.rsplit_once(' ').expect("a number at the end");
     let (name, mut rest) = head.split_once('{').unwrap_or((head, "}"));

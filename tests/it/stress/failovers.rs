@@ -1,5 +1,5 @@
-//! The same with a Redis that fails over, while its primaries are killed and frozen and come back with old data: an
-//! acknowledged revocation is undone by none of it. Sessions that were just opened may get lost; they are counted.
+//! The same, while Redis's primaries are killed or frozen, fail over, and come back with old data. None of that may
+//! undo an acknowledged revocation. Sessions that were just created may get lost. They are counted.
 //!
 //! `make chaos` runs longer than the suite does: see CONTRIBUTING.md.
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,14 +13,14 @@ use super::history::{Violation, What, figures, violations};
 use super::{Clients, unlisted};
 use crate::fleet::{Access, Fleet, Group, PATIENTLY, within};
 
-/// What happens to Redis.
+/// A fault of Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
-    /// A primary is killed, and comes back with its data when another one is elected.
+    /// A primary is killed, and comes back with its data after another one was elected.
     PrimaryKilled,
-    /// A primary says nothing until another one is elected, and goes on where it was.
+    /// A primary is frozen until another one was elected, and then continues.
     PrimaryFrozen,
-    /// A primary says nothing for a moment, too short for an election.
+    /// A primary is frozen for a moment, too short for an election.
     PrimaryPaused,
     /// An operator makes another server the primary.
     Failover,
@@ -49,13 +49,12 @@ async fn asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_a_clus
     chaos(Group::cluster(Access::default()).await).await;
 }
 
-/// The checker finds what it looks for: without confirmation by replicas, a primary that dies takes revocations with
-/// it.
+/// The checker finds real violations: if replicas don't confirm revocations, a primary that dies loses some.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_confirmation_a_failover_brings_sessions_back() {
     for (replicas, brings_back) in [("0", true), ("1", false)] {
         let mut group = Group::sentinel(Access::default()).await;
-        // So that the primary, which its replicas don't reach, still takes what it's told.
+        // So that the primary takes writes although its replicas can't reach it.
         for server in &group.servers {
             server.run::<String>(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
         }
@@ -109,7 +108,7 @@ async fn chaos(mut group: Group) {
     let (mut faults, mut next): (BTreeMap<Fault, usize>, Vec<Fault>) = (BTreeMap::new(), Vec::new());
     while Instant::now() < until {
         if next.is_empty() {
-            // Each kind once, before any comes again.
+            // Each kind happens once before any is repeated.
             next = KINDS.to_vec();
             rng.shuffle(&mut next);
         }
@@ -123,7 +122,7 @@ async fn chaos(mut group: Group) {
     for task in join_all(tasks).await {
         task.expect("only answers of the contract");
     }
-    // At last every session, at every replica: they agree, and what lives is what can be revoked.
+    // Finally checks every session at every replica. They must agree, and every living session must be revocable.
     let sessions = clients.sessions.lock().clone();
     for session in &sessions {
         let mut answers = Vec::new();
@@ -221,13 +220,13 @@ async fn strike(group: &mut Group, fault: Fault, rng: &mut Rng) {
     }
 }
 
-/// Waits until another server has taken the place of this one, which may say nothing.
+/// Waits until another server has replaced this one, which may be frozen.
 async fn another(group: &Group, old: usize) {
     let elected = async || {
         if let Some(sentinel) = group.sentinels.first() {
             return group.named(sentinel).is_some_and(|named| named != old);
         }
-        // The other server of the same shard: replicas come after primaries in the order of shards.
+        // The other server of the same shard. Replicas follow primaries in the order of shards.
         group.servers[(old + 3) % 6].info("role") == "master"
     };
     within(PATIENTLY, "another primary", elected).await;

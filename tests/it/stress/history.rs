@@ -1,13 +1,14 @@
-//! What clients saw, with its times, and a checker that looks for what must not be in such a history.
+//! A record of what clients saw and when, and a checker that looks for violations in it.
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A session, as numbered by the history; a user; a password, counted per user from 0 in the order of first use.
+/// A session's number in the history. Users have numbers too, and each user's passwords, from 0 in the order of first
+/// use.
 pub(super) type SessionNumber = usize;
 pub(super) type UserNumber = usize;
 pub(super) type Generation = usize;
 
-/// What a client saw, from before the request was sent to after its answer was read.
+/// What a client saw, with the times before its request was sent and after the answer was read.
 #[derive(Clone, Debug)]
 pub(super) struct Event {
     pub(super) start: Duration,
@@ -19,22 +20,23 @@ pub(super) struct Event {
 pub(super) enum What {
     /// A login or password change answered with this session.
     Opened { session: SessionNumber, user: UserNumber, password: Generation },
-    /// A request with this session was answered: it was accepted, or refused.
+    /// A request with this session was accepted or refused.
     Checked { session: SessionNumber, valid: bool },
-    /// This session should end. Acknowledged, or nothing is known.
+    /// This session should end. If that wasn't acknowledged, it may or may not have happened.
     Ended { session: SessionNumber, acknowledged: bool },
-    /// Every session of the user should end but this one.
+    /// Every session of the user except this one should end.
     EndedAll { user: UserNumber, except: Option<SessionNumber>, acknowledged: bool },
-    /// The password should become this one, and every session of an older one end.
+    /// The password should become this one, and every session with an older one should end.
     PasswordChanged { user: UserNumber, to: Generation, acknowledged: bool },
     /// Any other request without an answer.
     Unknown,
 }
 
-/// How long after the loss of its connection a request may still take effect: what a killed replica had sent to Redis.
+/// How long after the loss of its connection a request may still take effect, because a killed replica had already sent
+/// commands to Redis.
 pub(super) const LINGERS: Duration = Duration::from_secs(2);
 
-/// What must not happen.
+/// Something that must not happen.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Violation {
     /// Accepted by a request that began after the end was acknowledged.
@@ -47,18 +49,18 @@ pub(super) enum Violation {
     Lost(SessionNumber),
 }
 
-/// Looks for violations. A request takes effect at some time between its start and its end, and one without an answer
-/// at any time after its start or never: only what holds for each such time is reported.
+/// Looks for violations. A request takes effect at some time between its start and its end. One without an answer takes
+/// effect at any time after its start, or never. Only what is a violation for every such time is reported.
 pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
     struct Session {
         user: UserNumber,
         password: Generation,
         opening: (Duration, Duration),
-        /// Certainly ended by then: somebody was told so,
+        /// From then on it has certainly ended, because that was acknowledged.
         revoked_from: Duration,
-        /// or was refused.
+        /// From then on it has certainly ended, because a request was refused.
         refused_from: Duration,
-        /// Certainly not ended before.
+        /// Before then it has certainly not ended.
         in_danger_from: Duration,
     }
     let mut sessions = BTreeMap::new();
@@ -74,7 +76,7 @@ pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
     let mut found = Vec::new();
     for Event { start, end, what } in history {
         if let What::Checked { session, valid: false } = what {
-            // A refusal ends nothing, but says that something has.
+            // A refusal doesn't end the session, but shows that something has ended it.
             let session = sessions.get_mut(session).expect("a session that was opened");
             session.refused_from = session.refused_from.min(*end);
         }
@@ -94,7 +96,7 @@ pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
                 }
                 What::PasswordChanged { user, to, .. } => {
                     let is_older = session.password < to;
-                    // One that failed may have ended newer ones too.
+                    // A change that failed may also have ended newer sessions.
                     (user == session.user && (is_older || !acknowledged), is_older)
                 }
                 What::Opened { .. } | What::Checked { .. } | What::Unknown => unreachable!("went on to the next"),
@@ -152,7 +154,7 @@ pub(super) fn figures(history: &[Event]) -> String {
 mod checker {
     use super::*;
 
-    /// Session 0 of user 0 with password 0, opened from 0 to 10 ms; then this.
+    /// Judges a history: session 0 of user 0 with password 0 is created from 0 to 10 ms, then these events.
     fn judged(events: &[(u64, u64, What)]) -> Vec<Violation> {
         let opened = (0, 10, What::Opened { session: 0, user: 0, password: 0 });
         let event =
@@ -175,7 +177,7 @@ mod checker {
             judged(&[(20, 30, logout(false)), (31, 40, checked(false)), (41, 50, checked(true))]),
             [Violation::Flickered(0)]
         );
-        // In whatever order things were written down.
+        // The order in which events were recorded doesn't matter.
         assert_eq!(judged(&[(31, 40, checked(true)), (20, 30, logout(true))]), back);
     }
 
@@ -195,7 +197,7 @@ mod checker {
         let change = |to, acknowledged| What::PasswordChanged { user: 0, to, acknowledged };
         let back = [Violation::Resurrected(0)];
         assert_eq!(judged(&[(20, 30, change(1, true)), (31, 40, checked(true))]), back);
-        // Even one that was opened at the same time: it had the old password.
+        // Even a session that was created at the same time ends, because it had the old password.
         assert_eq!(judged(&[(5, 15, change(1, true)), (16, 40, checked(true))]), back);
         assert_eq!(judged(&[(20, 30, change(1, false)), (31, 40, checked(true))]), [], "it failed");
         assert_eq!(judged(&[(5, 15, change(0, true)), (16, 40, checked(true))]), [], "it's the new password's session");
