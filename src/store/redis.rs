@@ -8,11 +8,12 @@
 //! | `link.rs` | one connection to one server, which is replaced when it breaks |
 //! | `sentinel.rs` | which server is the primary |
 //! | `primary.rs` | a server that takes writes, with its two links |
-//! | `cluster.rs`, `slots.rs` | which server has which keys, and what to do when that changes |
+//! | `cluster.rs`, `map.rs`, `slots.rs` | which server has which keys, and what to do when that changes |
 //! | `server.rs` | what servers say of themselves |
 mod access;
 mod cluster;
 mod link;
+mod map;
 mod primary;
 mod sentinel;
 mod server;

@@ -22,8 +22,9 @@ use redis::{Cmd, Value};
 use super::Shard;
 use super::access::{Access, CONNECT_TIMEOUT, first_answers};
 use super::link::Target;
+use super::map::Map;
 use super::primary::Primary;
-use super::slots::{Detour, SLOTS, View, slot, slot_of};
+use super::slots::{Detour, SLOTS, View, slot_of};
 use crate::config::RedisNode;
 use crate::metrics::REDIS_FAILOVERS;
 use crate::store::StoreError;
@@ -36,8 +37,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const DETOURS: Duration = Duration::from_secs(1);
 /// The first pause before a command is repeated on a slot that is moving. Each further pause is twice as long.
 const PAUSE: Duration = Duration::from_millis(10);
-/// No shard has the slot.
-const NOBODY: u16 = u16::MAX;
 
 /// A cluster.
 #[derive(Debug)]
@@ -55,36 +54,6 @@ pub(super) struct Cluster {
     looking: tokio::sync::Mutex<Option<(Instant, Option<StoreError>)>>,
     /// Whether a task is about to read the layout.
     is_due: AtomicBool,
-}
-
-/// Which shard has which slot.
-#[derive(Clone, Debug, Default)]
-struct Map {
-    shards: Vec<(RedisNode, Shard)>,
-    /// For each slot, the place in `shards`, or [`NOBODY`]. Empty until the cluster was looked at.
-    slots: Vec<u16>,
-}
-
-impl Map {
-    fn shard(&self, slot: u16) -> Option<&Shard> {
-        self.shards.get(usize::from(*self.slots.get(usize::from(slot))?)).map(|(_, shard)| shard)
-    }
-
-    /// Finds a hash tag for each shard, that is, a text between braces that puts a key into one of its slots.
-    fn find_tags(&mut self) {
-        let mut missing: HashSet<u16> = self.slots.iter().copied().filter(|&place| place != NOBODY).collect();
-        // If the shards are about equal in size, one number in as many as there are shards fits.
-        for number in 0..1_000_000 {
-            if missing.is_empty() {
-                return;
-            }
-            let tag = format!("probe{number}");
-            let place = self.slots[usize::from(slot(tag.as_bytes()))];
-            if missing.remove(&place) {
-                self.shards[usize::from(place)].1.tag = tag;
-            }
-        }
-    }
 }
 
 /// Where a command is sent next.
@@ -266,7 +235,7 @@ impl Cluster {
         let map = Arc::clone(&*self.map.read());
         let shard = match slot {
             Some(slot) => map.shard(slot),
-            None => map.shards.first().map(|(_, shard)| shard),
+            None => map.shards().next(),
         };
         shard.map(|shard| Arc::clone(&shard.primary)).ok_or_else(|| {
             self.look_soon();
@@ -277,13 +246,12 @@ impl Cluster {
     pub(super) async fn shards(self: &Arc<Self>) -> Result<Vec<Shard>, StoreError> {
         self.look_at_first().await?;
         let map = Arc::clone(&*self.map.read());
-        let has_keys = |shard: &&(RedisNode, Shard)| !shard.1.tag.is_empty();
-        Ok(map.shards.iter().filter(has_keys).map(|(_, shard)| shard.clone()).collect())
+        Ok(map.shards().filter(|shard| !shard.tag.is_empty()).cloned().collect())
     }
 
     /// Logs how many slots belong to no shard, if there are any.
     pub(super) fn uncovered(self: &Arc<Self>) -> Option<String> {
-        let count = self.map.read().slots.iter().filter(|&&place| place == NOBODY).count();
+        let count = self.map.read().uncovered();
         if count == 0 {
             return None;
         }
@@ -296,26 +264,17 @@ impl Cluster {
         Arc::clone(self.members.lock().entry(node.clone()).or_insert_with(new))
     }
 
-    /// A slot has moved.
+    /// Records that a slot has moved.
     fn learn(&self, slot: u16, node: &RedisNode) {
         let member = self.member(node);
         let mut map = self.map.write();
-        let place = map.shards.iter().position(|(known, _)| known == node);
-        if place.is_some_and(|place| map.slots.get(usize::from(slot)).is_some_and(|&now| usize::from(now) == place)) {
-            return;
-        }
-        let map = Arc::make_mut(&mut map);
-        let place = place.unwrap_or_else(|| {
-            map.shards.push((node.clone(), Shard { primary: member, tag: String::new() }));
-            map.shards.len() - 1
-        });
-        if let (Some(slot), Ok(place)) = (map.slots.get_mut(usize::from(slot)), u16::try_from(place)) {
-            *slot = place;
+        if !map.has(slot, node) {
+            Arc::make_mut(&mut map).assign(slot, node, member);
         }
     }
 
     async fn look_at_first(self: &Arc<Self>) -> Result<(), StoreError> {
-        if self.map.read().slots.is_empty() { self.look().await } else { Ok(()) }
+        if self.map.read().is_unknown() { self.look().await } else { Ok(()) }
     }
 
     /// Reads the layout again in a task of its own. The request that noticed a change doesn't wait for it.
@@ -350,7 +309,7 @@ impl Cluster {
     }
 
     async fn look_now(self: &Arc<Self>) -> Result<(), StoreError> {
-        let mut nodes: Vec<_> = self.map.read().shards.iter().map(|(node, _)| node.clone()).collect();
+        let mut nodes: Vec<_> = self.map.read().nodes().cloned().collect();
         nodes.extend(self.seeds.iter().cloned());
         let mut seen = HashSet::new();
         nodes.retain(|node| seen.insert(node.clone()));
@@ -379,27 +338,11 @@ impl Cluster {
     }
 
     fn accept(&self, view: &View) {
-        let mut map = Map { shards: Vec::new(), slots: vec![NOBODY; usize::from(SLOTS)] };
-        for (first, last, node) in &view.ranges {
-            let place = map.shards.iter().position(|(known, _)| known == node).unwrap_or_else(|| {
-                map.shards.push((node.clone(), Shard { primary: self.member(node), tag: String::new() }));
-                map.shards.len() - 1
-            });
-            if let (Some(range), Ok(place)) =
-                (map.slots.get_mut(usize::from(*first)..=usize::from(*last)), u16::try_from(place))
-            {
-                range.fill(place);
-            }
-        }
-        map.find_tags();
-        let names = |map: &Map| map.shards.iter().map(|(node, _)| node.clone()).collect::<HashSet<_>>();
+        let map = Map::of(view, |node| self.member(node));
+        let names = |map: &Map| map.nodes().cloned().collect::<HashSet<_>>();
         let now = names(&map);
-        let before = {
-            let mut present = self.map.write();
-            let before = names(&present);
-            *present = Arc::new(map);
-            before
-        };
+        let previous = std::mem::replace(&mut *self.map.write(), Arc::new(map));
+        let before = names(&previous);
         if !before.is_empty() && !now.is_subset(&before) {
             metrics::counter!(REDIS_FAILOVERS).increment(1);
             let shown: Vec<_> = now.difference(&before).map(ToString::to_string).collect();

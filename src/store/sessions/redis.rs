@@ -1,4 +1,4 @@
-//! Sessions in Redis: every key, time to live and script.
+//! Sessions in Redis: every key, time to live and script. Queries that change nothing are in [`queries`].
 //!
 //! | key | type | what | time to live |
 //! | --- | --- | --- | --- |
@@ -24,14 +24,15 @@
 //! Builds before the first release scored entries by creation. Such an entry has a score in the past while its session
 //! lives, and the next session of the same user gives it its proper score. A replica of such a build takes a score in
 //! the future for a very young session, and keeps it.
-use std::collections::{HashMap, HashSet};
+mod queries;
+
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::{Script, Value, cmd};
 use uuid::Uuid;
 
-use super::{ClientOf, Created, Limits, NewSession, Session, SessionEntry, SessionId, SessionKey};
+use super::{Created, Limits, NewSession, Session, SessionId, SessionKey};
 use crate::clock::{Clock, millis};
 use crate::store::redis::{Operation, RedisHandle, operation};
 use crate::store::users::groups::Groups;
@@ -48,15 +49,8 @@ const FENCE_TTL: Duration = Duration::from_hours(1);
 /// How much longer than its sessions an index lives. A replica whose clock is behind renews a session for longer, and
 /// the index must not expire before it.
 const CLOCK_MARGIN: Duration = Duration::from_hours(24);
-/// Keys that Redis looks at in one step of a search: about a third of a millisecond.
-const SCAN_STEP: u32 = 1000;
-/// What the names of sessions begin with.
+/// The beginning of all keys of sessions.
 const SESSIONS: &str = "session:";
-/// With more keys than this, sessions are no longer counted one by one.
-const COUNTED_KEYS: u64 = 10_000;
-/// The sample that is taken instead: this many round trips with this many keys each. If half of all keys are sessions,
-/// as with one session per user, the estimate is off by 3 % (one standard deviation).
-const SAMPLE: (usize, usize) = (10, 100);
 
 /// Lua code at the beginning of several scripts: the time that a session's hash has in `field` (RFC 3339, UTC), in ms
 /// since the epoch, or nil. Days are counted as in
@@ -183,16 +177,12 @@ return ended
 });
 
 static CHECK_TRIP: Operation = operation!("check");
-static COUNT_TRIP: Operation = operation!("count");
 static CONFIRM_TRIP: Operation = operation!("confirm");
 static CREATE_TRIP: Operation = operation!("create");
 static END_TRIP: Operation = operation!("end");
 static END_ALL_TRIP: Operation = operation!("end_all");
 static FORGET_TRIP: Operation = operation!("forget");
-static INSPECT_TRIP: Operation = operation!("inspect");
-static LIST_TRIP: Operation = operation!("list");
 static PING_TRIP: Operation = operation!("ping");
-static SCAN_TRIP: Operation = operation!("scan");
 
 #[derive(Debug)]
 pub(crate) struct RedisSessions {
@@ -256,7 +246,7 @@ impl RedisSessions {
         });
         let mut next = || fields.next().flatten();
         let (Some(username), Some(email), Some(created_at), Some(created_by)) = (next(), next(), next(), next()) else {
-            // Not written by us, or edited by hand: no session.
+            // Not written by us, or edited by hand.
             tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its fields ignored");
             return Ok(None);
         };
@@ -372,147 +362,6 @@ impl RedisSessions {
         }
         let (ended, confirmation) = self.redis.confirmed(&END_ALL_TRIP, &call).await?;
         confirmation.map(|()| ended)
-    }
-
-    pub(super) async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
-        let mut index = cmd("ZRANGE");
-        index.arg(index_key(user_id)).arg(0).arg(-1);
-        let ids: Vec<String> = self.redis.command(&LIST_TRIP, &index).await?;
-        let ids: Vec<_> = ids.iter().filter_map(|id| SessionId::parse(id)).collect();
-        let mut found = self.read(&LIST_TRIP, user_id, &ids).await?;
-        found.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.created_at));
-        Ok(found.into_iter().map(|(_, entry)| entry).collect())
-    }
-
-    pub(super) async fn inspect(&self, key: SessionKey) -> Result<Option<(Session, SessionEntry)>, StoreError> {
-        Ok(self.read(&INSPECT_TRIP, key.user_id, &[key.session_id]).await?.pop())
-    }
-
-    /// A session that lives throughout is found.
-    pub(super) async fn owner(&self, session_id: SessionId) -> Result<Option<Uuid>, StoreError> {
-        let pattern = format!("session:{{*}}:{session_id}");
-        let user_id = |name: &[u8]| {
-            let name = std::str::from_utf8(name).ok()?;
-            name.strip_prefix("session:{")?.split_once('}')?.0.parse::<Uuid>().ok()
-        };
-        for shard in self.redis.shards().await? {
-            let mut found = None;
-            self.scan(&SCAN_TRIP, &shard, &pattern, |names| {
-                found = names.iter().find_map(|name| user_id(name));
-                found.is_none()
-            })
-            .await?;
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Runs SCAN in short steps, so that other clients are not delayed, until `go_on` returns false.
-    async fn scan(
-        &self,
-        operation: &Operation,
-        shard: &Shard,
-        pattern: &str,
-        mut go_on: impl FnMut(Vec<Vec<u8>>) -> bool,
-    ) -> Result<(), StoreError> {
-        let mut cursor = 0;
-        loop {
-            let mut step = cmd("SCAN");
-            step.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(SCAN_STEP);
-            let (next, names): (u64, Vec<Vec<u8>>) = self.redis.command_at(shard, operation, &step).await?;
-            if !go_on(names) || next == 0 {
-                return Ok(());
-            }
-            cursor = next;
-        }
-    }
-
-    /// Reads the user's living sessions, in the order of `ids`.
-    async fn read(
-        &self,
-        operation: &Operation,
-        user_id: Uuid,
-        ids: &[SessionId],
-    ) -> Result<Vec<(Session, SessionEntry)>, StoreError> {
-        let mut pipeline = redis::Pipeline::with_capacity(ids.len() * 2);
-        for session_id in ids {
-            let name = session_key(SessionKey { user_id, session_id: *session_id });
-            pipeline.cmd("HGETALL").arg(&name).cmd("PTTL").arg(&name);
-        }
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let now_ms = self.clock.now_ms();
-        let mut replies = self.redis.pipeline(operation, &pipeline).await?.into_iter();
-        let mut found = Vec::with_capacity(ids.len());
-        for &session_id in ids {
-            let (Some(hash), Some(left)) = (replies.next(), replies.next()) else { return Err(unexpected(())) };
-            let mut hash: HashMap<String, String> = redis::from_redis_value(hash).map_err(unexpected)?;
-            let left_ms: i64 = redis::from_redis_value(left).map_err(unexpected)?;
-            // It has ended or is about to.
-            if left_ms <= 0 || hash.is_empty() {
-                continue;
-            }
-            let mut take = |field| hash.remove(field).unwrap_or_default();
-            let session = Session {
-                username: take("username"),
-                email: take("email"),
-                created_at: take("created_at"),
-                created_by: take("created_by"),
-                groups: Groups::parse(&take("groups")),
-            };
-            let (expires_at, ip, user_agent, hosts) =
-                (take("expires_at"), take("ip"), take("user_agent"), take("hosts"));
-            let client = ClientOf { ip: &ip, user_agent: &user_agent, hosts: &hosts };
-            let Some(entry) = self.limits.entry(session_id, &session, &expires_at, client, now_ms, left_ms) else {
-                continue;
-            };
-            found.push((session, entry));
-        }
-        Ok(found)
-    }
-
-    /// Redis knows how many keys it has, but not of which kind.
-    pub(super) async fn count(&self) -> Result<u64, StoreError> {
-        let mut sessions = 0;
-        for shard in self.redis.shards().await? {
-            let keys: u64 = self.redis.command_at(&shard, &COUNT_TRIP, &cmd("DBSIZE")).await?;
-            sessions +=
-                if keys <= COUNTED_KEYS { self.count_each(&shard).await } else { self.estimate(&shard, keys).await }?;
-        }
-        Ok(sessions)
-    }
-
-    async fn count_each(&self, shard: &Shard) -> Result<u64, StoreError> {
-        // While Redis resizes its table, SCAN may return a key twice.
-        let mut seen = HashSet::new();
-        let see = |names| {
-            seen.extend::<Vec<Vec<u8>>>(names);
-            true
-        };
-        self.scan(&COUNT_TRIP, shard, &format!("{SESSIONS}*"), see).await?;
-        Ok(seen.len() as u64)
-    }
-
-    /// `keys` times the share of sessions among keys taken at random.
-    async fn estimate(&self, shard: &Shard, keys: u64) -> Result<u64, StoreError> {
-        let (trips, size) = SAMPLE;
-        let mut pipeline = redis::Pipeline::with_capacity(size);
-        for _ in 0..size {
-            pipeline.cmd("RANDOMKEY");
-        }
-        let (mut sessions, mut others) = (0, 0);
-        for _ in 0..trips {
-            for name in self.redis.pipeline_at(shard, &COUNT_TRIP, &pipeline).await? {
-                match name {
-                    Value::BulkString(name) if name.starts_with(SESSIONS.as_bytes()) => sessions += 1,
-                    _ => others += 1,
-                }
-            }
-        }
-        Ok(keys * sessions / (sessions + others))
     }
 
     pub(super) async fn clock_skew(&self) -> Result<Option<f64>, StoreError> {

@@ -1,5 +1,6 @@
 //! An account as it is stored, with every column: what a copy reads and writes.
 use secrecy::SecretString;
+use sqlx::{ColumnIndex, Decode, Row, Type};
 use uuid::Uuid;
 
 /// Every column of `users`, in both engines. A test compares it to the schemas.
@@ -22,4 +23,30 @@ pub(super) struct Account {
     pub(super) group_names: String,
     pub(super) created_at: i64,
     pub(super) updated_at: i64,
+}
+
+impl Account {
+    /// Reads a row with [`COLUMNS`]. The id has a type of its own in each engine, so the caller decodes it.
+    pub(super) fn of<R: Row>(id: Uuid, row: &R) -> sqlx::Result<Self>
+    where
+        &'static str: ColumnIndex<R>,
+        for<'r> String: Decode<'r, R::Database> + Type<R::Database>,
+        for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
+    {
+        Ok(Self {
+            id,
+            email: row.try_get("email")?,
+            email_key: row.try_get("email_key")?,
+            email_canonical: row.try_get("email_canonical")?,
+            username: row.try_get("username")?,
+            username_key: row.try_get("username_key")?,
+            username_canonical: row.try_get("username_canonical")?,
+            password_hash: row.try_get::<String, _>("password_hash")?.into(),
+            epoch: row.try_get("epoch")?,
+            disabled_at: row.try_get("disabled_at")?,
+            group_names: row.try_get("group_names")?,
+            created_at: row.try_get("created_at")?,
+            updated_at: row.try_get("updated_at")?,
+        })
+    }
 }

@@ -12,14 +12,14 @@ use super::{OpenError, schema};
 use crate::config::PostgresUrl;
 use crate::store::users::account::{Account, COLUMNS};
 
-/// Without the limits of a server's statements: all accounts take longer.
+/// Lifts the time limits of the server's statements, because reading all accounts takes longer.
 const UNLIMITED: &str = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
 /// How long the server may take to end the process of a connection that was closed, as that of an `authfleet migrate`
 /// just before.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// For the source: one state of all accounts.
+/// Begins a transaction on the source, which sees one state of all accounts.
 const BEGIN_READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-/// For the target: nobody else writes meanwhile; reading goes on.
+/// Begins a transaction on the target, which keeps others from writing, but not from reading.
 const BEGIN_WRITING: &str = "BEGIN; LOCK TABLE users IN EXCLUSIVE MODE";
 
 /// A connection, and the transaction on it.
@@ -114,19 +114,5 @@ impl Postgres {
 }
 
 fn account(row: &PgRow) -> sqlx::Result<Account> {
-    Ok(Account {
-        id: row.try_get("id")?,
-        email: row.try_get("email")?,
-        email_key: row.try_get("email_key")?,
-        email_canonical: row.try_get("email_canonical")?,
-        username: row.try_get("username")?,
-        username_key: row.try_get("username_key")?,
-        username_canonical: row.try_get("username_canonical")?,
-        password_hash: row.try_get::<String, _>("password_hash")?.into(),
-        epoch: row.try_get("epoch")?,
-        disabled_at: row.try_get("disabled_at")?,
-        group_names: row.try_get("group_names")?,
-        created_at: row.try_get("created_at")?,
-        updated_at: row.try_get("updated_at")?,
-    })
+    Account::of(row.try_get("id")?, row)
 }

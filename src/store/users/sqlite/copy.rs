@@ -94,23 +94,9 @@ impl Sqlite {
 
 fn account(row: &SqliteRow) -> sqlx::Result<Account> {
     let id: String = row.try_get("id")?;
-    Ok(Account {
-        id: id
-            .parse()
-            .map_err(|error| sqlx::Error::ColumnDecode { index: "id".to_owned(), source: Box::new(error) })?,
-        email: row.try_get("email")?,
-        email_key: row.try_get("email_key")?,
-        email_canonical: row.try_get("email_canonical")?,
-        username: row.try_get("username")?,
-        username_key: row.try_get("username_key")?,
-        username_canonical: row.try_get("username_canonical")?,
-        password_hash: row.try_get::<String, _>("password_hash")?.into(),
-        epoch: row.try_get("epoch")?,
-        disabled_at: row.try_get("disabled_at")?,
-        group_names: row.try_get("group_names")?,
-        created_at: row.try_get("created_at")?,
-        updated_at: row.try_get("updated_at")?,
-    })
+    let id =
+        id.parse().map_err(|error| sqlx::Error::ColumnDecode { index: "id".to_owned(), source: Box::new(error) })?;
+    Account::of(id, row)
 }
 
 /// Whether another process has the database open.
