@@ -18,14 +18,14 @@ use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl};
 use crate::telemetry::chain;
 
-/// The stores that a configuration means, for the server and for the command line.
+/// The stores that a configuration names, for the server and for the command line.
 #[derive(Debug)]
 pub(crate) struct Stores {
     /// Sessions: in Redis, or in this process's memory without `REDIS_URL`.
     pub sessions: SessionStore,
     /// Counts of failed attempts, beside the sessions.
     pub throttle: ThrottleStore,
-    /// What the sessions are limited to.
+    /// The limits of sessions.
     pub limits: Limits,
     users: OnceCell<UserStore>,
     database: DatabaseUrl,
@@ -69,13 +69,13 @@ impl Stores {
     }
 }
 
-/// A store did not answer, or refused: the request that needed it fails closed, with 503.
+/// A store didn't answer, or refused. The request that needed it fails closed, with 503.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct StoreError {
     message: String,
     is_refusal: bool,
-    /// Shared, because each request that fails while Redis is away gets the same one.
+    /// Shared, because every request that fails while Redis is down gets the same one.
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
@@ -84,14 +84,14 @@ impl StoreError {
         Self { message: message.into(), is_refusal: false, source: None }
     }
 
-    /// Names its cause in its own message, which `/readyz` shows.
+    /// Makes an error whose own message names its cause, because `/readyz` shows only the message.
     fn caused(what: &str, cause: impl Error + Send + Sync + 'static) -> Self {
         let message = format!("{what}: {}", chain(&cause));
         Self { source: Some(Arc::new(cause)), ..Self::new(message) }
     }
 
-    /// Whether the store answered that this user may not ask that, or that it knows no such command: asking again won't
-    /// help.
+    /// Whether the store answered that this user may not run the command, or that it doesn't know the command.
+    /// Repeating it won't help.
     pub(crate) fn is_refusal(&self) -> bool {
         self.is_refusal
     }

@@ -9,7 +9,7 @@
 //! | `sentinel.rs` | which server is the primary |
 //! | `primary.rs` | a server that takes writes, with its two links |
 //! | `cluster.rs`, `map.rs`, `slots.rs` | which server has which keys, and what to do when that changes |
-//! | `server.rs` | what servers say of themselves |
+//! | `server.rs` | what servers report about themselves |
 mod access;
 mod cluster;
 mod link;

@@ -25,11 +25,11 @@ use crate::config::RedisNode;
 use crate::metrics::{REDIS_CONNECTS, REDIS_FAILOVERS};
 use crate::store::StoreError;
 
-/// While Redis is away, connecting is tried this often at most, by one request at a time; the others fail at once
-/// instead of queueing up behind it.
+/// While Redis is down, a connection is tried at most this often, by one request at a time. The others fail at once
+/// instead of waiting for it.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// A connection to a Redis that refuses to serve is given up this long after it was made, and no sooner: the next one
-/// may lead to the same Redis, and then each refusal would cost a connection.
+/// A connection to a Redis that refuses to serve is kept for this long after it was made. The next one may lead to the
+/// same Redis, and without this pause each refusal would cost a connection.
 const REFUSED_AFTER: Duration = Duration::from_secs(1);
 
 /// Where a link leads.
@@ -62,7 +62,7 @@ pub(super) struct Link {
     lease: RwLock<Option<Lease>>,
     /// Held while connecting, so that one request does it for all.
     connecting: tokio::sync::Mutex<()>,
-    /// Since when the server is away, and why; `None` as long as it isn't known to be.
+    /// Since when the server is down, and why. `None` while it isn't known to be down.
     away: RwLock<Option<(Instant, StoreError)>>,
     generation: AtomicU64,
     /// The primary that Sentinels named last.
@@ -128,7 +128,7 @@ impl Link {
             };
         }
         let failed = match &replies {
-            // To the client library an error is a reply like others.
+            // For the client library, an error is a reply like any other.
             Ok(replies) => replies.iter().find_map(|reply| match reply {
                 Value::ServerError(error) => Some(RedisError::from(error.clone())),
                 _ => None,
@@ -174,7 +174,7 @@ impl Link {
         }
         let attempt = tokio::time::timeout(CONNECT_TIMEOUT, self.dial()).await.unwrap_or_else(|_| {
             let (target, limit) = (&self.target, CONNECT_TIMEOUT.as_millis());
-            // A port without TLS takes the handshake for the beginning of a command and waits for the rest.
+            // A port without TLS reads the handshake as the beginning of a command, and waits for the rest.
             let hint = if self.access.dialer.has_tls() { "; does it speak TLS there?" } else { "" };
             Err(StoreError::new(format!("REDIS_URL: no connection to {target} within {limit} ms{hint}")))
         });
@@ -208,7 +208,8 @@ impl Link {
             Target::Sentinel(sentinels) => {
                 let node = sentinels.primary(&self.access.dialer).await?;
                 let mut opened = self.access.open(&node, self.patience).await?;
-                // Sentinels learn of a change after the servers, and one that is cut off doesn't at all.
+                // Sentinels learn of a change later than the servers, and a Sentinel that is cut off doesn't learn of
+                // it at all.
                 let role: Vec<Value> = redis::cmd("ROLE").query_async(&mut opened.0).await?;
                 if !matches!(role.first(), Some(Value::BulkString(role)) if role == b"master") {
                     return Err(StoreError::new(format!("REDIS_URL: {node} is not a primary, as Sentinels say it is")));
@@ -223,7 +224,7 @@ impl Link {
         }
     }
 
-    /// Sentinels say that this is the primary now: a connection to another server is given up at once.
+    /// Records the primary that the Sentinels name. A connection to another server is given up at once.
     pub(super) fn primary_is(&self, node: &RedisNode) {
         if self.primary.read().as_ref().is_none_or(|primary| primary == node) {
             return;
@@ -275,8 +276,8 @@ fn is_unknown_script(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript))
 }
 
-/// Whether the server at the other end is not the one to ask: it became a replica, lost its primary or its replicas, or
-/// is still reading its data. Another one may be at its address by now, so what helps is a new connection, not a wait.
+/// Whether the server can't serve because it became a replica, lost its primary or its replicas, or is still loading
+/// its data. Another server may have taken over its address, so a new connection helps, and waiting doesn't.
 fn refuses_service(error: &RedisError) -> bool {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
     match error.kind() {

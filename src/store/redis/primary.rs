@@ -52,7 +52,7 @@ impl Primary {
         }
     }
 
-    /// Sentinels say that the primary is here.
+    /// Records the primary that the Sentinels name.
     pub(super) fn is_at(&self, node: &RedisNode) {
         self.link.primary_is(node);
         self.confirming.iter().for_each(|link| link.primary_is(node));

@@ -1,8 +1,8 @@
 //! Sentinels, which say which server is the primary, and when that changes.
 //!
-//! The client library asks Sentinels one after the other, so one that is frozen costs a time-out of its own, and it
-//! takes the first answer. Here all are asked at once, and of those that answer the one with the newest configuration
-//! is believed: a Sentinel that is cut off together with the old primary still names that one.
+//! The client library asks Sentinels one after the other, so each frozen one costs a time-out, and it believes the
+//! first answer. Here all are asked at once, and the answer with the newest configuration is believed, because a
+//! Sentinel that is cut off together with the old primary still names the old one.
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(super) struct Sentinels {
     info: RedisConnectionInfo,
 }
 
-/// Without the password.
+/// Leaves out the password.
 impl fmt::Debug for Sentinels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sentinels").field("nodes", &self.nodes).field("primary", &self.primary).finish_non_exhaustive()
@@ -64,7 +64,7 @@ impl Sentinels {
         Self { nodes: nodes.to_vec(), primary: primary.to_owned(), info }
     }
 
-    /// Where the primary is.
+    /// The primary's address.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl Sentinels {
         })
     }
 
-    /// What each of them says.
+    /// Asks each Sentinel for the primary's address: pairs of the Sentinel's address and its answer.
     pub(super) async fn each(&self, dialer: &Dialer) -> Vec<(String, Result<String, StoreError>)> {
         let asked = self.nodes.iter().map(async |node| {
             let late = |_| Err(StoreError::new("no answer in time"));

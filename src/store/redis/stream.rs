@@ -119,7 +119,8 @@ fn certificates(variable: &str, path: &Path) -> Result<Vec<CertificateDer<'stati
     Ok(found)
 }
 
-/// Read once, because there are more than a hundred. A private authority is named in `REDIS_CA_FILE` instead.
+/// The system's certificates are read once, because there are more than a hundred. A private authority is named in
+/// `REDIS_CA_FILE` instead.
 fn trusted_by_this_system() -> Result<RootCertStore, StoreError> {
     static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
     let roots = ROOTS.get_or_init(|| {

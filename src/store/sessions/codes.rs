@@ -18,9 +18,9 @@ use crate::clock::millis;
 use crate::store::StoreError;
 use crate::store::redis::{Operation, operation};
 
-/// How long a code is good for: as long as a browser takes to follow two redirects.
+/// How long a code is valid: long enough for a browser to follow two redirects.
 pub(super) const CODE_TTL: Duration = Duration::from_secs(30);
-/// Hosts that a session remembers to have been opened at.
+/// The most hosts that a session remembers.
 pub(super) const HOSTS_KEPT: usize = 20;
 
 /// A code to be handed out.
@@ -33,9 +33,9 @@ pub(crate) struct NewCode {
     pub expires_at_ms: i64,
     /// The host that may take it.
     pub host: String,
-    /// What the browser's start cookie hashes to.
+    /// The hash of the browser's start cookie.
     pub start: String,
-    /// Where to go afterwards: a path, with its query.
+    /// The path and query to go to afterwards.
     pub to: String,
 }
 

@@ -28,7 +28,7 @@ mod redis_server;
 
 use self::redis_group::{Access, Group};
 
-/// Servers that the tests of one kind share. They end with the last of them.
+/// Servers that all tests of one kind share. They are stopped after the last test.
 type Shared = tokio::sync::Mutex<Weak<Group>>;
 
 static SENTINEL: Shared = Shared::const_new(Weak::new());
@@ -45,7 +45,7 @@ async fn shared(kept: &Shared, start: impl Future<Output = Group>) -> Arc<Group>
     group
 }
 
-/// A store, and the way its time passes.
+/// A store, and its clock.
 struct Subject {
     store: Arc<SessionStore>,
     clock: Clock,
@@ -107,7 +107,7 @@ fn on(group: Arc<Group>) -> Subject {
     Subject { store, clock, redis: Some(group) }
 }
 
-/// One test per store for each of these.
+/// Makes a test for each store from each of these functions.
 macro_rules! every_store {
     ($($name:ident)*) => {
         mod with_memory {
@@ -190,14 +190,14 @@ async fn a_check_renews(subject: Subject) {
         subject.pass(IDLE / 2).await;
         assert!(subject.is_alive(session.key).await);
     }
-    // The caller shortens the renewal when the absolute limit is nearer.
+    // The caller shortens the renewal if the absolute limit comes first.
     let left = Duration::from_millis(50);
     assert!(subject.store.check(session.key, left).await.expect("the store answers").is_some());
     subject.pass(left * 2).await;
     assert!(!subject.is_alive(session.key).await);
 }
 
-/// Others re-create a deleted session when a request that began before the deletion writes its renewal after it.
+/// Other servers re-create a deleted session if a request that began before the deletion writes its renewal afterwards.
 async fn a_check_never_brings_a_session_back(subject: Subject) {
     for _ in 0..20 {
         let session = subject.session(Uuid::now_v7(), 'a');
@@ -294,7 +294,7 @@ async fn a_fence_never_goes_down(subject: Subject) {
     assert_eq!(subject.create(&late).await, Created::Overtaken { fence: 5 });
 }
 
-/// Of two changes of one password at once, the later one must not end the session that the earlier one made.
+/// Of two changes of one password at once, the later one must not end the session that the earlier one created.
 async fn a_fence_that_stands_ends_nothing_younger(subject: Subject) {
     let ada = Uuid::now_v7();
     subject.create(&subject.session(ada, 'a')).await;
@@ -353,7 +353,7 @@ async fn a_code_is_taken_once_for_its_host_and_start(subject: Subject) {
         Taken { session_id: key(ada, 'a').session_id, expires_at_ms: 1_800_000_000_000, to: "/x?y=%C3%BC".to_owned() };
     assert_eq!(take(ada, "1", "app.example.org", "start").await, Some(taken.clone()));
     assert_eq!(take(ada, "1", "app.example.org", "start").await, None, "used twice");
-    // Whoever tries it uses it up.
+    // A failed attempt uses up the code too.
     for (hash, host, start) in [("2", "wiki.example.org", "start"), ("3", "app.example.org", "another start")] {
         assert!(put(hash).await);
         assert_eq!(take(ada, hash, host, start).await, None);
@@ -363,7 +363,7 @@ async fn a_code_is_taken_once_for_its_host_and_start(subject: Subject) {
     assert_eq!(take(eve, "4", "app.example.org", "start").await, None, "another user's");
     assert_eq!(take(ada, "none", "app.example.org", "start").await, None);
 
-    // The session remembers where it was opened, the latest first.
+    // The session remembers the hosts at which it was opened, the latest first.
     let hosts = async || subject.store.list(ada).await.expect("the store answers")[0].hosts.clone();
     assert_eq!(hosts().await, ["app.example.org"]);
     let other = NewCode { host: "wiki.example.org".to_owned(), ..code(ada, 'a', "5") };

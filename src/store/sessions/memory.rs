@@ -1,4 +1,4 @@
-//! Sessions in this process's memory: for one replica, for trying it out. They end with the process.
+//! Sessions in this process's memory, for trying out one replica. They end with the process.
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(crate) struct MemorySessions {
 #[derive(Debug, Default)]
 struct State {
     users: HashMap<Uuid, User>,
-    /// Codes by their hash, each with the time at which it ends.
+    /// Codes by their hash, each with the time at which it expires.
     codes: HashMap<String, (NewCode, i64)>,
     /// Creations since the last sweep.
     since_sweep: usize,

@@ -19,7 +19,7 @@ use super::{ServerState, StoreError};
 use crate::clock::millis;
 use crate::store::users::groups::Groups;
 
-/// Whose session, and which.
+/// Identifies a session: its user and its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SessionKey {
     pub user_id: Uuid,
@@ -32,39 +32,39 @@ pub(crate) struct Session {
     pub username: String,
     pub email: String,
     pub created_at: String,
-    /// The replica that made it.
+    /// The replica that created it.
     pub created_by: String,
-    /// The groups that the user is in. A change of them ends the session.
+    /// The groups that the user is in. Changing them ends the session.
     pub groups: Groups,
 }
 
-/// A living session, as its user sees it in a list.
+/// A living session, as its user's list shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SessionEntry {
     pub session_id: SessionId,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// The absolute limit: its own, or that of the limits in force if it comes first.
     pub expires_at: Timestamp,
-    /// When it ends unless it's used before.
+    /// When it ends if it isn't used before.
     pub idle_expires_at: Timestamp,
-    /// When it was last used, from the time it has left to live and the idle limit in force. Near its absolute limit
-    /// that no longer grows with use, and this is the earliest time that it can have been.
+    /// When it was last used, computed from its time to live and the idle limit in force. Near the absolute limit, use
+    /// no longer extends the time to live, so this is then the earliest possible time.
     pub last_seen_at: Timestamp,
-    /// The replica that made it.
+    /// The replica that created it.
     pub created_by: String,
-    /// The client's address when it was made.
+    /// The client's address when it was created.
     pub ip: String,
-    /// The client's `User-Agent` when it was made.
+    /// The client's `User-Agent` when it was created.
     pub user_agent: String,
-    /// Hosts of applications that it was opened at, the latest first.
+    /// The hosts of applications at which it was opened, the latest first.
     pub hosts: Vec<String>,
 }
 
 /// A session to be created.
 #[derive(Clone, Debug)]
 pub(crate) struct NewSession {
-    /// Whose, and which.
+    /// Its user and its id.
     pub key: SessionKey,
     pub username: String,
     pub email: String,
@@ -106,7 +106,7 @@ pub(crate) struct Limits {
     pub idle: Duration,
     /// A session this old ends.
     pub max_age: Duration,
-    /// A user's sessions; one more ends the oldest.
+    /// How many sessions a user may have. One more ends the oldest.
     pub per_user: u32,
 }
 
@@ -120,14 +120,14 @@ struct ClientOf<'a> {
 }
 
 impl Limits {
-    /// When a session ends at the latest: by its own limit, or by the one in force if that comes first, so that a
-    /// lowered `SESSION_MAX_AGE` ends older sessions too.
+    /// When a session ends at the latest: at its own limit, or at the limit in force if that comes first, so that a
+    /// lowered `SESSION_MAX_AGE` also ends older sessions.
     pub(crate) fn end_of(&self, created_at: Timestamp, expires_at: Timestamp) -> Timestamp {
         created_at.checked_add(self.max_age).unwrap_or(Timestamp::MAX).min(expires_at)
     }
 
-    /// A session that has `left_ms` to live, as its user sees it; `None` if it has outlived a lowered limit, or its
-    /// times can't be read.
+    /// The entry of a session that has `left_ms` to live. `None` if it has outlived a lowered limit, or its times can't
+    /// be parsed.
     fn entry(
         &self,
         session_id: SessionId,
@@ -166,7 +166,7 @@ impl Limits {
 #[derive(Debug)]
 pub(crate) enum SessionStore {
     Redis(RedisSessions),
-    /// In this process alone.
+    /// In this process only.
     Memory(MemorySessions),
 }
 
@@ -192,8 +192,8 @@ impl SessionStore {
         matches!(self, Self::Redis(_))
     }
 
-    /// Reads a session and renews its idle limit to `idle_for` from now, both or neither; in one round trip.
-    /// A session that has ended never comes back, not even if it ends during this call.
+    /// Reads a session and renews its idle limit to `idle_for` from now, both or neither, in one round trip. A session
+    /// that has ended never comes back, not even if it ends during this call.
     ///
     /// # Errors
     ///
@@ -202,7 +202,8 @@ impl SessionStore {
         either!(self.check(key, idle_for))
     }
 
-    /// Creates a session if its epoch is still current; ends the replaced one and those beyond the limit. Atomic.
+    /// Creates a session if its epoch is still current. Ends the replaced one, and the oldest ones beyond the limit.
+    /// Atomic.
     ///
     /// # Errors
     ///
@@ -211,7 +212,7 @@ impl SessionStore {
         either!(self.create(session))
     }
 
-    /// Keeps a code for a living session, for 30 seconds. Whether the session is alive. Atomic.
+    /// Keeps a code for a living session, for 30 seconds. Returns whether the session is alive. Atomic.
     ///
     /// # Errors
     ///
@@ -220,12 +221,12 @@ impl SessionStore {
         either!(self.put_code(code))
     }
 
-    /// Takes a code away, so that nobody takes it again. `None` if there is none, it is for another host or another
-    /// browser's start, or its session has ended. Atomic.
+    /// Takes a code, so that nobody can take it again. `None` if there is none, if it is for another host or another
+    /// browser's start, or if its session has ended. Atomic.
     ///
     /// # Errors
     ///
-    /// When the store doesn't answer. The code may be gone then.
+    /// When the store doesn't answer. The code may then be gone.
     pub(crate) async fn take_code(
         &self,
         user_id: Uuid,
@@ -258,8 +259,8 @@ impl SessionStore {
     ///
     /// # Errors
     ///
-    /// When the store doesn't answer, or too few replicas confirm it. The session may have ended then; asking again is
-    /// safe.
+    /// When the store doesn't answer, or too few replicas confirm it. The session may then have ended. Repeating the
+    /// call is safe.
     pub(crate) async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
         either!(self.end(key))
     }
@@ -274,8 +275,8 @@ impl SessionStore {
         either!(self.forget(key))
     }
 
-    /// Ends all of a user's sessions except `keep`; says how many were alive. With `fence`, a session of a lower epoch
-    /// can't be created from then on. Atomic.
+    /// Ends all of a user's sessions except `keep`, and returns how many were alive. With `fence`, no session of a
+    /// lower epoch can be created from then on. Atomic.
     ///
     /// # Errors
     ///
@@ -289,8 +290,8 @@ impl SessionStore {
         either!(self.end_all(user_id, keep, fence))
     }
 
-    /// Ends all of a user's sessions of a lower epoch, and keeps any from being created; says how many were alive. If
-    /// the fence stands at `epoch` already, that has been done, and younger sessions are left alone. Atomic.
+    /// Ends all of a user's sessions of a lower epoch, prevents new ones, and returns how many were alive. If the fence
+    /// is already at `epoch`, that has been done, and younger sessions are left alone. Atomic.
     ///
     /// # Errors
     ///
@@ -335,7 +336,7 @@ impl SessionStore {
         either!(self.count())
     }
 
-    /// This machine's clock minus the store's, in seconds; `None` if the store has none of its own.
+    /// This machine's clock minus the store's, in seconds. `None` if the store has no clock of its own.
     ///
     /// # Errors
     ///
@@ -344,7 +345,7 @@ impl SessionStore {
         either!(self.clock_skew())
     }
 
-    /// What the store's server reports about itself; `None` if there is no server.
+    /// What the store's server reports about itself. `None` if there is no server.
     ///
     /// # Errors
     ///

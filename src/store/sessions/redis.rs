@@ -9,8 +9,8 @@
 //! | `user:{USER_ID}:confirm` | string | nothing: see below | a second |
 //! | `user:{USER_ID}:unconfirmed:SESSION_ID` | string | the session was ended, but replicas didn't confirm it | [`UNCONFIRMED_TTL`] |
 //!
-//! The braces put all keys of one user into one Redis Cluster slot. `DEL` of a session's key is a logout; the entry
-//! that it leaves in the index is dropped when it's next seen.
+//! The braces put all keys of one user into one Redis Cluster slot. `DEL` of a session's key is a logout. The entry
+//! that it leaves in the index is removed when it is next read.
 //!
 //! A revocation finds sessions only through the index. So an entry stays as long as its session's key exists, and the
 //! index's time to live is only ever extended. Neither depends on the limits in force at the time of reading, which may
@@ -38,13 +38,13 @@ use crate::store::redis::{Operation, RedisHandle, operation};
 use crate::store::users::groups::Groups;
 use crate::store::{ServerState, Shard, StoreError};
 
-/// How long [`CONFIRM`]'s key lives, in ms. Nothing reads it; it only has to be written.
+/// How long [`CONFIRM`]'s key lives, in ms. It only has to be written, because nothing reads it.
 const CONFIRM_TTL: u32 = 1000;
 /// If replicas didn't confirm the end of a session, a repeated request gets the same answer as the first one for this
 /// long.
 const UNCONFIRMED_TTL: Duration = Duration::from_mins(10);
-/// How long a fence stands. It must outlive every login that read the epoch before it; after that, logins read the
-/// epoch that is in SQL.
+/// How long a fence lasts. It must outlive every login that read the epoch before the change. Later logins read the new
+/// epoch from SQL.
 const FENCE_TTL: Duration = Duration::from_hours(1);
 /// How much longer than its sessions an index lives. A replica whose clock is behind renews a session for longer, and
 /// the index must not expire before it.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 pub(super) const COLUMNS: &str = "id, email, email_key, email_canonical, username, username_key, username_canonical, \
      password_hash, epoch, disabled_at, group_names, created_at, updated_at";
 
-/// An account with everything that is stored of it. Times are milliseconds since the Unix epoch.
+/// An account with everything that is stored about it. Times are milliseconds since the Unix epoch.
 #[derive(Clone, Debug)]
 pub(super) struct Account {
     pub(super) id: Uuid,

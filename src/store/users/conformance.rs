@@ -14,11 +14,11 @@ use secrecy::ExposeSecret as _;
 use super::names::{canonical, written};
 use super::*;
 
-/// An empty database of a test's own, migrated.
+/// An empty, migrated database for one test.
 struct Subject {
     url: DatabaseUrl,
     store: UserStore,
-    /// What ends with the test: a directory, a server.
+    /// The directory or server that ends with the test.
     _kept: Box<dyn Any + Send>,
 }
 
@@ -29,7 +29,7 @@ impl Subject {
         Self { url, store, _kept: Box::new(kept) }
     }
 
-    /// Another store on the same database, as another replica has.
+    /// Opens another store on the same database, as another replica does.
     async fn open(&self, clock: Clock) -> UserStore {
         UserStore::open(&self.url, clock).await.unwrap()
     }
@@ -169,7 +169,7 @@ async fn a_name_is_found_and_taken_in_all_its_spellings(subject: Subject) {
     }
 }
 
-/// Any accepted name, typed later in any case and normalisation form.
+/// A name is found when it is typed later in another case and normalisation form.
 async fn what_was_stored_is_found_in_other_spellings(subject: Subject) {
     let registered = Cell::new(0);
     let names = ("[^@\\pC\\s]{1,12}", "[^@\\pC\\s]{1,12}", "[a-zà-ÿα-ώа-я]{1,8}");
@@ -328,7 +328,8 @@ async fn upgrade_hash_yields_to_a_password_change_and_keeps_the_epoch(subject: S
     assert_eq!((stored.password_hash.expose_secret(), stored.epoch), ("stronger", 1));
 }
 
-/// In one statement each: with the epoch read in one and written in another, several would take effect.
+/// Each change is one statement. If one statement read the epoch and another wrote it, several changes would take
+/// effect.
 async fn of_parallel_changes_under_one_epoch_one_takes_effect(subject: Subject) {
     let user = subject.create("ada@example.org").await.unwrap();
     let stores = [subject.store.clone(), subject.open(Clock::system()).await, subject.open(Clock::system()).await];

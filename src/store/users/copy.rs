@@ -1,8 +1,8 @@
 //! Moves all accounts from one database to another, of the same or another engine: `authfleet users copy`.
 //!
-//! An account is copied as it is, its id and epoch included, so sessions live on. The source is read in one
+//! An account is copied unchanged, including its id and epoch, so sessions stay alive. The source is read in one
 //! transaction, in the order of ids, a batch at a time, so memory doesn't grow with the number of accounts. The target
-//! is changed in one transaction, which is committed only if what it then holds has the checksum of what was read.
+//! is changed in one transaction, which is committed only if the target's content has the checksum of what was read.
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -16,13 +16,13 @@ use super::postgres::copy::Postgres;
 use super::sqlite::copy::Sqlite;
 use crate::config::DatabaseUrl;
 
-/// Accounts that are read, and written, at once.
+/// How many accounts are read and written at once.
 const BATCH: usize = 500;
 
-/// What may be overwritten, and which checks the operator takes over.
+/// What the operator allows a copy to do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CopyOptions {
-    /// Accounts of the target that the source doesn't have, or has in an older state, are lost.
+    /// The target may lose accounts that the source lacks, or changes that are newer than the source's.
     pub(crate) replace: bool,
     /// Servers may use the databases meanwhile. What they write is not in the copy.
     pub(crate) while_running: bool,
@@ -31,7 +31,7 @@ pub(crate) struct CopyOptions {
 /// What a copy is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Looks at the accounts that the target has already.
+    /// Reads the accounts that the target already has.
     Comparing,
     /// Writes.
     Copying,
@@ -46,7 +46,7 @@ pub(crate) struct Copied {
     pub(crate) accounts: u64,
     /// Accounts that the target had before.
     pub(crate) before: u64,
-    /// Whether the target had the same accounts already, so nothing was written.
+    /// Whether the target already had the same accounts, so that nothing was written.
     pub(crate) unchanged: bool,
     /// SHA-256 of all accounts in the order of their ids, in hexadecimal.
     pub(crate) checksum: String,
@@ -100,7 +100,7 @@ impl End {
         })
     }
 
-    /// Connections of others that call themselves authfleet.
+    /// The number of other connections that call themselves authfleet.
     async fn others(&mut self) -> Result<u64, OpenError> {
         engine!(self, it => it.others().await)
     }
@@ -127,7 +127,7 @@ impl End {
 ///
 /// # Errors
 ///
-/// [`CopyError`]; the target is as it was then.
+/// [`CopyError`]. The target is then unchanged.
 pub(crate) async fn copy(
     from: &DatabaseUrl,
     to: &DatabaseUrl,
@@ -160,7 +160,7 @@ pub(crate) async fn copy(
     }
 
     if before > 0 {
-        // All at once rather than row by row, because a name may have moved from one account to another.
+        // All rows at once rather than one by one, because a name may have moved from one account to another.
         target.clear().await.map_err(CopyError::Target)?;
     }
     let mut read = Checksum::default();
@@ -194,7 +194,7 @@ pub(crate) async fn copy(
     Ok(Copied { accounts, before, unchanged: false, checksum: read })
 }
 
-/// What tells databases apart.
+/// Identifies a database, to notice a copy of a database into itself.
 fn identity(url: &DatabaseUrl) -> (PathBuf, String) {
     match url {
         DatabaseUrl::Sqlite(path) => (path.canonicalize().unwrap_or_else(|_| path.clone()), String::new()),
@@ -207,13 +207,13 @@ fn identity(url: &DatabaseUrl) -> (PathBuf, String) {
 struct Difference {
     /// Accounts of the target.
     before: u64,
-    /// Accounts of the source that the target doesn't have, or in an older state.
+    /// Accounts of the source that the target lacks, or has in an older state.
     missing: u64,
     /// Accounts that only the target has.
     others: u64,
-    /// Accounts that were changed at the target since.
+    /// Accounts that are newer at the target.
     newer: u64,
-    /// Of the target's accounts.
+    /// The checksum of the target's accounts.
     checksum: String,
 }
 
@@ -311,7 +311,7 @@ impl Account {
     }
 }
 
-/// SHA-256 over accounts in the order of their ids: each value with its length, or a mark where there is none.
+/// SHA-256 over accounts in the order of their ids. It hashes each value with its length, or a mark for NULL.
 #[derive(Default)]
 struct Checksum {
     hash: Sha256,

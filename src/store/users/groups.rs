@@ -1,12 +1,12 @@
 //! The groups that a user is in.
 //!
-//! They are stored as one text, in order, separated by commas: `admins,staff`. Sessions carry the same text, and
+//! They are stored as one text, sorted, separated by commas: `admins,staff`. Sessions contain the same text, and
 //! applications get it in `Remote-Groups`.
 use std::fmt;
 
-/// Bytes of a group's name.
+/// The most bytes of a group's name.
 const LONGEST_NAME: usize = 64;
-/// Bytes of all groups of a user as one text. They travel in every answer to a proxy.
+/// The most bytes of all groups of a user as one text, which is part of every answer to a proxy.
 const LONGEST_TEXT: usize = 1024;
 
 /// The groups of one user: each once, in alphabetical order.
@@ -30,7 +30,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), GroupError> {
 }
 
 impl Groups {
-    /// Reads the stored text. What isn't a group's name in it is left out.
+    /// Parses the stored text. Parts that aren't valid names are left out.
     pub(crate) fn parse(text: &str) -> Self {
         let mut names: Vec<_> = text.split(',').filter(|name| check_name(name).is_ok()).collect();
         names.sort_unstable();
@@ -38,7 +38,7 @@ impl Groups {
         Self(names.join(","))
     }
 
-    /// The stored text; empty without any.
+    /// The stored text. Empty without groups.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -55,18 +55,18 @@ impl Groups {
         self.iter().any(|known| known == name)
     }
 
-    /// These and another one.
+    /// These groups and another one.
     ///
     /// # Errors
     ///
-    /// If that is no name of a group, or there is no room for it.
+    /// If the name isn't valid, or the text would be too long.
     pub(crate) fn with(&self, name: &str) -> Result<Self, GroupError> {
         check_name(name)?;
         let more = Self::parse(&format!("{},{name}", self.0));
         if more.0.len() > LONGEST_TEXT { Err(GroupError::TooMany) } else { Ok(more) }
     }
 
-    /// These but one.
+    /// These groups without one.
     #[must_use]
     pub(crate) fn without(&self, name: &str) -> Self {
         let rest: Vec<_> = self.iter().filter(|known| *known != name).collect();

@@ -1,7 +1,7 @@
 //! What a users' store promises: accounts in SQL, each found by id, e-mail address and username.
 //!
 //! SQLite serves the replicas of one host, PostgreSQL those of many. Both pass the same suite, in `conformance`.
-//! Outside of this module only the configuration and `authfleet doctor` know which one it is.
+//! Outside of this module, only the configuration and `authfleet doctor` know which engine is in use.
 mod account;
 #[cfg(test)]
 mod conformance;
@@ -31,9 +31,9 @@ use crate::config::DatabaseUrl;
 pub(crate) struct User {
     /// UUIDv7 (RFC 9562 §5.7). Its timestamp is `created_at`, so a session needs no copy of that.
     pub id: Uuid,
-    /// As the user typed it, in NFKC; unique across all spellings ([`names`]).
+    /// As the user typed it, in NFKC. Unique across all spellings ([`names`]).
     pub email: String,
-    /// As the user typed it, in NFKC; unique across all spellings; never contains `@`.
+    /// As the user typed it, in NFKC. Unique across all spellings. Never contains `@`.
     pub username: String,
     /// PHC string (Argon2) or `$2b$…` (bcrypt).
     pub password_hash: SecretString,
@@ -42,9 +42,9 @@ pub(crate) struct User {
     pub epoch: i64,
     /// Set while the account is disabled.
     pub disabled_at: Option<Timestamp>,
-    /// What access rules may name. Sessions carry them.
+    /// The groups that the user is in. Sessions contain them, and access rules can name them.
     pub groups: Groups,
-    /// When the account was made, to the millisecond.
+    /// When the account was created, to the millisecond.
     pub created_at: Timestamp,
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct User {
 pub(crate) struct NewUser {
     /// Stored as NFKC.
     pub email: String,
-    /// Stored as NFKC, without `@`; `None` takes the e-mail's local part, with a number if that is taken.
+    /// Stored as NFKC, without `@`. `None` chooses the e-mail's local part, with a number if that is taken.
     pub username: Option<String>,
     /// PHC string (Argon2) or `$2b$…` (bcrypt).
     pub password_hash: SecretString,
@@ -68,7 +68,7 @@ pub(crate) struct Imported {
 }
 
 impl Imported {
-    /// Gives a user an id of the time when the account was made there, to the millisecond.
+    /// Gives a user an id with the time when the other system created the account, to the millisecond.
     ///
     /// # Errors
     ///
@@ -128,13 +128,13 @@ pub(crate) struct MigrationReport {
     pub applied: Vec<i64>,
     /// The newest migration in the database now. Higher than this binary knows if a newer release migrated.
     pub version: i64,
-    /// Number of accounts without a canonical name that got one in this run.
+    /// How many names without a canonical form got one in this run.
     pub named: u64,
     /// Names that still have no canonical form.
     pub unusual: UnusualNames,
 }
 
-/// Connections and bytes. Bytes are absent where there is no file, or its file system doesn't tell.
+/// Connections and bytes in use. Bytes are `None` if there is no file, or if its file system doesn't report them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
     /// Each pool of connections.
@@ -147,7 +147,7 @@ pub(crate) struct Usage {
     pub journal: Option<u64>,
     /// Bytes of the file system that holds them.
     pub volume: Option<u64>,
-    /// Bytes of it that this process may still write.
+    /// How many bytes this process can still write to that file system.
     pub volume_free: Option<u64>,
 }
 
@@ -191,8 +191,8 @@ macro_rules! engine {
     };
 }
 
-/// Brings the schema of the database of `url` up to date. A SQLite file is made if there is none. Safe beside other
-/// `migrate`s and running servers.
+/// Brings the schema of the database of `url` up to date. Creates a SQLite file if there is none. It is safe to run
+/// while other `migrate`s and servers run.
 ///
 /// # Errors
 ///
@@ -208,7 +208,7 @@ pub(crate) async fn migrate(url: &DatabaseUrl) -> Result<MigrationReport, OpenEr
 ///
 /// # Errors
 ///
-/// [`OpenError`] if there is none, or it is in a place where it can't be used.
+/// [`OpenError`] if there is no database, or it is in a place where it can't be used.
 pub(crate) async fn survey(url: &DatabaseUrl) -> Result<Survey, OpenError> {
     match url {
         DatabaseUrl::Sqlite(path) => Ok(Survey::Sqlite(sqlite::survey(path).await?)),
@@ -217,7 +217,7 @@ pub(crate) async fn survey(url: &DatabaseUrl) -> Result<Survey, OpenError> {
 }
 
 impl UserStore {
-    /// Opens the users of `url`, which [`migrate`] must have made.
+    /// Opens the users of `url`, which [`migrate`] must have prepared.
     ///
     /// # Errors
     ///
@@ -251,14 +251,15 @@ impl UserStore {
         engine!(self, store => store.create(new).await)
     }
 
-    /// Adds users of another system, in one transaction. The outcome of each; `None` if it is in the database. A call
-    /// that failed can be made again with the same users: those that came through count as added.
+    /// Adds users of another system, in one transaction. Returns for each what went wrong, or `None` if the user is in
+    /// the database. A call that failed can be repeated with the same users: those that are already there count as
+    /// added.
     ///
-    /// With `dry_run` the outcomes are the same and nothing is added.
+    /// With `dry_run`, the outcomes are the same and nothing is added.
     ///
     /// # Errors
     ///
-    /// [`UserStoreError::Unavailable`]; nothing is known of any of them then.
+    /// [`UserStoreError::Unavailable`]. Then it is unknown which of them were added.
     pub(crate) async fn import(
         &self,
         users: Vec<Imported>,
@@ -267,7 +268,7 @@ impl UserStore {
         engine!(self, store => store.import(users, dry_run).await)
     }
 
-    /// A quick look before the password of a new user is hashed. [`UserStore::create`] decides.
+    /// Checks whether the names are free, before the password of a new user is hashed. [`UserStore::create`] decides.
     ///
     /// # Errors
     ///
@@ -286,7 +287,7 @@ impl UserStore {
         engine!(self, store => store.by_login(identifier).await)
     }
 
-    /// The user with this id; disabled ones too.
+    /// The user with this id, disabled or not.
     ///
     /// # Errors
     ///
@@ -295,7 +296,7 @@ impl UserStore {
         engine!(self, store => store.by_id(id).await)
     }
 
-    /// The epoch that a session must have been created with; `None` if the user is gone or disabled.
+    /// The epoch with which a session must have been created. `None` if the user is gone or disabled.
     ///
     /// # Errors
     ///
@@ -313,7 +314,7 @@ impl UserStore {
         engine!(self, store => store.list(after, limit).await)
     }
 
-    /// Sends a small query; also notices files that were deleted or replaced.
+    /// Sends a small query. Also notices files that were deleted or replaced.
     ///
     /// # Errors
     ///
@@ -322,8 +323,8 @@ impl UserStore {
         engine!(self, store => store.ping().await)
     }
 
-    /// Sets a new password and raises the epoch by one, unless it is no longer `expected_epoch`: then another change
-    /// came first, or the user is gone, and the answer is `None`. Otherwise the new epoch.
+    /// Sets a new password, raises the epoch by one, and returns the new epoch. `None` if the epoch is no longer
+    /// `expected_epoch`, because another change came first, or if the user is gone.
     ///
     /// # Errors
     ///
@@ -337,8 +338,8 @@ impl UserStore {
         engine!(self, store => store.replace_password(id, expected_epoch, new_hash).await)
     }
 
-    /// Raises the epoch from `expected_epoch` to `at_least`, never lowers it. The epoch afterwards; `None` if it was no
-    /// longer `expected_epoch`, or the user is gone or disabled.
+    /// Raises the epoch from `expected_epoch` to `at_least`, or leaves a higher one. Returns the epoch afterwards.
+    /// `None` if it was no longer `expected_epoch`, or if the user is gone or disabled.
     ///
     /// # Errors
     ///
@@ -367,8 +368,8 @@ impl UserStore {
         engine!(self, store => store.upgrade_hash(id, old_hash, new_hash).await)
     }
 
-    /// Disables a user and raises the epoch by one, unless it is no longer `expected_epoch` or the user is disabled or
-    /// gone: then the answer is `None`. Otherwise the new epoch.
+    /// Disables a user, raises the epoch by one, and returns the new epoch. `None` if it is no longer `expected_epoch`,
+    /// or if the user is already disabled or gone.
     ///
     /// # Errors
     ///
@@ -377,8 +378,8 @@ impl UserStore {
         engine!(self, store => store.disable(id, expected_epoch).await)
     }
 
-    /// Sets the groups that a user is in and raises the epoch by one, unless it is no longer `expected_epoch` or the
-    /// user is gone: then the answer is `None`. Otherwise the new epoch.
+    /// Sets the groups that a user is in, raises the epoch by one, and returns the new epoch. `None` if it is no longer
+    /// `expected_epoch`, or if the user is gone.
     ///
     /// # Errors
     ///
@@ -392,7 +393,7 @@ impl UserStore {
         engine!(self, store => store.replace_groups(id, expected_epoch, groups).await)
     }
 
-    /// Enables a disabled user. Whether there was one.
+    /// Enables a disabled user. Returns whether there was one.
     ///
     /// # Errors
     ///
@@ -401,7 +402,7 @@ impl UserStore {
         engine!(self, store => store.enable(id).await)
     }
 
-    /// Deletes a user whose epoch is still `expected_epoch`. Whether there was one.
+    /// Deletes a user whose epoch is still `expected_epoch`. Returns whether there was one.
     ///
     /// # Errors
     ///
@@ -411,7 +412,7 @@ impl UserStore {
     }
 }
 
-/// A UUIDv7 (RFC 9562 §5.7) of this time, which must not be before 1970.
+/// Makes a UUIDv7 (RFC 9562 §5.7) with this time, which must not be before 1970.
 fn id_at(time: Timestamp) -> Result<Uuid, UserStoreError> {
     let mut random = [0; 10];
     getrandom::fill(&mut random).map_err(UserStoreError::unavailable)?;

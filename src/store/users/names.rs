@@ -15,9 +15,9 @@ use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use unicode_normalization::UnicodeNormalization as _;
 use uuid::Uuid;
 
-/// Most code points in a username that is made from an e-mail address, number included.
+/// The most code points of a username that is made from an e-mail address, including its number.
 const USERNAME_MAX: usize = 64;
-/// Bytes of a domain as typed; what is longer is none (RFC 1035 §2.3.4: 255 in its ASCII form).
+/// The most bytes of a domain as it was typed. (RFC 1035 §2.3.4 allows 255 in its ASCII form.)
 const DOMAIN_LIMIT: usize = 1024;
 
 /// Why a name is refused.
@@ -33,7 +33,7 @@ pub(crate) enum RefusedName {
 }
 
 impl RefusedName {
-    /// What is wrong, to be read after the name of the field.
+    /// What is wrong, worded to follow the name of the field.
     pub(crate) fn message(self) -> &'static str {
         match self {
             Self::Invisible => "must not contain invisible characters",
@@ -54,7 +54,7 @@ pub(crate) fn written(name: &str) -> String {
 ///
 /// # Errors
 ///
-/// [`RefusedName`]; no account made by this release has such a name.
+/// [`RefusedName`]. No account created by this release has such a name.
 pub(crate) fn canonical(name: &str) -> Result<String, RefusedName> {
     let name = written(name);
     let invisible = CodePointSetData::new::<DefaultIgnorableCodePoint>();
@@ -81,8 +81,8 @@ pub(crate) fn login_key(name: &str) -> String {
     canonical(name).unwrap_or_else(|_| exact(name))
 }
 
-/// What two spellings of an account's name had in common before there were canonical ones: NFKC in lower case. Accounts
-/// without a canonical name are found by this alone.
+/// The key of a name in releases before canonical names: NFKC in lower case. Accounts without a canonical name are
+/// found only by this key.
 pub(super) fn exact(name: &str) -> String {
     // Lower-casing can leave the normal form: U+0130 becomes two code points.
     let key: String = written(name).to_lowercase().nfkc().collect();
@@ -93,7 +93,7 @@ pub(super) fn exact(name: &str) -> String {
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     pub(super) exact: String,
-    /// None for a name that is refused.
+    /// `None` for a name that is refused.
     pub(super) canonical: Option<String>,
 }
 
@@ -102,7 +102,7 @@ impl Keys {
         Self { exact: exact(name), canonical: canonical(name).ok() }
     }
 
-    /// Whether the name is an e-mail address; usernames have no `@`.
+    /// Whether the name is an e-mail address. Usernames have no `@`.
     pub(super) fn is_email(&self) -> bool {
         self.exact.contains('@')
     }
@@ -131,9 +131,9 @@ fn ascii_domain(domain: &str) -> Result<Cow<'_, str>, RefusedName> {
         .map_err(|_| RefusedName::Domain)
 }
 
-/// Usernames for an e-mail address, to be tried one after the other: its local part, then that with a number, 2 to 9
-/// and then random ones that grow longer, because a popular name (`info`) would otherwise be counted through from the
-/// start each time.
+/// Usernames for an e-mail address, to be tried one after the other: its local part alone, then with the numbers 2 to
+/// 9, then with random numbers of growing length. With consecutive numbers, a popular name (`info`) would take more
+/// tries each time.
 pub(super) fn free_usernames(email: &str) -> impl Iterator<Item = String> {
     let base = username_base(email);
     let numbers = (2..=9).chain([4, 4, 4, 6, 6, 8, 8, 8].map(|digits| fastrand::u32(10..10_u32.pow(digits))));
@@ -143,7 +143,8 @@ pub(super) fn free_usernames(email: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// The local part of `email`, with `-` for what only a quoted one may hold (RFC 5322 §3.2.3 `atext` and `.` are kept).
+/// The local part of `email`. Characters that are allowed only in a quoted one become `-` (RFC 5322 §3.2.3: `atext` and
+/// `.` are kept).
 fn username_base(email: &str) -> String {
     let local = email.rsplit_once('@').map_or(email, |(local, _)| local);
     let kept = |c: char| c.is_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
@@ -164,9 +165,9 @@ pub(crate) struct Unusual {
 /// Why a name has no canonical form in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// By today's rule another account has the same name.
+    /// By the present rule, another account has the same name.
     SharedWith(Uuid),
-    /// Today's rule refuses it.
+    /// The present rule refuses it.
     Refused(RefusedName),
 }
 
@@ -177,7 +178,7 @@ pub(crate) struct UnusualNames {
     pub pending: u64,
     /// How many share their name with another account.
     pub shared: u64,
-    /// How many are refused by today's rule.
+    /// How many the present rule refuses.
     pub refused: u64,
     /// The first of those that are shared or refused.
     pub first: Vec<Unusual>,
@@ -211,7 +212,7 @@ mod tests {
                 assert_eq!(login_key(other), canonical_form);
             }
         }
-        // Different people: German domains with ß and ss are two, and so are ı and i.
+        // Different names: German domains with ß and ss differ, and so do ı and i.
         for (one, other) in [("u@straße.example", "u@strasse.example"), ("ılgaz", "ilgaz"), ("ada", "a.da")] {
             assert_ne!(canonical(one), canonical(other));
         }
@@ -250,7 +251,7 @@ mod tests {
         }
     }
 
-    /// Of every code point that Unicode has assigned, alone and beside others.
+    /// Covers every code point that Unicode has assigned, alone and beside others.
     #[test]
     fn the_canonical_form_is_its_own_and_that_of_the_lower_case() {
         for c in '\0'..='\u{3ffff}' {

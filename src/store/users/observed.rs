@@ -1,4 +1,4 @@
-//! How each operation on users is bounded, counted and traced, whichever engine it is.
+//! Bounds, counts and traces each operation on users, with either engine.
 use std::future::Future;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub(super) async fn acquired<T, E>(
     result
 }
 
-/// One operation, waiting for a connection included. The contract answers 503 within 2 s.
+/// The time limit of one operation, including the wait for a connection. The contract promises a 503 within 2 s.
 pub(super) const DEADLINE: Duration = Duration::from_millis(1500);
 
 /// Limits `work` to `limit`, counts it, and makes a span of it. `system` is OpenTelemetry's name of the database.
@@ -46,7 +46,7 @@ pub(super) async fn observed<T>(
     let started = Instant::now();
     let result = tokio::time::timeout(limit, work).await.unwrap_or_else(|late| Err(UserStoreError::unavailable(late)));
     metrics::histogram!(SQL_SECONDS, "operation" => operation).record(started.elapsed());
-    // Made by the first success, so that the first failure is an increase.
+    // The first success registers the counter, so that the first failure is visible as an increase.
     let errors = metrics::counter!(SQL_ERRORS, "operation" => operation);
     if matches!(result, Err(UserStoreError::Unavailable(_))) {
         errors.increment(1);

@@ -1,4 +1,4 @@
-//! Accounts without canonical names: only `users copy` brings such, from a SQLite database that older releases filled.
+//! Accounts without canonical names. Only `users copy` adds them, from a SQLite database that older releases filled.
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -6,10 +6,10 @@ use uuid::Uuid;
 use super::connector::Session;
 use crate::store::users::names::{Unusual, UnusualNames, Why, canonical};
 
-/// How many accounts are listed by name; the others are only counted.
+/// How many accounts are listed by id. The others are only counted.
 const NAMED: usize = 10;
 
-/// Looks at what has no canonical form.
+/// Finds the names without canonical form.
 pub(super) async fn unusual(session: &mut Session) -> sqlx::Result<UnusualNames> {
     let mut found = UnusualNames::default();
     let rows = sqlx::query(

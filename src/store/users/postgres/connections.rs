@@ -16,17 +16,18 @@ use crate::metrics::SQL_CONNECTS;
 use crate::store::users::observed::{DEADLINE, acquired, observed};
 use crate::store::users::{Connections, UserStoreError};
 
-/// Connections of one replica. A statement takes a millisecond or so, and hashing bounds how many there can be.
+/// The number of connections of one replica. A statement takes about a millisecond, and hashing limits how many are
+/// sent.
 pub(super) const CONNECTIONS: usize = 5;
-/// How long an operation waits for a connection: one that is free, or a new one.
+/// How long an operation waits for a free or new connection.
 const WAIT_LIMIT: Duration = Duration::from_millis(600);
-/// A connection that was idle for longer is asked whether it's still there: the server may have been restarted.
+/// A connection that was idle for longer is checked before use, because the server may have been restarted.
 const ASK_AFTER: Duration = Duration::from_secs(1);
-/// How long it may take to say so.
+/// How long that check may take.
 const ASK_LIMIT: Duration = Duration::from_millis(300);
-/// One that was idle for longer is replaced: firewalls forget connections without a word.
+/// A connection that was idle for longer is replaced, because firewalls drop idle connections silently.
 const IDLE_LIMIT: Duration = Duration::from_mins(1);
-/// One that is older is replaced, so that a name that leads elsewhere by now is followed.
+/// A connection that is older is replaced, so that a changed DNS entry takes effect.
 const LIFE: Duration = Duration::from_mins(30);
 
 /// A borrowed future that can move between threads.
@@ -93,7 +94,7 @@ impl Drop for Lease {
 }
 
 impl Database {
-    /// Connects and checks. A server that can't be reached now is no error: it is asked again by each operation.
+    /// Connects and checks. It is no error if the server can't be reached now, because each operation tries again.
     pub(super) async fn open(url: &PostgresUrl) -> Result<Self, OpenError> {
         let pool = Pool::builder(Connector::new(url))
             .max_size(CONNECTIONS)
@@ -123,7 +124,7 @@ impl Database {
         self.pool.manager().is_primary()
     }
 
-    /// Asks whether the server is still the primary, and takes writes.
+    /// Checks that the server is still the primary and accepts writes.
     pub(super) async fn check(&self) -> Result<(), UserStoreError> {
         let database = self.clone();
         self.pool.manager().forget_role();
@@ -174,7 +175,7 @@ impl Database {
     {
         let database = self.clone();
         observed("postgresql", operation, limit, async move {
-            // A task of its own: a client that hangs up must not cost a connection.
+            // Runs as a task of its own, because a client that hangs up must not cost a connection.
             let attempt = async move {
                 let outcome = tokio::time::timeout(limit, database.attempt(in_transaction, work)).await;
                 outcome.unwrap_or_else(|late| {
@@ -200,7 +201,7 @@ impl Database {
                 sqlx::raw_sql("BEGIN").execute(session.db()).await?;
             }
             let outcome = work(session).await;
-            // What refuses a name has changed nothing.
+            // An operation that refused a name has changed nothing.
             if matches!(outcome, Err(UserStoreError::Unavailable(_))) {
                 return outcome;
             }
@@ -226,8 +227,8 @@ impl Database {
         worked
     }
 
-    /// Closes the idle connections, because one of them was found broken or led to the wrong server: the others are
-    /// likely to be no better, and each would cost an operation.
+    /// Closes the idle connections after one was broken or led to the wrong server. The others are probably no better,
+    /// and each would make an operation fail.
     pub(super) fn distrust(&self) {
         self.pool.retain(|_, _| false);
     }
@@ -256,7 +257,7 @@ impl Database {
     }
 }
 
-/// Whether the connection, or the server behind it, is no good any more, rather than this one statement.
+/// Whether the connection or its server is unusable, rather than this one statement.
 fn is_about_the_connection(error: &sqlx::Error) -> bool {
     let Some(error) = error.as_database_error() else { return true };
     // Class 08 connections, 25006 read only, 26 and 42P05 prepared statements, 53 resources, 57P the server shuts down,
@@ -265,7 +266,8 @@ fn is_about_the_connection(error: &sqlx::Error) -> bool {
     ["08", "25006", "26", "42P05", "53", "57P", "XX"].iter().any(|class| code.starts_with(class))
 }
 
-/// Whether a statement that was prepared here isn't known there, or the other way round: a pooler that hid itself.
+/// Whether the server doesn't know a statement that was prepared on this connection, or already has one of that name.
+/// That shows a pooler that wasn't noticed before.
 fn is_lost_statement(error: &sqlx::Error) -> bool {
     let Some(error) = error.as_database_error() else { return false };
     error.code().is_some_and(|code| code == "26000" || code == "42P05")

@@ -1,10 +1,10 @@
 //! One connection to a PostgreSQL server: how it is made and checked.
 //!
-//! Nothing of a session's own is relied on, so that a pooler such as `PgBouncer` may stand in between and give each
-//! transaction another server process. [`Connector`] finds out whether one does: it swallows or refuses settings that
-//! come with the connection. Without a pooler, statements are prepared once per connection and take one round trip
-//! each. Behind one, each operation is a transaction with unnamed statements: sqlx sends the text and the values of a
-//! statement separately, and between the two the pooler must not change the process.
+//! Nothing depends on the state of a session, so a pooler such as `PgBouncer` can give each transaction another server
+//! process. [`Connector`] detects a pooler, because it ignores or refuses settings that are sent when connecting.
+//! Without a pooler, statements are prepared once per connection and take one round trip each. Behind one, each
+//! operation is a transaction with unnamed statements, because sqlx sends the text and the values of a statement
+//! separately, and the pooler must not change the process in between.
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -18,19 +18,19 @@ use sqlx::{ConnectOptions as _, Connection as _, FromRow, Row as _};
 use super::OpenError;
 use crate::config::{PostgresHost, PostgresUrl, TlsMode};
 
-/// How long a connection may take to be made, checks included.
+/// How long making a connection may take, including its checks.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// How long the server works on a statement. With the longest wait for a connection it is what a whole operation has,
-/// so that nothing comes through after its 503.
+/// How long the server may work on a statement. This limit and the longest wait for a connection together fit into the
+/// limit of an operation, so that nothing takes effect after its 503.
 const STATEMENT_LIMIT: &str = "900ms";
-/// Settings of each session, where no pooler is in between. The server ends what a lost client left behind.
+/// Settings of each session without a pooler. With them, the server ends transactions of clients that are gone.
 const SETTINGS: [(&str, &str); 2] =
     [("statement_timeout", STATEMENT_LIMIT), ("idle_in_transaction_session_timeout", "10s")];
-/// The same for one transaction behind a pooler; and whether the server is the primary.
+/// The same for one transaction behind a pooler. Also asks whether the server is the primary.
 const BEGIN_POOLED: &str = "BEGIN; SET LOCAL statement_timeout = '900ms'; \
      SET LOCAL idle_in_transaction_session_timeout = '10s'; \
      SELECT pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only";
-/// The oldest server that is supported, as `server_version_num` has it.
+/// The oldest supported server, in the form of `server_version_num`.
 const OLDEST_SERVER: i32 = 140_000;
 
 /// Makes connections to one database.
@@ -60,7 +60,7 @@ pub(super) struct Session {
     is_pooled: bool,
 }
 
-/// What a server says of itself when a connection is made.
+/// What a server reports about itself when a connection is made.
 #[derive(Debug)]
 pub(super) struct Greeting {
     pub(super) version: i32,
@@ -114,7 +114,7 @@ impl Session {
         })
     }
 
-    /// Says goodbye; whether that is heard is of no matter.
+    /// Closes the connection. It doesn't matter whether the server notices.
     pub(super) async fn close(self) {
         drop(self.db.close().await);
     }
@@ -139,8 +139,8 @@ impl Connector {
         };
         let place = format!("{host}:{}/{}", url.port, url.database).into();
         if url.tls == TlsMode::VerifyCa {
-            // In this mode alone sqlx's verifier takes the process's cryptography, and panics if none was chosen. An
-            // error means that one was.
+            // Only in this mode, sqlx's verifier uses the process's default cryptography, and panics if there is none.
+            // An error here means that there is one already.
             drop(rustls::crypto::ring::default_provider().install_default());
         }
         Self { url: url.clone(), place, is_pooled: AtomicBool::new(false), role: AtomicU8::new(UNKNOWN) }
@@ -171,7 +171,7 @@ impl Connector {
             .database(&url.database)
             .ssl_mode(mode)
             .application_name("authfleet")
-            // A pooler refuses it.
+            // Not sent, because a pooler refuses it.
             .extra_float_digits(None)
             .disable_statement_logging();
         options = match &url.host {
@@ -204,7 +204,7 @@ impl Connector {
         Ok(session)
     }
 
-    /// Connects without checking what answers.
+    /// Connects to any server, without checking its role.
     pub(super) async fn connect_anyway(&self) -> Result<(Session, Greeting), OpenError> {
         let (certificate, key) = self.url.client_certificate.clone().unzip();
         for path in [&self.url.root_certificates, &certificate, &key].into_iter().flatten() {
@@ -236,7 +236,7 @@ impl Connector {
         Ok((session, greeting))
     }
 
-    /// From now on there is one.
+    /// Records that there is a pooler.
     pub(super) fn note_pooler(&self) {
         if !self.is_pooled.swap(true, Ordering::Relaxed) {
             tracing::info!(
@@ -265,7 +265,7 @@ impl Connector {
         self.role.store(UNKNOWN, Ordering::Relaxed);
     }
 
-    /// Refuses a server that may be behind, or takes no writes.
+    /// Refuses a server whose data may be old, or that refuses writes.
     pub(super) fn check_role(&self, is_standby: bool, is_read_only: bool) -> Result<(), OpenError> {
         self.role.store(if is_standby || is_read_only { OTHER } else { PRIMARY }, Ordering::Relaxed);
         if is_standby {
@@ -278,7 +278,7 @@ impl Connector {
     }
 }
 
-/// Whether the peer refuses settings at connection time. A pooler does; a server never does.
+/// Whether the peer refuses settings that are sent when connecting. Some poolers do, and servers never do.
 fn refuses_settings(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.message().contains("startup parameter"))
 }

@@ -14,7 +14,7 @@ use crate::store::users::account::{Account, COLUMNS};
 
 /// Lifts the time limits of the server's statements, because reading all accounts takes longer.
 const UNLIMITED: &str = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
-/// How long the server may take to end the process of a connection that was closed, as that of an `authfleet migrate`
+/// How long the server may take to end the process of a closed connection, for example that of an `authfleet migrate`
 /// just before.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Begins a transaction on the source, which sees one state of all accounts.
@@ -41,7 +41,7 @@ impl Postgres {
         Ok(Self { session, connector })
     }
 
-    /// How many connections of servers there are. A pooler may hide them.
+    /// The number of connections of authfleet servers. A pooler may hide them.
     pub(in crate::store::users) async fn others(&mut self) -> Result<u64, OpenError> {
         let statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
              AND application_name = 'authfleet' AND pid <> pg_backend_pid()";
@@ -53,7 +53,7 @@ impl Postgres {
                 return Ok(found);
             }
             tokio::time::sleep(GOODBYE / 20).await;
-            // A transaction sees one state of the view, unless it asks for another.
+            // A transaction sees the same state of the view until it asks for a new one.
             let again = sqlx::raw_sql("SELECT pg_stat_clear_snapshot()").execute(self.session.db()).await;
             again.map_err(|error| self.connector.failed(error))?;
         }

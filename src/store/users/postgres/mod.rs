@@ -1,8 +1,8 @@
 //! Users in PostgreSQL: every statement about them is in this file.
 //!
-//! Every statement is one transaction at READ COMMITTED, which is enough. A conditional change names the epoch that it
-//! expects in its own `WHERE`; if another one comes first, PostgreSQL waits for it and looks at the condition again.
-//! Names are unique by constraints, which hold whatever transactions see of each other.
+//! Every statement is one transaction at READ COMMITTED, which is enough. A conditional change has the expected epoch
+//! in its own `WHERE`. If another change comes first, PostgreSQL waits for it and evaluates the condition again.
+//! Constraints keep names unique, whatever transactions see of each other.
 mod canonical;
 mod connections;
 mod connector;
@@ -34,9 +34,9 @@ use super::{Imported, NewUser, Usage, User, UserStoreError, id_at};
 use crate::clock::Clock;
 use crate::config::PostgresUrl;
 
-/// How often a default username is looked for, while others take the ones that were found.
+/// How often a default username is chosen, if others keep taking the chosen one at the same time.
 const NAME_TRIES: usize = 50;
-/// For a whole batch of an import: hundreds of round trips.
+/// The time limit of a whole batch of an import, which takes hundreds of round trips.
 const IMPORT_LIMIT: Duration = Duration::from_secs(20);
 
 impl From<OpenError> for UserStoreError {
@@ -45,7 +45,7 @@ impl From<OpenError> for UserStoreError {
     }
 }
 
-/// Why the database can't be used. The text says what to do about it; it begins with host, port and database.
+/// Why the database can't be used. The text begins with host, port and database, and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
     #[error("{place} has no tables yet: run `authfleet migrate`")]
@@ -78,15 +78,15 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
-    /// Whether it may be otherwise in a while, without anybody changing a setting: a server that starts after its
-    /// clients, or whose place another one takes.
+    /// Whether the problem may pass without a change of settings, because a server starts after its clients or is
+    /// replaced by another one.
     fn may_pass(&self) -> bool {
         match self {
             Self::Standby { .. } | Self::ReadOnly { .. } | Self::Silent { .. } | Self::Busy { .. } => true,
             Self::Failed { source, .. } => match source {
-                // A certificate that is refused comes as InvalidData.
+                // A refused certificate is reported as InvalidData.
                 sqlx::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
-                // 53: too many connections; 57P: it starts or stops; 08: a pooler has lost it.
+                // 53: too many connections. 57P: the server starts or stops. 08: a pooler has lost its server.
                 sqlx::Error::Database(error) => {
                     error.code().is_some_and(|code| ["53", "57P", "08"].iter().any(|class| code.starts_with(class)))
                 }
@@ -113,8 +113,8 @@ macro_rules! select {
     };
 }
 
-/// Adds a user who takes the first username of a list that is free. No row if none is, or the e-mail address or the id
-/// is taken; also if somebody else takes one of them at the same time.
+/// Adds a user with the first free username of a list. Returns no row if none is free, or if the e-mail address or the
+/// id is taken, also if somebody else takes one of them at the same time.
 const INSERT: &str = "\
     WITH free AS ( \
         SELECT name.* FROM unnest($6::text[], $7::text[], $8::text[]) WITH ORDINALITY \
@@ -136,7 +136,7 @@ const TAKEN: &str = "\
         EXISTS (SELECT 1 FROM users WHERE username_key IN ($3, $4) OR username_canonical = $4) AS username";
 
 impl PostgresUsers {
-    /// Opens the database of `url`, which [`migrate`] must have prepared. One that can't be reached now is no error.
+    /// Opens the database of `url`, which [`migrate`] must have prepared. It is no error if it can't be reached now.
     pub(super) async fn open(url: &PostgresUrl, clock: Clock) -> Result<Self, OpenError> {
         Ok(Self { database: Database::open(url).await?, clock })
     }
@@ -252,7 +252,7 @@ impl PostgresUsers {
             .await
     }
 
-    /// Asks whether it's still the primary, and can be written.
+    /// Checks that the server is still the primary and accepts writes.
     pub(super) async fn ping(&self) -> Result<(), UserStoreError> {
         self.database.check().await
     }
@@ -408,7 +408,7 @@ async fn insert(
             return Ok(user);
         }
         ensure_free(db, &email_keys, chosen.is_some().then(|| &keys[0])).await?;
-        // The username that was found was taken meanwhile, or who had the name has gone meanwhile.
+        // The chosen username was taken meanwhile, or the account that had the name was deleted meanwhile.
     }
     Err(UserStoreError::UsernameTaken)
 }

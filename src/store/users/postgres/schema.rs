@@ -1,4 +1,4 @@
-//! The schema's version: `authfleet migrate` brings it up, a server only checks it.
+//! The schema's version. `authfleet migrate` brings it up to date, and a server only checks it.
 use std::sync::Arc;
 
 use sqlx::Row as _;
@@ -10,8 +10,8 @@ use super::{OpenError, canonical};
 use crate::config::PostgresUrl;
 use crate::store::users::MigrationReport;
 
-/// Begins a migration: one at a time in each database. A transaction's lock, because behind a pooler a session's would
-/// be somebody else's. The number is only this program's.
+/// Begins a migration. Its lock allows one migration at a time per database. It belongs to the transaction, because
+/// behind a pooler a session is shared with others. The number is unique to this program.
 const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = 60000; SET LOCAL idle_in_transaction_session_timeout = 60000; \
      SELECT pg_advisory_xact_lock(4702394921427289921)";
 const TABLE: &str = "CREATE TABLE authfleet_migrations (\
@@ -25,12 +25,12 @@ pub(super) fn embedded() -> Migrator {
     sqlx::migrate!("migrations/postgres")
 }
 
-/// Brings the schema up to date, in a database that is there. Safe beside other `migrate`s and running servers: one
-/// works, the rest wait and find it done.
+/// Brings the schema of an existing database up to date. It is safe to run while other `migrate`s and servers run: one
+/// does the work, and the others wait and find it done.
 ///
 /// # Errors
 ///
-/// [`OpenError`]; all that one run does is one transaction.
+/// [`OpenError`]. Nothing is changed then, because a run is one transaction.
 pub(in crate::store::users) async fn migrate(url: &PostgresUrl) -> Result<MigrationReport, OpenError> {
     migrate_with(url, &embedded()).await
 }
@@ -70,7 +70,7 @@ pub(super) async fn migrate_with(url: &PostgresUrl, migrations: &Migrator) -> Re
     Ok(MigrationReport { created: before.is_empty(), applied: now, version, named: 0, unusual })
 }
 
-/// Checks that a server may work with the schema that it finds.
+/// Checks that a server can work with the schema.
 pub(super) async fn check(
     connector: &Connector,
     session: &mut Session,
@@ -113,12 +113,12 @@ fn newest(migrations: &Migrator) -> i64 {
     migrations.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
-/// The newest migration in the database; 0 without any.
+/// The newest migration in the database. 0 without any.
 pub(super) async fn version(session: &mut Session) -> sqlx::Result<i64> {
     Ok(applied(session).await?.last().copied().unwrap_or_default())
 }
 
-/// Versions in ascending order; none for a database that authfleet never migrated.
+/// The applied migrations in ascending order. Empty for a database that authfleet never migrated.
 async fn applied(session: &mut Session) -> sqlx::Result<Vec<i64>> {
     if !is_there(session.db()).await? {
         return Ok(Vec::new());

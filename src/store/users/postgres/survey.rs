@@ -1,4 +1,4 @@
-//! What an operator should know of a database: `authfleet doctor` judges it.
+//! Facts about a database, which `authfleet doctor` judges.
 use std::time::{Duration, Instant};
 
 use sqlx::Row as _;
@@ -16,33 +16,33 @@ pub(crate) struct Survey {
     pub(crate) place: String,
     /// PostgreSQL's version.
     pub(crate) version: String,
-    /// Whether it's the primary and can be worked with; otherwise why not.
+    /// Whether a server could work with it, and if not, why.
     pub(crate) usable: Result<(), OpenError>,
     /// Whether a pooler such as `PgBouncer` is in between.
     pub(crate) is_pooled: bool,
-    /// The version of TLS between this host and the server; `None` without encryption, or if a pooler hides it.
+    /// The version of TLS between this host and the server. `None` without encryption, or if a pooler hides it.
     pub(crate) tls: Option<String>,
     /// Whether the connection leaves this host unencrypted.
     pub(crate) is_in_the_clear: bool,
     /// `synchronous_commit`.
     pub(crate) synchronous_commit: String,
-    /// `fsync`: whether what is committed survives a power cut.
+    /// `fsync`: whether commits survive a power cut.
     pub(crate) fsync: bool,
-    /// Standbys that have what is acknowledged, and others, if this user may see them.
+    /// The numbers of synchronous and of other standbys, if this user may see them.
     pub(crate) standbys: Option<(i64, i64)>,
-    /// Connections that the server takes from users such as this one.
+    /// How many connections the server accepts from ordinary users.
     pub(crate) connections_limit: i64,
-    /// Connections of each replica.
+    /// How many connections each replica may open.
     pub(crate) connections_per_replica: usize,
-    /// Whether a server could work with the schema: its newest migration, or what is wrong.
+    /// The schema's newest migration, or why a server can't work with it.
     pub(crate) schema: Result<i64, OpenError>,
-    /// Accounts without canonical names; empty if the schema is not as it should be.
+    /// Accounts without canonical names. Empty if the schema is wrong.
     pub(crate) unusual: UnusualNames,
-    /// Whether it can be written: how long a commit took. `None` if the schema is not as it should be.
+    /// How long a commit took, or why it failed. `None` if the schema is wrong.
     pub(crate) commit: Option<Result<Duration, OpenError>>,
 }
 
-/// Looks at the database of `url`; writes nothing but what is there already.
+/// Looks at the database of `url`, without changing anything.
 ///
 /// # Errors
 ///
@@ -95,7 +95,7 @@ pub(in crate::store::users) async fn survey(url: &PostgresUrl) -> Result<Survey,
         is_pooled,
         synchronous_commit: row.try_get("commit").map_err(failed)?,
         fsync: row.try_get("fsync").map_err(failed)?,
-        // Users without pg_monitor see that there are standbys, not what they are.
+        // Users without pg_monitor see that there are standbys, but not of which kind.
         standbys: (synchronous + asynchronous == standbys).then_some((synchronous, asynchronous)),
         connections_limit: get("connections")?,
         connections_per_replica: CONNECTIONS,

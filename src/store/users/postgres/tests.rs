@@ -1,4 +1,4 @@
-//! What is PostgreSQL's own: on a real server, with interference by other connections.
+//! Tests of what only PostgreSQL does, on a real server, with other connections that interfere.
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -19,7 +19,7 @@ mod server;
 /// The contract: 503 within 2 s.
 const BOUND: Duration = Duration::from_secs(2);
 
-/// An empty database of a test's own.
+/// An empty database for one test.
 #[derive(Debug)]
 pub(in crate::store::users) struct Empty {
     kept: server::Empty,
@@ -136,7 +136,7 @@ async fn a_locked_row_is_unavailable_in_time_and_nothing_comes_through_later() {
     other.execute("UPDATE users SET updated_at = updated_at").await.unwrap();
 
     let started = Instant::now();
-    // More than there are connections.
+    // More operations than there are connections.
     let hash = "late".into();
     let changes = join_all((0..2 * connections::CONNECTIONS).map(|_| store.replace_password(user.id, 1, &hash))).await;
     assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
@@ -189,7 +189,7 @@ async fn connections_that_the_server_closed_cost_one_operation_at_most() {
     for _ in 0..20 {
         assert!(store.by_id(user.id).await.unwrap().is_some());
     }
-    // After a pause they are asked first.
+    // After a pause, connections are checked before use.
     empty.query(&others).await;
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(store.by_id(user.id).await.unwrap().is_some());
@@ -201,11 +201,11 @@ async fn a_server_that_takes_no_writes_is_given_up_and_noticed_when_it_is_back()
     let user = store.create(new("ada@example.org")).await.unwrap();
     let database = &empty.url.database;
     empty.query(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on")).await;
-    // Connections that are there keep their settings; as after a restart.
+    // Closes the connections, because open ones keep their settings.
     store.database.distrust();
     assert!(unavailable(store.by_id(user.id).await).contains("read-only"));
     unavailable(store.ping().await);
-    // Without the database's default, as an operator connects.
+    // An operator's connection, without the database's default.
     let admin = format!("ALTER DATABASE {database} RESET default_transaction_read_only");
     empty.kept.shared.server.query("postgres", &admin).await;
     store.ping().await.unwrap();
@@ -216,7 +216,7 @@ async fn a_server_that_takes_no_writes_is_given_up_and_noticed_when_it_is_back()
 #[tokio::test]
 async fn accounts_without_canonical_names_are_found_and_keep_them() {
     let (empty, store) = migrated().await;
-    // Two that are one by today's rule, as a SQLite database of an older release has them.
+    // Two names that are the same by the present rule, as in a SQLite database of an older release.
     for (n, email, canonical) in
         [(1, "straße@example.org", "NULL"), (2, "strasse@example.org", "'strasse@example.org'")]
     {
@@ -289,14 +289,14 @@ async fn a_migration_that_fails_leaves_nothing_behind() {
     assert!(migrate(&empty.url).await.unwrap().created);
 }
 
-/// The previous release is the binary that knows one migration less.
+/// The previous release is a binary that knows one migration less.
 #[tokio::test]
 async fn an_upgrade_keeps_users_and_running_replicas_of_the_previous_release() {
     let (empty, previous) = migrated().await;
     let user = previous.create(new("ada@example.org")).await.unwrap();
     let next = with_migration(900, "ALTER TABLE users ADD COLUMN nickname text");
     assert_eq!(schema::migrate_with(&empty.url, &next).await.unwrap().applied, [900]);
-    // Statements that were prepared before, and connections that are made after.
+    // Uses statements that were prepared before the upgrade, and connections that are made afterwards.
     previous.create(new("bob@example.org")).await.unwrap();
     assert!(previous.by_id(user.id).await.unwrap().is_some());
     let restarted = empty.open().await;

@@ -1,8 +1,8 @@
-//! Canonical names of accounts that were made without: by releases that had none.
+//! Canonical names for accounts that were created by releases without them.
 //!
-//! `authfleet migrate` fills them in. Accounts whose names are the same by today's rule were told apart by the older
-//! one, and nobody may lose theirs: one of them gets the canonical name (the one that is already spelt so, otherwise
-//! the oldest), the others stay without, and are found by the older rule as before.
+//! `authfleet migrate` fills them in. Some accounts have names that are the same by the present rule but differed by
+//! the older one, and none of them may be lost. One gets the canonical name: the one that is already spelt that way, or
+//! else the oldest. The others stay without, and are found by the older rule as before.
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{FromRow, Row};
@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use crate::store::users::names::{self, RefusedName, Unusual, UnusualNames, Why};
 
-/// Rows per transaction: a few milliseconds, so that a running fleet's registrations go on meanwhile.
+/// The number of rows per transaction. It takes a few milliseconds, so that registrations of a running fleet can go on.
 const BATCH: u32 = 500;
-/// How many accounts are listed by name; the others are only counted.
+/// How many accounts are listed by id. The others are only counted.
 const NAMED: usize = 10;
 
-/// What stands in a row.
+/// The names in a row.
 struct Names {
     id: Uuid,
     fields: [Field; 2],
@@ -50,10 +50,11 @@ impl FromRow<'_, SqliteRow> for Names {
     }
 }
 
-/// Fills in what can be; how many names that were. Safe beside running servers, and to be run again.
+/// Fills in the missing canonical names as far as possible, and returns how many it filled in. It is safe to run while
+/// servers run, and to run again.
 pub(super) async fn fill(db: &mut SqliteConnection) -> sqlx::Result<u64> {
     let mut filled = 0;
-    // Those that are spelt in the canonical way first, then the oldest.
+    // First the names that are spelt in the canonical way, then the oldest.
     for spelt_so in [true, false] {
         let mut after = String::new();
         loop {
@@ -67,7 +68,7 @@ pub(super) async fn fill(db: &mut SqliteConnection) -> sqlx::Result<u64> {
                     if (*canonical == field.key) != spelt_so {
                         continue;
                     }
-                    // Ignored if another account has it: the column is unique.
+                    // Does nothing if another account has the name, because the column is unique.
                     let statement = match field.name {
                         "email" => "UPDATE OR IGNORE users SET email_canonical = ?2 WHERE id = ?1",
                         _ => "UPDATE OR IGNORE users SET username_canonical = ?2 WHERE id = ?1",
@@ -83,7 +84,7 @@ pub(super) async fn fill(db: &mut SqliteConnection) -> sqlx::Result<u64> {
     Ok(filled)
 }
 
-/// Looks at what has no canonical form.
+/// Finds the names without canonical form.
 pub(super) async fn unusual(db: &mut SqliteConnection) -> sqlx::Result<UnusualNames> {
     let (mut found, mut after) = (UnusualNames::default(), String::new());
     loop {

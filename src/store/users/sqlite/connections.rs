@@ -1,4 +1,4 @@
-//! Connections to the database file: one writer, a few readers, and what happens when the file is taken away.
+//! Connections to the database file: one writer, a few readers, and what happens if the file is replaced or deleted.
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::store::users::observed::{DEADLINE, acquired, observed};
 
 /// How long a starting server waits for a migration.
 const START_PATIENCE: Duration = Duration::from_secs(10);
-/// Statements take microseconds; more readers only cost a thread and a page cache each.
+/// The number of readers. Statements take microseconds, so more readers would only cost a thread and a page cache each.
 pub(super) const READERS: u32 = 4;
 const READER_IDLE: Duration = Duration::from_mins(1);
 
@@ -40,7 +40,7 @@ impl Opened {
         let sqlite = |source| OpenError::Sqlite { path: path.into(), source };
 
         let before = FileId::at(&paths.db).map_err(io)?;
-        // The writer stays open for good: while it does, no other process removes `-wal` and `-shm` on its way out.
+        // The writer stays open, because then no other process removes `-wal` and `-shm` when it closes the database.
         let writer = SqlitePoolOptions::new()
             .min_connections(1)
             .max_connections(1)
@@ -108,11 +108,11 @@ impl Opened {
         Ok(())
     }
 
-    /// Closes all connections, or fails because a statement is still in flight; may then be called again.
+    /// Closes all connections. Fails if a statement is still in progress, and may then be called again.
     async fn close(&self) -> Result<(), OpenError> {
         let io = |source| OpenError::Io { path: self.paths.wal.clone(), source };
-        // The last connection to a database removes `-wal` by its path. That can be another journal by now, with users
-        // whose replica was killed before it could copy them: a second name keeps it.
+        // The last connection to a database removes `-wal` by its path. Another journal may be there by now, with users
+        // whose replica was killed before it could copy them. A second name keeps that journal.
         let kept = files::with_suffix(&self.paths.wal, ".kept");
         if FileId::at(&self.paths.wal).map_err(io)?.is_some_and(|wal| wal != self.files.wal) {
             std::fs::remove_file(&kept).or_else(not_found_is_fine).map_err(io)?;
@@ -138,19 +138,19 @@ fn not_found_is_fine(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// The database at a path, whichever file that is at the moment.
+/// The database at a path, whichever file is there at the moment.
 pub(super) struct Database {
     path: PathBuf,
     state: Mutex<State>,
-    /// Held by the one who reopens.
+    /// Locked while a task reopens the database.
     reopening: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone)]
 enum State {
     Open(Arc<Opened>),
-    /// Nothing is opened before the last of these is closed: SQLite lets all connections of a process to one database
-    /// share one `-shm`, so that a new connection would combine the old `-shm` with a new `-wal`.
+    /// Nothing is opened before the last of these is closed. All connections of a process to one database share one
+    /// `-shm`, so a new connection would combine the old `-shm` with a new `-wal`.
     Closing(Arc<Opened>),
     Closed,
 }
@@ -159,7 +159,7 @@ impl Database {
     pub(super) async fn open(path: &Path) -> Result<Self, OpenError> {
         Paths::resolve(path)?;
         files::check_place(path)?;
-        // Not while another replica saves a journal.
+        // Waits while another replica saves a journal.
         let _lock = files::lock(path, START_PATIENCE).await?;
         let opened = Arc::new(Opened::open(path).await?);
         Ok(Self { path: path.into(), state: Mutex::new(State::Open(opened)), reopening: tokio::sync::Mutex::new(()) })
@@ -181,8 +181,8 @@ impl Database {
         .await
     }
 
-    /// Runs `work` in a `BEGIN IMMEDIATE` transaction, rolled back if it fails. Once it has the lock, it runs to its
-    /// end even if nobody waits for it any more. After a timeout it is unknown whether it was committed.
+    /// Runs `work` in a `BEGIN IMMEDIATE` transaction, which is rolled back if it fails. Once it has the lock, it runs
+    /// to its end even if nobody waits for it any more. After a time-out, it is unknown whether it was committed.
     pub(super) async fn write<T, F>(&self, operation: &'static str, work: F) -> Result<T, UserStoreError>
     where
         T: Send + 'static,
@@ -197,8 +197,8 @@ impl Database {
             let task = tokio::spawn(async move {
                 let result = transact(&mut db, &opened, &waiting, work).await;
                 if result.is_err() {
-                    // By hand: SQLite itself has rolled back after some errors (disk full), which sqlx's `Transaction`
-                    // doesn't notice; it would refuse every later one.
+                    // Sent by hand. After some errors (disk full), SQLite has rolled back by itself. sqlx's
+                    // `Transaction` wouldn't notice that, and would refuse every later transaction.
                     sqlx::query("ROLLBACK").execute(&mut *db).await.ok();
                 }
                 result
@@ -210,7 +210,7 @@ impl Database {
         .await
     }
 
-    /// Where the database is.
+    /// The configured path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -232,7 +232,8 @@ impl Database {
         if let Some(opened) = self.usable()? {
             return Ok(opened);
         }
-        // The other replicas of this host notice at the same time; one after the other saves, removes and opens files.
+        // The other replicas of this host notice at the same time. They save, remove and open files one after the
+        // other.
         let _one_process = files::lock(&self.path, BUSY_TIMEOUT).await?;
         let state = self.state.lock().clone();
         if let State::Open(old) = state {
@@ -250,7 +251,8 @@ impl Database {
         Ok(opened)
     }
 
-    /// The open connections if their files are in place. A missing database is an error: it may come back as it was.
+    /// The open connections, if their files are in place. A missing database is an error, because it may come back
+    /// unchanged.
     fn usable(&self) -> Result<Option<Arc<Opened>>, OpenError> {
         let State::Open(opened) = self.state.lock().clone() else { return Ok(None) };
         match opened.fate()? {
@@ -260,8 +262,8 @@ impl Database {
         }
     }
 
-    /// Prepares to close connections whose files are no longer those at the path. No acknowledged user of a database
-    /// that is still there gets lost, and nothing of a replaced database gets into its successor.
+    /// Prepares to close connections whose files are no longer those at the path. No acknowledged user is lost from a
+    /// database that is still there, and nothing from a replaced database gets into its successor.
     async fn save(&self, old: &Opened) -> Result<(), OpenError> {
         let path = &self.path;
         match old.fate()? {
@@ -269,20 +271,20 @@ impl Database {
             Fate::Missing => return Err(OpenError::Missing { path: path.clone() }),
             Fate::Replaced => {
                 tracing::error!(path = %path.display(), "the users database was replaced while in use");
-                // For the sake of a database that was moved away; it may as well be deleted.
+                // Completes a database that was moved away. It may also have been deleted, so a failure is only logged.
                 if let Err(error) = old.write_back().await {
                     tracing::warn!(path = %path.display(), %error, "the journal could not be written to the old file");
                 }
-                // SQLite would take the old journal for the new database's (howtocorrupt.html §1.4).
+                // SQLite would use the old journal with the new database (howtocorrupt.html §1.4).
                 old.remove_journal()?;
             }
             Fate::JournalLost { absent } => {
                 tracing::error!(path = %path.display(), absent, "-wal or -shm of the users database was removed");
-                // Users may be in the lost journal alone, and only who had it open can read it. As soon as somebody
-                // writes a new journal, copying from the old one would damage the database.
+                // Some users may be only in the lost journal, which only processes that had it open can read. Once
+                // anybody writes a new journal, copying from the old one would damage the database.
                 if absent {
                     old.write_back().await.map_err(|source| OpenError::Sqlite { path: path.clone(), source })?;
-                    // What is left of the pair: with the replacement of the other it would mislead SQLite.
+                    // Removes the other file of the pair, which would mislead SQLite together with a new one.
                     old.remove_journal()?;
                 }
             }
@@ -300,17 +302,17 @@ async fn transact<T, F>(
 where
     F: for<'t> FnOnce(&'t mut SqliteConnection) -> Work<'t, T>,
 {
-    // Immediate: a transaction that reads first and writes later fails with SQLITE_BUSY without waiting.
+    // Immediate, because a transaction that reads first and writes later fails with SQLITE_BUSY without waiting.
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *db).await?;
     if caller.strong_count() == 0 {
         return Err(UserStoreError::unavailable("given up while waiting for the lock"));
     }
-    // Asked again under the write lock: who saves a lost journal takes that lock after the loss, so nothing is added to
-    // the journal once it was saved.
+    // Checked again under the write lock. Whoever saves a lost journal takes that lock first, so nothing is added to
+    // the journal once it is saved.
     opened.ensure_in_place()?;
     let value = work(db).await?;
     sqlx::query("COMMIT").execute(db).await?;
-    // Taken away in between: nobody may find the commit, so it is not acknowledged.
+    // If the files were taken away meanwhile, nobody may find the commit, so it is not acknowledged.
     opened.ensure_in_place()?;
     Ok(value)
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{OpenError, engine, files, schema};
 use crate::store::users::account::{Account, COLUMNS};
 
-/// The byte of `-shm` that every connection to the database holds a shared lock on
+/// The byte of `-shm` on which every connection to the database holds a shared lock
 /// (<https://www.sqlite.org/walformat.html#wal_locks>, "DMS").
 const IN_USE: u64 = 128;
 
@@ -27,7 +27,7 @@ impl Sqlite {
         let failed = |source| OpenError::Sqlite { path: path.into(), source };
         let paths = files::Paths::resolve(path)?;
         files::check_place(path)?;
-        // Before this process has a connection: closing a file drops all locks that its process has on it.
+        // Done before this process has a connection, because closing a file drops all locks that the process has on it.
         let others = u64::from(is_in_use(&paths.shm).map_err(|source| OpenError::Io { path: paths.shm, source })?);
         let mut db = engine::options(path).connect().await.map_err(failed)?;
         engine::check(path, &mut db).await?;
@@ -37,7 +37,7 @@ impl Sqlite {
         Ok(Self { db, path: path.into(), others })
     }
 
-    /// How many others have the database open: at least one, or none.
+    /// 1 if other processes have the database open, otherwise 0.
     #[expect(clippy::unused_async, reason = "the same shape as for PostgreSQL")]
     pub(in crate::store::users) async fn others(&mut self) -> Result<u64, OpenError> {
         Ok(self.others)

@@ -1,4 +1,4 @@
-//! SQLite itself: which versions, in which mode, with which settings on each connection.
+//! SQLite itself: its version, its mode, and the settings of each connection.
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,19 +7,20 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 
 use super::OpenError;
 
-/// How long SQLite itself waits for another process's lock. Below a call's deadline, so that its own error is reported.
+/// How long SQLite itself waits for another process's lock. Shorter than a call's deadline, so that its own error is
+/// reported.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Older versions can corrupt a WAL that processes share (<https://www.sqlite.org/wal.html>, "WAL-reset bug").
 const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
 
-/// What every connection has in common. Never creates a file.
+/// The options of every connection. They never create a file.
 pub(super) fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(false)
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
-        // Each commit is on disk before it is acknowledged, a power cut included.
+        // Each commit is on disk before it is acknowledged, so it survives a power cut.
         .synchronous(SqliteSynchronous::Full)
         .disable_statement_logging()
 }

@@ -1,4 +1,5 @@
-//! The files of a SQLite database: what they stand on, and whether they are still the ones that were opened.
+//! The files of a SQLite database: the file system that they are on, and whether they are still the ones that were
+//! opened.
 //!
 //! Never open the database or its `-shm` here: closing any descriptor of a file drops all POSIX locks that the process
 //! holds on it (<https://www.sqlite.org/howtocorrupt.html> §2.2). Everything below asks by path.
@@ -16,7 +17,8 @@ use super::OpenError;
 
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-/// Which file a path leads to. Comparable only while somebody holds the file open: numbers are used again.
+/// Identifies the file that a path leads to. Comparable only while somebody holds the file open, because numbers are
+/// reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     dev: u64,
@@ -24,7 +26,7 @@ pub(super) struct FileId {
 }
 
 impl FileId {
-    /// The file at `path`, `None` if there is none.
+    /// The file at `path`. `None` if there is none.
     pub(super) fn at(path: &Path) -> io::Result<Option<Self>> {
         match std::fs::metadata(path) {
             Ok(metadata) => Ok(Some(Self { dev: metadata.dev(), ino: metadata.ino() })),
@@ -34,14 +36,14 @@ impl FileId {
     }
 }
 
-/// Where the three files of a database are.
+/// The paths of a database's three files.
 #[derive(Clone, Debug)]
 pub(super) struct Paths {
-    /// As configured; symbolic links are followed anew at every look.
+    /// The configured path. Symbolic links are followed each time.
     pub(super) db: PathBuf,
-    /// Beside the file that `db` leads to, where SQLite puts it.
+    /// The journal, beside the file that `db` leads to.
     pub(super) wal: PathBuf,
-    /// Likewise.
+    /// The journal's index, beside the file that `db` leads to.
     pub(super) shm: PathBuf,
 }
 
@@ -69,16 +71,16 @@ pub(super) struct Files {
     pub(super) shm: FileId,
 }
 
-/// What became of the files since they were opened.
+/// What has happened to the files since they were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// All three in place.
+    /// All three are in place.
     Same,
-    /// Nothing at the database's path: deleted, or moved away and perhaps back again soon.
+    /// There is no file at the database's path. It was deleted, or moved away and may come back.
     Missing,
-    /// Another database at the path.
+    /// There is another database at the path.
     Replaced,
-    /// The database is the same, its `-wal` or `-shm` is not.
+    /// The database is the same, but its `-wal` or `-shm` isn't.
     JournalLost {
         /// No new ones exist yet.
         absent: bool,
@@ -86,13 +88,13 @@ pub(super) enum Fate {
 }
 
 impl Files {
-    /// `None` while one of the three does not exist.
+    /// The files at the paths. `None` while one of the three doesn't exist.
     pub(super) fn at(paths: &Paths) -> io::Result<Option<Self>> {
         let ids = (FileId::at(&paths.db)?, FileId::at(&paths.wal)?, FileId::at(&paths.shm)?);
         Ok(if let (Some(db), Some(wal), Some(shm)) = ids { Some(Self { db, wal, shm }) } else { None })
     }
 
-    /// Makes three `stat` calls. SQLite itself keeps writing to files that were deleted.
+    /// Finds out by three `stat` calls, because SQLite itself keeps writing to deleted files.
     pub(super) fn fate(&self, paths: &Paths) -> io::Result<Fate> {
         let Some(db) = FileId::at(&paths.db)? else { return Ok(Fate::Missing) };
         let (wal, shm) = (FileId::at(&paths.wal)?, FileId::at(&paths.shm)?);
@@ -107,8 +109,9 @@ impl Files {
     }
 }
 
-/// Held, until dropped, by a process that creates, migrates or removes files of the database at `path`; the kernel
-/// drops it when the process dies. The lock's file stays: after its removal two could hold "the" lock.
+/// Takes the lock under which a process creates, migrates or removes files of the database at `path`. It is released
+/// when dropped, and by the kernel when the process dies. The lock's file stays, because if it were removed, two
+/// processes could hold the lock.
 pub(super) async fn lock(path: &Path, patience: Duration) -> Result<File, OpenError> {
     let real = path.canonicalize().unwrap_or_else(|_| path.into());
     let path = with_suffix(&real, ".lock");
@@ -135,9 +138,10 @@ pub(super) async fn lock(path: &Path, patience: Duration) -> Result<File, OpenEr
     }
 }
 
-/// Opens the lock's file, and makes it if there is none: accessible to whoever the database is, whoever comes first.
+/// Opens the lock's file, and creates it if there is none. Everybody who can use the database can use it, whoever
+/// creates it.
 fn open_lock(database: &Path, path: &Path) -> io::Result<File> {
-    // Never through a symbolic link: root must not be led to another file by whoever owns the directory.
+    // Never follows a symbolic link, because the directory's owner must not be able to lead root to another file.
     let no_link = OFlags::NOFOLLOW.bits().cast_signed();
     let existing = || OpenOptions::new().write(true).custom_flags(no_link).open(path);
     match existing() {
@@ -157,13 +161,13 @@ fn open_lock(database: &Path, path: &Path) -> io::Result<File> {
             Owner::beside(database).give(&file);
             Ok(file)
         }
-        // Another process was first.
+        // Another process has just created it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => existing(),
         error => error,
     }
 }
 
-/// Who a file belongs to, and who else may use it.
+/// The owner and mode of a file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owner {
     uid: u32,
@@ -172,8 +176,8 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// As the database has it. One that is yet to be made belongs to whoever its directory belongs to, and nobody else
-    /// may read it (password hashes).
+    /// The database's owner and mode. If the database doesn't exist yet, it will belong to its directory's owner, and
+    /// nobody else may read it (password hashes).
     pub(super) fn beside(database: &Path) -> Self {
         match (std::fs::metadata(database), std::fs::metadata(directory_of(database))) {
             (Ok(database), _) => Self { uid: database.uid(), gid: database.gid(), mode: database.mode() & 0o666 },
@@ -184,8 +188,8 @@ impl Owner {
         }
     }
 
-    /// Makes a file such as this, as SQLite does with `-wal` and `-shm`. Only root may give files away; where that
-    /// fails, the file stays as it is, and `doctor` finds it.
+    /// Gives a file this owner and mode, as SQLite does with `-wal` and `-shm`. Only root may give files away. If that
+    /// fails, the file stays as it is, and `doctor` reports it.
     pub(super) fn give(self, file: &File) {
         if rustix::process::geteuid().is_root() {
             let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
@@ -195,12 +199,12 @@ impl Owner {
     }
 }
 
-/// The files beside a database: what SQLite and the lock put there.
+/// The files beside a database: those of SQLite, and the lock.
 pub(super) fn side_files(real: &Path) -> impl Iterator<Item = PathBuf> {
     ["-wal", "-shm", ".lock"].into_iter().map(|suffix| with_suffix(real, suffix))
 }
 
-/// Those of them that the database's owner can't use, with their owner's number.
+/// The files beside a database that its owner can't use, each with its own owner's number.
 pub(super) fn out_of_owners_reach(real: &Path) -> io::Result<Vec<(PathBuf, u32)>> {
     let database = std::fs::metadata(real)?;
     let side_files = side_files(real).filter_map(|path| Some((std::fs::metadata(&path).ok()?, path)));
@@ -211,7 +215,7 @@ pub(super) fn out_of_owners_reach(real: &Path) -> io::Result<Vec<(PathBuf, u32)>
     Ok(side_files.filter(|(file, _)| !is_usable(file)).map(|(file, path)| (path, file.uid())).collect())
 }
 
-/// Refuses a file beside the database that this user may not use. SQLite would say no more than "unable to open".
+/// Refuses a file beside the database that this user can't use. SQLite would only say "unable to open".
 fn check_side_file(real: &Path, path: &Path) -> Result<(), OpenError> {
     let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
     rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK).map_err(|_| OpenError::SideFile {
@@ -222,15 +226,15 @@ fn check_side_file(real: &Path, path: &Path) -> Result<(), OpenError> {
     })
 }
 
-/// Refuses a directory on which a WAL database can't be shared, or that this user can't write.
+/// Refuses a directory in which processes can't share a WAL database, or to which this user can't write.
 pub(super) fn check_directory(path: &Path) -> Result<(), OpenError> {
     let directory = directory_of(path);
     check_filesystem(directory)?;
     check_access(directory, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)
 }
 
-/// [`check_directory`] for an existing database, and the file itself, which may be a symbolic link or a mount of its
-/// own, and those beside it.
+/// Does [`check_directory`] for an existing database. Also checks the file itself, which may be a symbolic link or a
+/// mount of its own, and the files beside it.
 pub(super) fn check_place(path: &Path) -> Result<(), OpenError> {
     let real = path.canonicalize().map_err(|source| OpenError::Io { path: path.into(), source })?;
     check_directory(&real)?;
@@ -239,7 +243,7 @@ pub(super) fn check_place(path: &Path) -> Result<(), OpenError> {
     side_files(&real).try_for_each(|path| check_side_file(&real, &path))
 }
 
-/// The directory of `path`, the working directory for a bare name.
+/// The directory of `path`. The working directory for a bare name.
 pub(super) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -255,7 +259,7 @@ fn check_access(path: &Path, access: Access) -> Result<(), OpenError> {
 #[cfg(target_os = "linux")]
 fn check_filesystem(path: &Path) -> Result<(), OpenError> {
     let stat = rustix::fs::statfs(path).map_err(|errno| OpenError::Io { path: path.into(), source: errno.into() })?;
-    // The field's width and sign differ between architectures; every magic number has 32 bits.
+    // The field's width and sign differ between architectures, but every magic number has 32 bits.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "magic numbers have 32 bits")]
     match shared_filesystem(stat.f_type as u32) {
         None => Ok(()),
@@ -263,14 +267,14 @@ fn check_filesystem(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Elsewhere authfleet runs for development alone.
+/// On other systems, authfleet runs only for development.
 #[cfg(not(target_os = "linux"))]
 fn check_filesystem(_path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The name of a filesystem that other hosts may write too: neither its locks nor its shared memory reach them
-/// (<https://www.sqlite.org/wal.html> §1). Numbers from `linux/magic.h` and statfs(2).
+/// The name of a filesystem to which other hosts can write. Neither locks nor shared memory reach them
+/// (<https://www.sqlite.org/wal.html> §1). The numbers are from `linux/magic.h` and statfs(2).
 ///
 /// FUSE is refused as a whole. The number doesn't tell sshfs, s3fs and `GlusterFS` from a local one, and file servers
 /// of desktop virtual machines (virtiofs, 9p) let the host open the database behind the kernel's locks.

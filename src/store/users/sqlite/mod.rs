@@ -1,6 +1,6 @@
 //! Users in SQLite: every statement about them is in this file.
 //!
-//! One file, shared by the replicas of a host. `migrate` makes it, [`SqliteUsers`] works on it.
+//! The replicas of a host share one file. `migrate` creates it, and [`SqliteUsers`] uses it.
 mod canonical;
 mod connections;
 pub(super) mod copy;
@@ -37,7 +37,7 @@ impl From<OpenError> for UserStoreError {
     }
 }
 
-/// Why the database can't be used at all. The text says what to do about it.
+/// Why the database can't be used. The text says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
     #[error("there is no database at {}: run `authfleet migrate` to create it", path.display())]
@@ -110,7 +110,7 @@ macro_rules! select {
 }
 
 impl SqliteUsers {
-    /// Opens the database at `path`, which [`migrate`] must have made. Checks the schema, SQLite's version, the
+    /// Opens the database at `path`, which [`migrate`] must have prepared. Checks the schema, SQLite's version, the
     /// filesystem and the permissions.
     pub(super) async fn open(path: &Path, clock: Clock) -> Result<Self, OpenError> {
         let database = Arc::new(connections::Database::open(path).await?);
@@ -388,7 +388,7 @@ impl SqliteUsers {
     }
 }
 
-/// Adds a user with epoch 1, in the transaction of the caller.
+/// Adds a user with epoch 1, in the caller's transaction.
 async fn insert(
     db: &mut SqliteConnection,
     id: Uuid,

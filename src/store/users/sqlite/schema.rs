@@ -1,4 +1,4 @@
-//! The schema's version: `authfleet migrate` brings it up, a server only checks it.
+//! The schema's version. `authfleet migrate` brings it up to date, and a server only checks it.
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -12,10 +12,10 @@ use super::{OpenError, canonical, engine, files};
 use crate::store::users::MigrationReport;
 use crate::store::users::names::UnusualNames;
 
-/// How long `migrate` waits for another one, and for writers of a running fleet.
+/// How long `migrate` waits for another `migrate`, and for writers of a running fleet.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The migration that brought canonical names.
+/// The migration that added canonical names.
 const CANONICAL_NAMES: i64 = 2;
 
 /// The migrations in this binary.
@@ -23,13 +23,14 @@ pub(super) fn embedded() -> Migrator {
     sqlx::migrate!("migrations/sqlite")
 }
 
-/// Creates the database at `path` if there is none, its directory too, and brings the schema up to date. Safe beside
-/// other `migrate`s and running servers: a lock on `<path>.lock` lets one work, the rest find it done.
+/// Creates the database at `path` and its directory if there are none, and brings the schema up to date. It is safe to
+/// run while other `migrate`s and servers run: with a lock on `<path>.lock`, one does the work, and the others find it
+/// done.
 ///
 /// # Errors
 ///
-/// [`OpenError`]; nothing is half applied, each migration is one transaction. Names that were not filled in yet are
-/// by the next run.
+/// [`OpenError`]. No migration is applied in part, because each is one transaction. The next run fills in names that
+/// are still missing.
 pub(in crate::store::users) async fn migrate(path: &Path) -> Result<MigrationReport, OpenError> {
     migrate_with(path, embedded()).await
 }
@@ -38,7 +39,7 @@ pub(super) async fn migrate_with(path: &Path, mut migrations: Migrator) -> Resul
     let directory = files::directory_of(path);
     std::fs::create_dir_all(directory).map_err(|source| OpenError::Io { path: directory.into(), source })?;
     files::check_directory(path)?;
-    // sqlx takes no lock on SQLite, and the file's creation and the switch to WAL come before any transaction.
+    // sqlx takes no lock on SQLite, and creating the file and switching to WAL come before any transaction.
     let _lock = files::lock(path, PATIENCE).await?;
 
     let created = create_if_missing(path)?;
@@ -53,7 +54,7 @@ pub(super) async fn migrate_with(path: &Path, mut migrations: Migrator) -> Resul
     engine::check(path, &mut db).await?;
     let before = applied(&mut db).await.map_err(failed)?;
     check_not_too_new(path, &mut db, &migrations).await?;
-    // A newer release may have been here: an older binary's `migrate` during a roll-back has then nothing to do.
+    // A newer release may have migrated. An older binary's `migrate` during a roll-back then has nothing to do.
     migrations.set_ignore_missing(true);
     migrations.run(&mut db).await.map_err(|source| OpenError::Migration { path: path.into(), source })?;
     let after = applied(&mut db).await.map_err(failed)?;
@@ -72,7 +73,7 @@ pub(super) async fn migrate_with(path: &Path, mut migrations: Migrator) -> Resul
     })
 }
 
-/// Checks that a server may work with the schema that it finds.
+/// Checks that a server can work with the schema.
 pub(super) async fn check(path: &Path, db: &mut SqliteConnection, migrations: &Migrator) -> Result<(), OpenError> {
     let found = applied(db).await.map_err(|source| OpenError::Sqlite { path: path.into(), source })?;
     let Some(&version) = found.last() else { return Err(OpenError::SchemaMissing { path: path.into() }) };
@@ -100,12 +101,12 @@ fn newest(migrations: &Migrator) -> i64 {
     migrations.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
-/// The newest migration in the database; 0 without any.
+/// The newest migration in the database. 0 without any.
 pub(super) async fn version(db: &mut SqliteConnection) -> sqlx::Result<i64> {
     Ok(applied(db).await?.last().copied().unwrap_or_default())
 }
 
-/// Versions in ascending order; none for a database that authfleet never migrated.
+/// The applied migrations in ascending order. Empty for a database that authfleet never migrated.
 async fn applied(db: &mut SqliteConnection) -> sqlx::Result<Vec<i64>> {
     let migrated: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = '_sqlx_migrations')",
@@ -118,8 +119,8 @@ async fn applied(db: &mut SqliteConnection) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version").fetch_all(db).await
 }
 
-/// Makes an empty file that only its owner can read (password hashes); SQLite gives `-wal` and `-shm` the same mode and
-/// owner. Root makes it for whoever owns the directory.
+/// Creates an empty file that only its owner can read (password hashes). SQLite gives `-wal` and `-shm` the same mode
+/// and owner. If root creates it, it belongs to the directory's owner.
 fn create_if_missing(path: &Path) -> Result<bool, OpenError> {
     let failed = |source| OpenError::Io { path: path.into(), source };
     if files::FileId::at(path).map_err(failed)?.is_some() {

@@ -1,4 +1,4 @@
-//! What an operator should know of a database: `authfleet doctor` judges it.
+//! Facts about a database, which `authfleet doctor` judges.
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,37 +12,37 @@ use crate::store::users::names::UnusualNames;
 /// A database that could be opened.
 #[derive(Debug)]
 pub(crate) struct Survey {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     /// Size of the file, without its journal.
     pub bytes: u64,
     /// Its permission bits.
     pub mode: u32,
-    /// Files beside it that its owner may not use, with the number of their own owner.
+    /// Files beside it that its owner can't use, each with its own owner's number.
     pub out_of_owners_reach: Vec<(PathBuf, u32)>,
-    /// The kind of filesystem, such as `ext4`; `None` if it isn't known.
+    /// The kind of filesystem, such as `ext4`. `None` if it isn't known.
     pub filesystem: Option<&'static str>,
-    /// What this user may still write to it, in bytes.
+    /// How many bytes this user can still write to the filesystem.
     pub free_bytes: u64,
     /// SQLite's version.
     pub version: String,
-    /// Whether that is one that processes can share a database with.
+    /// Whether processes can safely share a database with that version.
     pub is_recent: bool,
-    /// `wal` if all is well.
+    /// The journal's mode, which should be `wal`.
     pub journal_mode: String,
-    /// Whether a server could work with the schema: its newest migration, or what is wrong.
+    /// The schema's newest migration, or why a server can't work with it.
     pub schema: Result<i64, OpenError>,
-    /// Accounts without canonical names; empty if the schema is not as it should be.
+    /// Accounts without canonical names. Empty if the schema is wrong.
     pub unusual: UnusualNames,
-    /// Whether it can be written: how long a commit took, to the disk and back.
+    /// How long a commit to disk took, or why it failed.
     pub commit: Result<Duration, OpenError>,
 }
 
-/// Looks at the database at `path`; writes nothing but what is there already.
+/// Looks at the database at `path`, without changing anything.
 ///
 /// # Errors
 ///
-/// [`OpenError`] if there is none, or it is in a place where it can't be used.
+/// [`OpenError`] if there is no database, or it is in a place where it can't be used.
 pub(in crate::store::users) async fn survey(path: &Path) -> Result<Survey, OpenError> {
     let io = |source| OpenError::Io { path: path.into(), source };
     files::Paths::resolve(path)?;
@@ -80,7 +80,7 @@ pub(in crate::store::users) async fn survey(path: &Path) -> Result<Survey, OpenE
     Ok(survey)
 }
 
-/// A commit that changes nothing: the number that is there is written once more.
+/// Times a commit that changes nothing, because it writes a number that is there already.
 async fn commit(db: &mut SqliteConnection) -> sqlx::Result<Duration> {
     let begin = Instant::now();
     let mut transaction = db.begin_with("BEGIN IMMEDIATE").await?;
@@ -91,7 +91,7 @@ async fn commit(db: &mut SqliteConnection) -> sqlx::Result<Duration> {
     Ok(begin.elapsed())
 }
 
-/// Numbers from `linux/magic.h` and statfs(2); filesystems of other hosts have been refused before.
+/// The kind of filesystem, by the numbers of `linux/magic.h` and statfs(2). Network filesystems were refused before.
 #[cfg(target_os = "linux")]
 fn filesystem(path: &Path) -> Option<&'static str> {
     let stat = rustix::fs::statfs(path).ok()?;

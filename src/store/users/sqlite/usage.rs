@@ -1,4 +1,4 @@
-//! What the database takes at the moment.
+//! The connections and bytes that the database uses at the moment.
 use std::path::Path;
 
 use super::SqliteUsers;
@@ -7,7 +7,7 @@ use super::files::Paths;
 use crate::store::users::{Connections, Usage};
 
 impl SqliteUsers {
-    /// Looks, without a statement to the database.
+    /// Reads them without sending a statement.
     pub(in crate::store::users) fn usage(&self) -> Usage {
         let open = self.database.pools();
         let [writer, readers] = open.map_or([(0, 0); 2], |pools| {

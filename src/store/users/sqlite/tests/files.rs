@@ -38,8 +38,8 @@ async fn a_deleted_database_stays_unavailable_and_migrate_refuses_to_build_on_it
     bench.create("bob@example.org").await.unwrap();
 }
 
-/// A hasty operator moves a backup over the live file while three replicas are running. The old journal is full of
-/// pages that must not get into the new file.
+/// An operator moves a backup over the live file while three replicas run. The old journal is full of pages that must
+/// not get into the new file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_replaced_database_is_opened_anew_without_the_old_journal() {
     let bench = Bench::new().await;

@@ -16,7 +16,7 @@ async fn a_locked_database_is_unavailable_in_time_and_works_again_at_once() {
     execute(&mut other, "BEGIN IMMEDIATE").await;
 
     let started = Instant::now();
-    // There are more writers than one deadline could serve one after the other. One caller gives up even earlier.
+    // More writers wait than one deadline allows to run one after the other. One caller gives up even earlier.
     let emails: Vec<_> = (0..8).map(|n| format!("u{n}@example.org")).collect();
     let impatient = tokio::time::timeout(Duration::from_millis(100), bench.create("impatient@example.org"));
     let (results, impatient) = tokio::join!(join_all(emails.iter().map(|email| bench.create(email))), impatient);

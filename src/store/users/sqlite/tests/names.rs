@@ -4,7 +4,7 @@ use sqlx::migrate::Migrator;
 use super::*;
 use crate::store::users::names::{RefusedName, Unusual, UnusualNames, Why};
 
-/// Inserts a user as the release before canonical names does. Its rule for names was NFKC in lower case, without
+/// Inserts a user as the release before canonical names did. Its rule for names was NFKC in lower case, without
 /// trimming.
 async fn insert_as_before(db: &mut SqliteConnection, age: u32, email: &str, username: &str) -> Uuid {
     use unicode_normalization::UnicodeNormalization as _;
@@ -92,7 +92,7 @@ async fn accounts_of_the_release_before_keep_their_names_and_share_none() {
     assert_sound(&path).await;
 }
 
-/// The old replica doesn't know canonical names; its accounts get them at the next `migrate`.
+/// The old replica doesn't know canonical names. Its accounts get them at the next `migrate`.
 #[tokio::test]
 async fn a_replica_of_the_release_before_goes_on_registering() {
     let bench = Bench::new().await;
@@ -111,7 +111,7 @@ async fn a_replica_of_the_release_before_goes_on_registering() {
     assert_eq!(migrate(&bench.path()).await.unwrap().named, 2);
     assert_eq!(survey(&bench.path()).await.unwrap().unusual, UnusualNames::default());
 
-    // The old replica's own statement finds accounts that were made by today's rule.
+    // The old replica's own statement finds accounts that were created by the present rule.
     bench.create("Ämter@example.org").await.unwrap();
     let by_key = sqlx::query_scalar::<_, String>("SELECT email FROM users WHERE email_key = 'ämter@example.org'");
     assert_eq!(by_key.fetch_one(&mut old).await.unwrap(), "Ämter@example.org");
