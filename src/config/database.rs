@@ -6,9 +6,9 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 use secrecy::SecretString;
 use url::Url;
 
-/// PostgreSQL's port where the URL names none.
+/// PostgreSQL's port if the URL names none.
 const PORT: u16 = 5432;
-/// What a part of a URL can't hold as it is.
+/// Characters that must be encoded in a part of a URL.
 const SPECIAL: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'/').add(b':').add(b'?').add(b'#').add(b'@').add(b'&');
 
 /// Where users are kept.
@@ -25,18 +25,18 @@ pub(crate) enum DatabaseUrl {
 pub(crate) struct PostgresUrl {
     /// Where the server listens.
     pub(crate) host: PostgresHost,
-    /// Its port, which is part of a socket's name too.
+    /// Its port, which is also part of a socket's name.
     pub(crate) port: u16,
-    /// Who connects.
+    /// The user who connects.
     pub(crate) user: String,
-    /// The user's password, where the server wants one.
+    /// The user's password, if the server wants one.
     pub(crate) password: Option<SecretString>,
     /// The database's name.
     pub(crate) database: String,
     /// Whether the connection is encrypted, and what is checked.
     pub(crate) tls: TlsMode,
-    /// A file with the certificates of the authorities that sign the server's; without one, those that this system
-    /// trusts.
+    /// A file with the certificates of the authorities that sign the server's. Without one, the system's authorities
+    /// are trusted.
     pub(crate) root_certificates: Option<PathBuf>,
     /// Files with this client's certificate and its key.
     pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
@@ -51,18 +51,18 @@ pub(crate) enum PostgresHost {
     Socket(PathBuf),
 }
 
-/// `sslmode`, as libpq means it.
+/// `sslmode`, with the same meaning as in libpq.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TlsMode {
     /// Never encrypted.
     Disable,
-    /// Encrypted if the server can; nothing is checked.
+    /// Encrypted if the server supports it. Nothing is checked.
     Prefer,
-    /// Always encrypted; nothing is checked.
+    /// Always encrypted. Nothing is checked.
     Require,
     /// The certificate must be signed by an authority that is trusted.
     VerifyCa,
-    /// And it must be that of the host.
+    /// The certificate must also be that of the host.
     VerifyFull,
 }
 
@@ -108,8 +108,8 @@ impl fmt::Display for PostgresUrl {
     }
 }
 
-/// Reads `DATABASE_URL`. An error says what is wrong and quotes nothing: a password with a stray `/` or `@` may be in
-/// any part.
+/// Parses `DATABASE_URL`. An error says what is wrong and quotes nothing, because a password with a stray `/` or `@`
+/// may be in any part.
 pub(crate) fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     match text.split_once("://") {
         Some(("postgres" | "postgresql", rest)) => postgres(rest).map(DatabaseUrl::Postgres),
@@ -134,7 +134,7 @@ fn sqlite(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(path))
 }
 
-/// Reads what follows `postgres://`.
+/// Parses what follows `postgres://`.
 fn postgres(rest: &str) -> Result<PostgresUrl, String> {
     if rest.contains('#') {
         return Err("a '#' must be written as %23".to_owned());
@@ -148,7 +148,7 @@ fn postgres(rest: &str) -> Result<PostgresUrl, String> {
     if place.contains(',') {
         return Err("names several hosts: one name is needed that always leads to the primary".to_owned());
     }
-    // The parser wants a host after a user; a socket is named in the parameters.
+    // The parser requires a host after a user, but a socket is named in the parameters.
     let filled = if authority.ends_with('@') { "socket" } else { "" };
     let unusable = || "not a usable PostgreSQL URL: check host, port and percent-encoding".to_owned();
     let url = Url::parse(&format!("postgres://{authority}{filled}{tail}")).map_err(|_| unusable())?;
@@ -170,7 +170,7 @@ fn postgres(rest: &str) -> Result<PostgresUrl, String> {
         }
         match &*name {
             "host" => host = Some(value.into_owned()),
-            "port" => port = Some(value.parse().map_err(|_| "the port is no number up to 65535".to_owned())?),
+            "port" => port = Some(value.parse().map_err(|_| "the port is not a number up to 65535".to_owned())?),
             "user" => user = Some(value.into_owned()),
             "password" => password = Some(value.into_owned()),
             "dbname" => database = Some(value.into_owned()),
@@ -196,9 +196,9 @@ fn postgres(rest: &str) -> Result<PostgresUrl, String> {
     };
     let is_socket = matches!(host, PostgresHost::Socket(_));
     let tls = match tls {
-        // libpq ignores it there as well: nobody else can listen in.
+        // libpq ignores it there as well, because nobody else can read a socket.
         _ if is_socket => TlsMode::Disable,
-        // libpq before version 16 too; verify-full is what is recommended.
+        // As in libpq. The documents recommend verify-full.
         None => TlsMode::Prefer,
         Some(mode) => mode,
     };
@@ -231,14 +231,14 @@ fn tls_mode(text: &str) -> Result<TlsMode, String> {
     })
 }
 
-/// Which authorities are trusted, and what follows from it for the mode.
+/// The mode that results from the trusted authorities, and the file with their certificates.
 fn trusted(tls: TlsMode, roots: Option<String>, is_socket: bool) -> Result<(TlsMode, Option<PathBuf>), String> {
     match (tls, roots) {
         (_, None) => Ok((tls, None)),
         (TlsMode::VerifyFull, Some(roots)) if roots == "system" => Ok((tls, None)),
-        // As in libpq: any stranger gets a certificate of a public authority, for a host of theirs.
+        // As in libpq, because anybody can get a certificate of a public authority for a host of their own.
         (_, Some(roots)) if roots == "system" => Err("sslrootcert=system needs sslmode=verify-full".to_owned()),
-        // As in libpq: who names authorities wants them asked.
+        // As in libpq, because somebody who names authorities wants certificates checked.
         (TlsMode::Require, Some(roots)) => Ok((TlsMode::VerifyCa, Some(roots.into()))),
         (TlsMode::VerifyCa | TlsMode::VerifyFull, Some(roots)) => Ok((tls, Some(roots.into()))),
         (TlsMode::Disable, Some(_)) if is_socket => Ok((tls, None)),

@@ -1,4 +1,5 @@
-//! A short name for the settings that all replicas of a fleet must share. A replica that differs shows another name.
+//! A short name for the settings that all replicas of a fleet must share. A replica with other settings shows another
+//! name.
 use std::fmt::Write as _;
 
 use secrecy::ExposeSecret as _;

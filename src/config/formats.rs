@@ -14,15 +14,16 @@ use super::sites::{self, PublicUrl, SitePattern};
 use super::table::Field;
 use super::{OtlpProtocol, Sampling, TraceSampler, parse};
 
-/// From text to a value. An error says what is wrong; the caller adds the variable, and the text unless it is secret.
+/// Parses text into a value. An error says what is wrong. The caller adds the variable, and the text unless it is
+/// secret.
 type Parse<T> = Box<dyn Fn(&str) -> Result<T, String>>;
 
 /// One kind of values.
 pub(super) struct Format<T> {
     pub(super) parse: Parse<T>,
-    /// A value as an operator would write it, secrets masked.
+    /// Shows a value as an operator would write it, with secrets masked.
     pub(super) show: Box<dyn Fn(&T) -> String>,
-    /// Which values are valid: what follows "accepted: " in a message.
+    /// The valid values, worded to follow "accepted: " in a message.
     pub(super) accepted: String,
     /// Whether a value must never be shown.
     pub(super) secret: bool,

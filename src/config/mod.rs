@@ -1,18 +1,18 @@
-//! Every variable that authfleet reads, its default, its checks.
+//! Every variable that authfleet reads, with its default and its checks.
 //!
-//! [`Config::load`] takes the environment first, then `.env` in the working directory; each variable may also be given
-//! as `NAME_FILE`, the path of a file with its value. An empty value counts as not set. All problems are collected
-//! into one [`ConfigErrors`], so that an operator repairs them in one round.
+//! [`Config::load`] reads the environment first, then `.env` in the working directory. Each variable can also be given
+//! as `NAME_FILE`, the path of a file with its value. An empty value counts as not set. All problems are collected into
+//! one [`ConfigErrors`], so that an operator can repair them all at once.
 //!
-//! A variable is one field in `variables.rs` with its row above it: name, kind of values, default, scope. To add one,
-//! nothing else has to be touched but the documents, which `make docs` writes, and the deployments, which tests name.
+//! A variable is one field in `variables.rs` with its row above it: name, kind of values, default, scope. A new
+//! variable changes only the documents besides, which `make docs` writes, and the deployments, which tests name.
 //!
 //! # Why no crate does this
 //!
-//! `confique` 0.4 and `figment` 0.10 stop at the first mistake, as serde's deserializers do; an operator should see all
-//! of them. Their messages quote the value, which may be a secret. clap's `env` does both as well. None of the three
-//! reads `NAME_FILE`, or describes the values that a variable takes. The idea that the row stands at the field is from
-//! `confique`. `dotenvy` reads `.env`, `humantime` durations, `bytesize` sizes, `ipnet` networks.
+//! `confique` 0.4 and `figment` 0.10 stop at the first mistake, as serde's deserializers do, but an operator should see
+//! all of them. Their messages quote the value, which may be a secret. clap's `env` does both as well. None of the
+//! three reads `NAME_FILE`, or describes the values that a variable accepts. The idea to put the row at the field is
+//! from `confique`. `dotenvy` parses `.env`, `humantime` durations, `bytesize` sizes, `ipnet` networks.
 mod database;
 mod fingerprint;
 mod formats;
@@ -80,12 +80,12 @@ pub(crate) struct TraceSampler {
     pub(crate) sampling: Sampling,
 }
 
-/// Which requests are traced where no caller decides.
+/// Which requests are traced if no caller decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sampling {
     All,
     None,
-    /// The share that `OTEL_TRACES_SAMPLER_ARG` says.
+    /// The share in `OTEL_TRACES_SAMPLER_ARG`.
     Share,
 }
 
@@ -102,9 +102,9 @@ pub(crate) struct ConfigErrors {
 pub(crate) struct Problem {
     /// The variable, or the file and line that could not be read.
     pub(crate) variable: String,
-    /// What is wrong with it. Holds the offending value unless the variable is secret.
+    /// What is wrong with it. Contains the wrong value unless the variable is secret.
     pub(crate) message: String,
-    /// What would be right. Empty where the message says it all.
+    /// What would be right. Empty if the message already says it.
     pub(crate) accepted: String,
 }
 
@@ -163,7 +163,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Finds what is wrong with two variables together. A pair of which one is already faulty is left alone.
+    /// Finds contradictions between two variables. A pair is skipped if one of the two is already wrong.
     fn check_together(&self, values: &mut Values<'_>) {
         if values.sound(&["LISTEN_ADDR", "OPS_ADDR"]) && would_collide(self.listen_addr, self.ops_addr) {
             values.reject::<()>(
@@ -194,7 +194,7 @@ impl Config {
         }
     }
 
-    /// The values in force, in the order of the table, secrets masked. An absent value is empty.
+    /// The values in force, in the order of the table, with secrets masked. An absent value is empty.
     pub(crate) fn effective(&self) -> Vec<(&'static str, String)> {
         let mut shown = Vec::new();
         self.show(&mut shown);
@@ -203,7 +203,7 @@ impl Config {
 }
 
 impl RedisConfig {
-    /// What `REDIS_URL` and these variables mean, for tests.
+    /// The configuration from `REDIS_URL` and these variables, for tests.
     #[cfg(test)]
     pub(crate) fn of<const N: usize>(url: &str, more: [(&str, &str); N]) -> Self {
         let mut sources = Sources::from(more);
@@ -212,7 +212,8 @@ impl RedisConfig {
         Config::from_sources(&sources).unwrap_or_else(|errors| panic!("{errors}")).redis
     }
 
-    /// Finds what `REDIS_URL` has no use for. What is set without effect is refused, since it was meant to have one.
+    /// Finds variables that have no effect with this `REDIS_URL`. They are refused, because they were meant to have
+    /// one.
     fn check_together(&self, values: &mut Values<'_>) {
         if !values.sound(&["REDIS_URL"]) {
             return;
@@ -248,8 +249,8 @@ impl RedisConfig {
 }
 
 impl ForwardAuthConfig {
-    /// Finds what could not work: hosts without a place to sign in, rules without hosts, cookies that a browser would
-    /// drop.
+    /// Finds combinations that can't work: hosts without a place to sign in, rules without hosts, cookies that a
+    /// browser would drop.
     fn check_together(&self, cookie_secure: bool, trusted_proxies: &[IpNet], values: &mut Values<'_>) {
         if !values.sound(&["PUBLIC_URL", "PROTECTED_HOSTS", "ACCESS_RULES", "COOKIE_DOMAIN"]) {
             return;
@@ -273,11 +274,13 @@ impl ForwardAuthConfig {
         }
         if self.protected_hosts.is_empty() {
             if self.access_rules.is_some() {
-                values.reject::<()>("ACCESS_RULES", "set without PROTECTED_HOSTS, which it is about");
+                values.reject::<()>("ACCESS_RULES", "set without PROTECTED_HOSTS, to which its rules apply");
             }
         } else if values.sound(&["TRUSTED_PROXIES"]) && trusted_proxies.is_empty() {
-            values
-                .reject::<()>("PROTECTED_HOSTS", "set without TRUSTED_PROXIES, whose questions would not be believed");
+            values.reject::<()>(
+                "PROTECTED_HOSTS",
+                "set without TRUSTED_PROXIES: questions of proxies would not be believed",
+            );
         }
         if let (Some(domain), Some(url)) = (&self.cookie_domain, &self.public_url) {
             if !sites::is_under(url.site().name(), domain) {
@@ -291,7 +294,7 @@ impl ForwardAuthConfig {
 }
 
 impl TracesConfig {
-    /// The share of requests that are traced where no caller decides: 0 to 1.
+    /// The share of requests that are traced if no caller decides: 0 to 1.
     pub(crate) fn sampled_share(&self) -> f64 {
         match self.sampler.sampling {
             Sampling::All => 1.0,

@@ -1,4 +1,5 @@
-//! From text to values. An error says what is wrong; the caller adds the variable, and the text unless it is secret.
+//! Parses text into values. An error says what is wrong. The caller adds the variable, and the text unless it is
+//! secret.
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -15,7 +16,7 @@ use super::{OtlpProtocol, Sampling, TraceSampler};
 /// RFC 6265bis, section 5.5: user agents cut a cookie's life to 400 days.
 const LONGEST_LIFETIME: Duration = Duration::from_hours(400 * 24);
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
-/// Argon2 itself takes more, but no server should give 4 GiB to one login.
+/// Argon2 itself allows more, but no server should spend more than 4 GiB on one login.
 const MOST_MEMORY: u64 = 4 << 30;
 const SHORTEST_SECRET: usize = 32;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -135,7 +136,7 @@ pub(super) fn session_secrets(text: &str) -> Result<Vec<SecretSlice<u8>>, String
     }
 }
 
-/// A file, by its path. Whether it can be read is found out where it is.
+/// A file, by its path. The code that uses the file checks whether it can be read.
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     if text.contains(char::is_control) || text.trim() != text {
         return Err("holds a control character or white space at an end".to_owned());
@@ -143,7 +144,7 @@ pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }
 
-/// A user name or a password. A line break at an end was put there by a tool, and the server would refuse it.
+/// A user name or a password. A line break at its end comes from a tool, and the server would refuse it.
 pub(super) fn credential(text: &str) -> Result<String, String> {
     if text.contains(char::is_control) {
         return Err("holds a control character, such as a line break".to_owned());
@@ -158,11 +159,11 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
         if directive.contains(char::is_whitespace) && !directive.contains(['[', '{']) {
             return Err(format!("white space within {}", quoted(directive)));
         }
-        // `inof` would be taken for a module's name, and would silence everything else.
+        // `inof` would be read as a module's name, and would silence everything else.
         let word = directive.to_ascii_lowercase();
         let slip = LEVELS.iter().find(|level| word != **level && strsim::osa_distance(&word, level) <= 1);
         if let Some(level) = slip.filter(|_| word.len() > 2 && !LEVELS.contains(&word.as_str())) {
-            return Err(format!("{} is no level; did you mean {level}?", quoted(directive)));
+            return Err(format!("{} is not a level; did you mean {level}?", quoted(directive)));
         }
     }
     if directives.is_empty() {
@@ -175,7 +176,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
 
 /// A collector's address, without a slash at its end.
 pub(super) fn collector(text: &str) -> Result<String, String> {
-    // `authfleet config` would show a password in it. Keys belong into the headers.
+    // `authfleet config` would show a password in it. Keys belong in the headers.
     if text.contains(['@', '?', '#']) || text.contains(char::is_whitespace) {
         return Err("holds '@', '?', '#' or white space".to_owned());
     }
@@ -254,7 +255,7 @@ pub(super) fn headers(text: &str) -> Result<Vec<(String, String)>, String> {
     for (i, (name, value)) in pairs.iter().enumerate() {
         let fits = http::HeaderName::try_from(name).is_ok() && http::HeaderValue::try_from(value).is_ok();
         if !fits {
-            return Err(format!("entry {} is no HTTP header", i + 1));
+            return Err(format!("entry {} is not an HTTP header", i + 1));
         }
     }
     Ok(pairs)

@@ -6,28 +6,28 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 use secrecy::SecretString;
 use url::Url;
 
-/// Redis's port where the URL names none.
+/// Redis's port if the URL names none.
 const PORT: u16 = 6379;
-/// A Sentinel's port where the URL names none.
+/// A Sentinel's port if the URL names none.
 const SENTINEL_PORT: u16 = 26379;
-/// What a part of a URL can't hold as it is.
+/// Characters that must be encoded in a part of a URL.
 const SPECIAL: &AsciiSet =
     &CONTROLS.add(b' ').add(b'%').add(b'/').add(b':').add(b'?').add(b'#').add(b'@').add(b'&').add(b',').add(b'=');
 
 /// Where sessions are kept.
 #[derive(Clone, Debug)]
 pub(crate) struct RedisUrl {
-    /// Which servers there are.
+    /// The servers.
     pub(crate) topology: RedisTopology,
-    /// Whether connections are encrypted, those to Sentinels included.
+    /// Whether connections are encrypted, including those to Sentinels.
     pub(crate) tls: bool,
-    /// The database's number; 0 in a cluster, which has no other.
+    /// The database's number. 0 in a cluster, which has no other.
     pub(crate) database: i64,
-    /// Who connects; Redis's user `default` if nobody is named.
+    /// The user who connects. Redis's user `default` if none is named.
     pub(crate) username: Option<String>,
-    /// The user's password, where the server wants one.
+    /// The user's password, if the server wants one.
     pub(crate) password: Option<SecretString>,
-    /// Whether RESP3 is spoken. Redis 7 knows both, and nothing here needs the newer one.
+    /// Whether to use RESP3. Redis 7 supports both, and nothing here needs the newer one.
     pub(crate) is_resp3: bool,
 }
 
@@ -69,7 +69,7 @@ impl fmt::Display for RedisNode {
 }
 
 impl RedisUrl {
-    /// How many replicas must confirm a revocation unless the operator says otherwise: none where there may be none.
+    /// How many replicas must confirm a revocation by default: none if there may be none.
     pub(crate) fn usual_replicas(&self) -> u32 {
         match self.topology {
             RedisTopology::Single(_) | RedisTopology::Unix(_) => 0,
@@ -137,8 +137,8 @@ enum Kind {
     Cluster,
 }
 
-/// Reads `REDIS_URL`. An error says what is wrong and quotes nothing: a password with a stray `/` or `@` may be in any
-/// part.
+/// Parses `REDIS_URL`. An error says what is wrong and quotes nothing, because a password with a stray `/` or `@` may
+/// be in any part.
 pub(super) fn redis_url(text: &str) -> Result<RedisUrl, String> {
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
     let (kind, tls) = match scheme.to_ascii_lowercase().as_str() {
@@ -177,7 +177,7 @@ pub(super) fn redis_url(text: &str) -> Result<RedisUrl, String> {
         (Some(_), Some(_)) => return Err("names a database number twice".to_owned()),
         (None, None) => 0,
         _ if kind == Kind::Cluster => {
-            return Err("redis-cluster:// takes no database number: a cluster has database 0 alone".to_owned());
+            return Err("redis-cluster:// takes no database number: a cluster has only database 0".to_owned());
         }
         (Some(number), None) | (None, Some(number)) if number < 0 => {
             return Err("the database number is negative".to_owned());
@@ -196,9 +196,7 @@ pub(super) fn redis_url(text: &str) -> Result<RedisUrl, String> {
         Kind::Single => match (nodes.next(), nodes.next()) {
             (Some(node), None) => RedisTopology::Single(node),
             _ => {
-                return Err(
-                    "names several hosts: redis-sentinel:// and redis-cluster:// do, redis:// names one".to_owned()
-                );
+                return Err("names several hosts, which only redis-sentinel:// and redis-cluster:// allow".to_owned());
             }
         },
     };
@@ -228,7 +226,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Reads what follows `://`.
+    /// Parses what follows `://`.
     fn of(kind: Kind, rest: &str) -> Result<Self, String> {
         let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let (user, places) = authority.rsplit_once('@').map_or(("", authority), |(user, places)| (user, places));
@@ -242,7 +240,7 @@ impl Parts {
             return Ok(parts);
         }
         for (index, place) in places.split(',').enumerate() {
-            // The parser knows one host per URL.
+            // The parser supports one host per URL.
             let url = Url::parse(&format!("redis://{user}{place}{tail}")).map_err(|_| unusable())?;
             let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(unusable)?;
             parts.hosts.push((decoded(host.trim_start_matches('[').trim_end_matches(']'))?, url.port()));
@@ -265,7 +263,7 @@ impl Parts {
                     .to_owned());
             }
             match &*name {
-                "db" => self.database = Some(value.parse().map_err(|_| "db is no number".to_owned())?),
+                "db" => self.database = Some(value.parse().map_err(|_| "db is not a number".to_owned())?),
                 "protocol" => {
                     self.is_resp3 = match &*value {
                         "2" | "resp2" => false,
@@ -273,7 +271,7 @@ impl Parts {
                         _ => return Err(format!("{}: protocol is neither resp2 nor resp3", unusable())),
                     }
                 }
-                // The form in which other clients take them; a socket has no place before an `@`.
+                // Other clients use this form too, because a socket's URL has no part before an `@`.
                 "user" if kind == Kind::Unix => self.username = Some(value.into_owned()),
                 "pass" if kind == Kind::Unix => self.password = Some(value.into_owned()),
                 _ => {
@@ -363,7 +361,7 @@ mod tests {
             ("redis-sentinel://u:Zq7@a,,b/m", "not a usable"),
             ("redis-sentinel://u:Zq7@a/m?database=1", "unknown parameter"),
             ("redis://u:Zq7@h/1?db=2", "twice"),
-            ("redis://u:Zq7@h?db=Zq7", "no number"),
+            ("redis://u:Zq7@h?db=Zq7", "not a number"),
             ("redis://u:Zq%FF@h", "not UTF-8"),
             ("unix://u:Zq7@/run/redis.sock", "absolute path"),
             ("unix://Zq7", "absolute path"),

@@ -6,7 +6,7 @@ use std::fmt;
 
 use url::{Host, Url};
 
-/// Characters of a host name (RFC 1035, section 2.3.4).
+/// The most characters of a host name (RFC 1035, section 2.3.4).
 const HOST_LIMIT: usize = 253;
 
 /// `http` or `https`.
@@ -51,8 +51,8 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Reads what stands in `Host` or `X-Forwarded-Host` (RFC 9110, section 7.2). Only ASCII, since that is what
-    /// clients send; no dot at the end, no user info.
+    /// Parses the value of `Host` or `X-Forwarded-Host` (RFC 9110, section 7.2). It must be ASCII, as clients send it,
+    /// without a dot at the end and without user info.
     pub(crate) fn parse(text: &str, scheme: Scheme) -> Option<Self> {
         let is_usual =
             |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
@@ -78,7 +78,7 @@ impl fmt::Display for Site {
 }
 
 /// One or more hosts: `app.example.org`, or `*.example.org` for every name with one label more, as in certificates (RFC
-/// 6125, section 6.4.3). With a port for that port, without for the scheme's own.
+/// 6125, section 6.4.3). With a port, only that port. Without, the scheme's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SitePattern {
     is_wildcard: bool,
@@ -94,7 +94,7 @@ impl SitePattern {
         }
         let (name, port) = parse_host(rest)?;
         if is_wildcard && (name.starts_with('[') || name.parse::<std::net::IpAddr>().is_ok()) {
-            return Err("is a * before an address".to_owned());
+            return Err("has a * before an address".to_owned());
         }
         Ok(Self { is_wildcard, site: Site { name, port } })
     }
@@ -199,7 +199,7 @@ pub(super) fn cookie_domain(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// A host in its one form, and the port.
+/// A host in its normal form, and its port.
 fn parse_host(text: &str) -> Result<(String, Option<u16>), String> {
     let (host, port) = match text.rsplit_once(':') {
         // The last colon may belong to an IPv6 address.
@@ -207,7 +207,10 @@ fn parse_host(text: &str) -> Result<(String, Option<u16>), String> {
             if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
                 return Err("has a port that isn't a number".to_owned());
             }
-            (host, Some(port.parse::<u16>().ok().filter(|port| *port > 0).ok_or("has a port that isn't one")?))
+            (
+                host,
+                Some(port.parse::<u16>().ok().filter(|port| *port > 0).ok_or("has a port that isn't from 1 to 65535")?),
+            )
         }
         _ => (text, None),
     };
@@ -221,12 +224,12 @@ fn parse_host(text: &str) -> Result<(String, Option<u16>), String> {
     if host.contains('%') {
         return Err("has a percent sign".to_owned());
     }
-    let host = Host::parse(host).map_err(|error| format!("is no host: {error}"))?;
+    let host = Host::parse(host).map_err(|error| format!("is not a host: {error}"))?;
     let name = host.to_string();
     if name.len() > HOST_LIMIT
         || name.split('.').any(|label| label.is_empty() || (label.len() > 63 && !label.starts_with('[')))
     {
-        return Err("is no host name".to_owned());
+        return Err("is not a host name".to_owned());
     }
     Ok((name, port))
 }

@@ -1,4 +1,4 @@
-//! Where values come from (environment, `.env`, `NAME_FILE`), and what was wrong with them.
+//! The sources of values (environment, `.env`, `NAME_FILE`), and the problems found in them.
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -14,16 +14,17 @@ use super::formats::Format;
 use super::table::{VARIABLES, Variable};
 use super::{Problem, Warning, parse};
 
-/// Bytes that are read of a file. No value needs so many, and reading `SESSION_SECRET_FILE=/dev/urandom` must end.
+/// The most bytes that are read from a file. No value needs as many, and reading `SESSION_SECRET_FILE=/dev/urandom`
+/// must end.
 const LARGEST_FILE: u64 = 64 * 1024;
 /// The bit of a file's mode that lets every user of the machine read it.
 const READABLE_BY_OTHERS: u32 = 0o004;
-/// An unknown name that begins with one of these is taken for a mistake.
+/// An unknown name that begins with one of these is treated as a mistake.
 const OUR_PREFIXES: [&str; 7] = ["SESSION_", "ARGON2_", "HASH_", "PASSWORD_", "LOGIN_", "REGISTRATIONS_", "DRAIN_"];
-/// X11 session managers set it.
+/// A variable that X11 session managers set.
 const NOT_OURS: &str = "SESSION_MANAGER";
 
-/// All that a configuration is made from. It has no `Debug`, because it holds secrets.
+/// Everything that a configuration is made from. It has no `Debug`, because it contains secrets.
 #[derive(Clone)]
 pub(crate) struct Sources {
     /// The environment. Takes precedence over `dotenv`.
@@ -51,7 +52,7 @@ impl Sources {
     }
 }
 
-/// These variables alone: no `.env`, the host `localhost`, one core, no terminal.
+/// Only these variables: no `.env`, the host `localhost`, one core, no terminal.
 impl<K: Into<String>, V: Into<OsString>, const N: usize> From<[(K, V); N]> for Sources {
     fn from(variables: [(K, V); N]) -> Self {
         Self {
@@ -111,8 +112,8 @@ impl<'a> Values<'a> {
         values
     }
 
-    /// Looks for the variable in one source, plain or as a file. Says whether anything was there, sound or not: the
-    /// environment goes before `.env`, in whichever of the two forms.
+    /// Looks for the variable in one source, directly or as a file. Returns whether there was anything, valid or not,
+    /// because either form in the environment takes precedence over `.env`.
     fn take(
         &mut self,
         variable: &'static Variable,
@@ -190,12 +191,12 @@ impl<'a> Values<'a> {
         (entries, mode)
     }
 
-    /// The value of a variable whose default is a text.
+    /// The value of a variable with a textual default.
     pub(super) fn read<T>(&mut self, name: &'static str, format: &Format<T>, default: &str) -> T {
         self.read_optional(name, format).unwrap_or_else(|| (format.parse)(default).expect("a default is valid"))
     }
 
-    /// The value, or nothing where none is set or a problem was found.
+    /// The value. `None` if none is set or a problem was found.
     pub(super) fn read_optional<T>(&mut self, name: &'static str, format: &Format<T>) -> Option<T> {
         let Found { text, label, .. } = self.found.get(name)?;
         match (format.parse)(text) {
@@ -210,7 +211,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Makes a default that is no text.
+    /// Computes a default that isn't a text.
     pub(super) fn compute<T>(&mut self, default: impl FnOnce(&mut Self) -> T) -> T {
         default(self)
     }
@@ -233,7 +234,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Whether a value was given, sound or not.
+    /// Whether a value was given, valid or not.
     pub(super) fn is_set(&self, name: &'static str) -> bool {
         self.found.contains_key(name) || self.faulty.contains(name)
     }

@@ -42,7 +42,7 @@ impl fmt::Display for Warning {
                 meant.iter().try_for_each(|meant| write!(f, "; did you mean {meant}?"))
             }
             Self::DotenvOutOfReach { path, error } => {
-                write!(f, "{} was not looked for: its directory: {error}", path.display())
+                write!(f, "{} was not looked for, because its directory cannot be searched: {error}", path.display())
             }
             Self::SecretReadableByOthers { variable, path, mode } => {
                 write!(f, "{variable}: every user of this machine may read {} (mode {mode:03o})", path.display())

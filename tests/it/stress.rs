@@ -318,7 +318,7 @@ struct Answered {
 
 fn seconds() -> u64 {
     let text = std::env::var("STRESS_SECONDS").unwrap_or_else(|_| "20".to_owned());
-    text.parse().unwrap_or_else(|_| panic!("STRESS_SECONDS={text} is no number of seconds"))
+    text.parse().unwrap_or_else(|_| panic!("STRESS_SECONDS={text} is not a number of seconds"))
 }
 
 /// ASVS 5.0 7.4.1 to 7.4.3 and 15.4.2.

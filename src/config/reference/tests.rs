@@ -1,4 +1,4 @@
-//! Every place that repeats the table, compared with it.
+//! Compares every place that repeats the table with it.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
@@ -19,7 +19,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Writes the file anew under `make docs`, else compares it.
+/// Writes the file under `make docs`, and otherwise compares it.
 #[track_caller]
 fn assert_current(path: &str, current: &str) {
     if std::env::var_os("UPDATE_DOCS").is_some() {
@@ -146,7 +146,8 @@ fn kubernetes_sets_only_variables_that_exist() {
     }
 }
 
-/// All but the changelog, which may name what is gone, and those of the load tests, which have variables of their own.
+/// All documents except the changelog, which may name removed variables, and those of the load tests, which have
+/// variables of their own.
 fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut directories = ["docs", "deploy", "k8s"].map(|name| root().join(name)).to_vec();
@@ -168,7 +169,7 @@ fn documents() -> Vec<PathBuf> {
 /// Placeholders of the examples.
 const NO_VARIABLES: [&str; 1] = ["SESSION_ID"];
 
-/// A renamed or removed variable leaves no document behind that names it, and no document states another default.
+/// No document names a renamed or removed variable, or states another default.
 #[test]
 fn documents_name_variables_that_exist_with_their_defaults() {
     let mut stated = 0;

@@ -116,7 +116,7 @@ fn database_url_is_checked_and_never_echoed() {
         ("postgres://u:Zq7?pass@db/auth", "check host, port and percent-encoding"),
         ("postgres://u:Zq7@db/auth?Zq7=1", "%3F"),
         ("postgres://u:Zq7@db:70000/auth", "port"),
-        ("postgres://u:Zq7@db/auth?port=Zq7", "no number up to 65535"),
+        ("postgres://u:Zq7@db/auth?port=Zq7", "not a number up to 65535"),
         ("postgres://u:Zq7@a,b/auth", "several hosts"),
         ("postgres://u:Zq7@a:1,b:2/auth", "several hosts"),
         ("postgres://u:Zq7@db/auth?sslmode=allow", "sslmode=allow is not supported"),
@@ -194,7 +194,7 @@ fn what_opentelemetry_s_variables_may_hold() {
         ("OTEL_TRACES_SAMPLER_ARG", "1%", "not a number"),
         ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c", "entry 2 has no '='"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "authorization: Bearer Zq7", "entry 1 has no '='"),
-        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=Zq7%0A", "entry 1 is no HTTP header"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=Zq7%0A", "entry 1 is not an HTTP header"),
     ] {
         let problem = problem([(name, text)]);
         assert_eq!(problem.variable, name);
