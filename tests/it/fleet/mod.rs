@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 
 pub use self::applications::{APP, LOGIN_HOST, Proxy, Visitor, WIKI, identity, opened_at};
 pub use self::client::{Answer, Call, PASSWORD, Raw, Session};
@@ -185,7 +185,10 @@ impl Fleet {
         if let Some((server, database)) = self.server() {
             return server.query(database, statement).await;
         }
-        let rows = sqlx::query(AssertSqlSafe(statement)).fetch_all(&mut self.sql().await).await;
+        let mut db = self.sql().await;
+        let rows = sqlx::query(AssertSqlSafe(statement)).fetch_all(&mut db).await;
+        // Waits until it is closed. A connection that is dropped may stay open for a moment, and a copy would notice.
+        db.close().await.expect("a connection is closed");
         let rows = rows.unwrap_or_else(|error| panic!("{statement}: {error}"));
         rows.iter().map(|row| row.get_unchecked(0)).collect()
     }
