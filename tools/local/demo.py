@@ -94,6 +94,39 @@ def walk(fleet: Fleet, jar: Path) -> None:
         step("profile", way, "/profile", 401, *send_cookie, code="session_invalid")
 
 
+def visit(fleet: Fleet, jar: Path) -> None:
+    """One sign-in for both applications behind nginx, and one sign-out. Raises at the first unexpected answer."""
+    email, password = f"demo-{secrets.token_hex(4)}@example.com", secrets.token_urlsafe(18)
+    account = ["-H", "Content-Type: application/json", "-d", json.dumps({"email": email, "password": password})]
+
+    def step(what: str, url: str, want: int, *args: str) -> Answer:
+        # curl takes *.localhost for this machine itself only since 7.77.
+        host = url.split("/")[2]
+        answer = curl("--connect-to", f"{host}:{fleets.HOST}:{fleet.http_port}", *args, url)
+        print(f"  {what:<9} {url.partition('?')[0]:<48} {answer.status}", flush=True)
+        if answer.status != want:
+            raise FleetError(f"{what} at {url} gave {answer.status} instead of {want}: {json.dumps(answer.body)}")
+        return answer
+
+    cookies = ("-b", str(jar), "-c", str(jar))
+    step("register", f"{fleet.url}/auth/register", 201, *account)
+    step("login", f"{fleet.url}/auth/login", 200, *cookies, *account)
+    for name in fleet.apps:
+        url = f"{fleet.app_url(name)}/"
+        # A browser follows these by itself.
+        for _ in range(4):
+            url = step(
+                "redirect", url, 302 if "/sign-in" not in url else 303, *cookies, "-H", "Accept: text/html"
+            ).headers["location"]
+        seen = step("open", url, 200, *cookies).body
+        told = dict(seen.get("headers", []))
+        if seen.get("application") != name or told.get("Remote-Email") != email:
+            raise FleetError(f"{name} was told: {json.dumps(seen)}")
+    step("logout", f"{fleet.url}/auth/logout", 200, "-X", "POST", "-b", str(jar))
+    for name in fleet.apps:
+        step("open", f"{fleet.app_url(name)}/", 401, "-b", str(jar))
+
+
 def prometheus_or_why_not(auto_ports: bool) -> tuple[bool, str]:
     """Whether to start Prometheus, and if not, the reason. The demo works without it, so it is no error if Prometheus
     is missing or another one (the system's, for example) has its port."""
@@ -116,6 +149,7 @@ def hints(fleet: Fleet, no_prometheus: str) -> str:
     where = [
         ("fleet", fleet.url),
         ("API, to try out", f"{fleet.url}/docs"),
+        ("applications", " and ".join(fleet.app_url(name) for name in fleet.apps)),
         ("a replica", f"{fleet.replica_url('replica-1')} (the others: the next ports)"),
         ("its state and metrics", f"{fleet.ops_url('replica-1')}/readyz and /metrics"),
     ]
@@ -189,12 +223,16 @@ def main() -> int:
         binary=args.binary,
         auto_ports=args.auto_ports,
         prometheus=prometheus,
+        apps=True,
         say=lambda text: print(f"  {text}", flush=True),
     )
     try:
         print("\nOne user, any replica", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             walk(fleet, Path(scratch) / "cookies")
+        print("\nOne sign-in for two applications behind nginx", flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            visit(fleet, Path(scratch) / "cookies")
         print(
             "\nAll replicas accepted a session from one of them. After another one ended it, all refused it.",
             flush=True,

@@ -79,6 +79,7 @@ def up(
     env: dict[str, str] | None = None,
     limits: Path | None = None,
     prometheus: bool = False,
+    apps: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Fleet:
     """Starts a fleet in `directory` and returns when every part answers. On failure, stops what it started."""
@@ -95,7 +96,7 @@ def up(
     if not os.access(binary, os.X_OK):
         raise FleetError(f"{binary} does not exist; build it with: cargo build --release --locked")
 
-    ports = (private_ports if auto_ports else chosen_ports)(replicas, prometheus)
+    ports = (private_ports if auto_ports else chosen_ports)(replicas, prometheus, 2 if apps else 0)
     fleet = Fleet(
         dir=str(directory),
         binary=str(Path(binary).absolute()),
@@ -105,6 +106,7 @@ def up(
         ops_ports=ports.ops,
         env=env or {},
         prometheus_port=ports.prometheus,
+        app_ports=ports.apps,
     )
     for name in ("data", "log", "pid", "nginx/conf"):
         (directory / name).mkdir(parents=True, exist_ok=True)
@@ -126,6 +128,10 @@ def up(
             say(f"{name} on {fleet.replica_url(name)}, ops on {fleet.ops_url(name)}")
             launch(fleet, name)
         wait_ready(fleet, fleet.replicas)
+        for name in fleet.apps:
+            say(f"{name} on {fleet.app_url(name)}")
+            launch(fleet, name)
+        wait_ready(fleet, fleet.apps)
         say(f"nginx on {fleet.url}")
         launch(fleet, "nginx")
         wait_ready(fleet, ["nginx"])
@@ -152,7 +158,7 @@ def migrate(fleet: Fleet) -> None:
 
 def down(fleet: Fleet) -> None:
     """Stops all parts: Prometheus, nginx, all replicas at once, Redis. Keeps data and logs."""
-    for names in (["prometheus"], ["nginx"], fleet.replicas, ["redis"]):
+    for names in (["prometheus"], ["nginx"], fleet.apps, fleet.replicas, ["redis"]):
         live = [name for name in names if running(fleet, name)]
         # The second SIGTERM ends a drain at once. SIGCONT, because a paused part can't handle SIGTERM.
         for number, patience in ((signal.SIGTERM, 3.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):

@@ -26,6 +26,8 @@ class Ports:
     ops: list[int]
     # None: a fleet without Prometheus.
     prometheus: int | None = None
+    # Of app1 and app2; none in a fleet without applications.
+    apps: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Fleet:
     env: dict[str, str] = field(default_factory=dict)
     # None: a fleet without Prometheus.
     prometheus_port: int | None = None
+    # Of app1 and app2 behind nginx; none in a fleet without applications.
+    app_ports: list[int] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
@@ -55,7 +59,15 @@ class Fleet:
     @property
     def parts(self) -> list[str]:
         """The names of all parts, in the order of starting."""
-        return ["redis", *self.replicas, "nginx", *(["prometheus"] if self.prometheus_port else [])]
+        return ["redis", *self.replicas, *self.apps, "nginx", *(["prometheus"] if self.prometheus_port else [])]
+
+    @property
+    def apps(self) -> list[str]:
+        return [f"app{i + 1}" for i in range(len(self.app_ports))]
+
+    def app_url(self, name: str) -> str:
+        """The URL of an application for users: through nginx."""
+        return f"http://{name}.localhost:{self.http_port}"
 
     @property
     def url(self) -> str:

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from model import DEPLOY, HERE, HOST, Fleet, FleetError
@@ -23,6 +24,10 @@ def command_of(fleet: Fleet, name: str) -> tuple[list[str], dict[str, str]]:
         return nginx_command(fleet, "-g", "daemon off;"), dict(os.environ)
     if name == "prometheus":
         return prometheus_command(fleet), dict(os.environ)
+    if name in fleet.apps:
+        port = fleet.app_ports[fleet.apps.index(name)]
+        command = [sys.executable, "-B", str(DEPLOY / "compose" / "application.py"), name, HOST, str(port)]
+        return command, dict(os.environ)
     return [fleet.binary, "serve"], replica_env(fleet, name)
 
 
@@ -37,6 +42,7 @@ def replica_env(fleet: Fleet, name: str) -> dict[str, str]:
         "SESSION_SECRET_FILE": str(fleet.path / "secret"),
         "COOKIE_SECURE": "false",  # Plain http on loopback.
         "TRUSTED_PROXIES": f"{HOST}/32",
+        **applications_env(fleet),
         **fleet.env,
     }
     # Replicas inherit variables such as RUST_LOG and OTEL_*, except those that are set here, as NAME or NAME_FILE.
@@ -45,6 +51,14 @@ def replica_env(fleet: Fleet, name: str) -> dict[str, str]:
     # All replicas together shouldn't hash on more threads than this machine has cores.
     hashing = str(max(1, (os.cpu_count() or 1) // len(fleet.replicas)))
     return {"DRAIN_DELAY": "1s", "HASH_CONCURRENCY": hashing, **inherited, **own}
+
+
+def applications_env(fleet: Fleet) -> dict[str, str]:
+    """The variables of replicas that nginx asks about the applications."""
+    if not fleet.apps:
+        return {}
+    hosts = ",".join(fleet.app_url(name).removeprefix("http://") for name in fleet.apps)
+    return {"PUBLIC_URL": fleet.url, "PROTECTED_HOSTS": hosts}
 
 
 def nginx_command(fleet: Fleet, *more: str) -> list[str]:
@@ -100,6 +114,11 @@ def write_nginx_conf(fleet: Fleet, limits: Path | None) -> None:
     (conf / "listen.conf").unlink()
     (conf / "listen.conf").write_text(f"listen {HOST}:{fleet.http_port};\n")
     (conf / "upstream.conf").write_text(upstream_conf(fleet.replica_ports))
+    if fleet.apps:
+        (conf / "apps-servers.conf").symlink_to(DEPLOY / "nginx" / "apps" / "servers.conf")
+        (conf / "authfleet").symlink_to(DEPLOY / "forward-auth" / "nginx" / "authfleet")
+        hosts = " ".join(f"{name}.localhost {HOST}:{port};" for name, port in zip(fleet.apps, fleet.app_ports))
+        (conf / "apps-local.conf").write_text(f"map $host $application {{ {hosts} }}\n")
 
 
 def upstream_conf(ports: list[int]) -> str:

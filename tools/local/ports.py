@@ -15,6 +15,7 @@ PORTS = {
     "replica": ("AUTHFLEET_REPLICA_PORT", 3001, "the first replica"),
     "ops": ("AUTHFLEET_OPS_PORT", 9461, "the first replica's /readyz and /metrics"),
     "prometheus": ("AUTHFLEET_PROMETHEUS_PORT", 9090, "Prometheus"),
+    "apps": ("AUTHFLEET_APPS_PORT", 8001, "the first application"),
 }
 
 
@@ -33,9 +34,9 @@ def is_free(port: int) -> bool:
     return True
 
 
-def chosen_ports(replicas: int, prometheus: bool) -> Ports:
+def chosen_ports(replicas: int, prometheus: bool, apps: int = 0) -> Ports:
     """The ports from the variables. Raises FleetError, naming every port that is taken or invalid."""
-    count = {"http": 1, "redis": 1, "replica": replicas, "ops": replicas, "prometheus": int(prometheus)}
+    count = {"http": 1, "redis": 1, "replica": replicas, "ops": replicas, "prometheus": int(prometheus), "apps": apps}
     ports: dict[str, list[int]] = {}
     problems: list[str] = []
     for key, (variable, default, _) in PORTS.items():
@@ -59,16 +60,18 @@ def chosen_ports(replicas: int, prometheus: bool) -> Ports:
         seen[port] = variable
     if problems:
         raise FleetError("nothing was started:\n" + "\n".join(f"    {problem}" for problem in problems))
-    return Ports(*ports["http"], *ports["redis"], ports["replica"], ports["ops"], *ports["prometheus"])
+    scraper = ports["prometheus"][0] if prometheus else None
+    return Ports(*ports["http"], *ports["redis"], ports["replica"], ports["ops"], scraper, ports["apps"])
 
 
-def private_ports(replicas: int, prometheus: bool) -> Ports:
+def private_ports(replicas: int, prometheus: bool, apps: int = 0) -> Ports:
     """A random free block of ports, below the range that systems use for outgoing connections."""
-    count = 2 + 2 * replicas + int(prometheus)
+    count = 2 + 2 * replicas + int(prometheus) + apps
     for _ in range(200):
         base = random.randrange(15000, 32000 - count)
         ports = list(range(base, base + count))
         if all(is_free(port) for port in ports):
             http_port, redis_port, *rest = ports
-            return Ports(http_port, redis_port, rest[:replicas], rest[replicas : 2 * replicas], *rest[2 * replicas :])
+            serving, ops, more = rest[:replicas], rest[replicas : 2 * replicas], rest[2 * replicas :]
+            return Ports(http_port, redis_port, serving, ops, more.pop(0) if prometheus else None, more)
     raise FleetError("no block of free ports between 15000 and 32000")

@@ -123,6 +123,8 @@ def ready(fleet: Fleet, name: str) -> bool:
         return answers(fleet.http_port, "/openapi.json", lambda status: status == 200)
     if name == "prometheus":
         return answers(fleet.prometheus_port, "/-/ready", lambda status: status == 200)
+    if name in fleet.apps:
+        return answers(fleet.app_ports[fleet.apps.index(name)], "/", lambda status: status == 200)
     return answers(fleet.ops_ports[fleet.replicas.index(name)], "/readyz", lambda status: status == 200)
 
 

@@ -167,16 +167,13 @@ def filled(source: Path, target: Path, replace: dict[str, str]) -> None:
 
 def nginx(directory: Path, tls: Path, port: int, where: dict[str, str]) -> list[str]:
     recipe = RECIPES / "nginx"
-    paths = {"/etc/nginx/tls": str(tls), "/etc/nginx/authfleet": str(directory / "authfleet")}
     filled(
         recipe / "conf.d" / "authfleet.conf",
         directory / "conf.d" / "authfleet.conf",
-        {**where, **paths, "listen 443 ssl": f"listen {HOST}:{port} ssl"},
+        {**where, "/etc/nginx/tls": str(tls), "listen 443 ssl": f"listen {HOST}:{port} ssl"},
     )
-    for part in ("proxy", "protect"):
+    for part in ("proxy", "protect", "server"):
         filled(recipe / "authfleet" / f"{part}.conf", directory / "authfleet" / f"{part}.conf", {})
-    server = {"/etc/nginx/authfleet": str(directory / "authfleet")}
-    filled(recipe / "authfleet" / "server.conf", directory / "authfleet" / "server.conf", server)
     # What nginx.conf of a distribution does: it includes conf.d/*.conf in http {}.
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = " ".join(f"{kind}_temp_path {directory}/{kind};" for kind in kinds)
