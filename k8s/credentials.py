@@ -3,6 +3,7 @@
 
     k8s/credentials.py new | kubectl create -f -
     REDIS_URL=... DATABASE_URL=... k8s/credentials.py new --outside | kubectl create -f -
+    DATABASE_URL=... k8s/credentials.py new --redis-cluster | kubectl create -f -
     kubectl -n authfleet get secret authfleet-server -o json | k8s/credentials.py rotate session | kubectl replace -f -
     kubectl -n authfleet get secret authfleet-redis -o json | k8s/credentials.py acl |
         kubectl -n authfleet exec -i authfleet-redis-0 -- redis-cli
@@ -11,6 +12,10 @@
 nobody is signed out. `session` has a step `switch` in the middle, because a replica may sign with the new key only when
 all replicas accept it. `session` needs the Secret authfleet-server, `redis` the Secrets authfleet-server and
 authfleet-redis. `acl` prints the commands that give a running Redis the passwords of its Secret, without a restart.
+
+`--outside` takes the URLs of both stores, `--redis-cluster` is for components/redis-cluster. For private authorities,
+DATABASE_CA_FILE and REDIS_CA_FILE name files with certificates (PEM), which go into the ConfigMap
+authfleet-certificates; the URL of PostgreSQL then gets sslmode and sslrootcert.
 """
 
 import argparse
@@ -21,7 +26,8 @@ import os
 import re
 import secrets
 import sys
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 SERVER, REDIS = "authfleet-server", "authfleet-redis"
 # probe is for the pod's probes. authfleet, for the replicas, can do everything except administration. operator is for
@@ -32,13 +38,21 @@ user probe on nopass resetkeys resetchannels -@all +ping
 user authfleet on {fleet} ~* &* +@all -@admin -@dangerous +info +config|get
 user operator on {operator} ~* &* +@all
 """
+# For the replicas in a cluster: with it they can copy all data, but run no other command.
+REPLICATION = "user replication on {replication} resetkeys resetchannels -@all +psync +replconf +ping\n"
+# Where overlays/scale-out mounts the ConfigMap.
+CERTIFICATES, MOUNTED = "authfleet-certificates", "/run/certificates"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     new = commands.add_parser("new", help="print the Secrets of a new fleet")
-    new.add_argument("--outside", action="store_true", help="take REDIS_URL and DATABASE_URL from the environment")
+    kind = new.add_mutually_exclusive_group()
+    kind.add_argument("--outside", action="store_true", help="take REDIS_URL and DATABASE_URL from the environment")
+    kind.add_argument(
+        "--redis-cluster", action="store_true", help="take DATABASE_URL; Redis is components/redis-cluster"
+    )
     for name, choices in (("rotate", ["session", "redis"]), ("switch", ["session"]), ("finish", ["session", "redis"])):
         command = commands.add_parser(name, help="read Secrets from standard input, print the changed ones")
         command.add_argument("what", choices=choices)
@@ -50,8 +64,14 @@ def main() -> None:
         print(acl_commands(read()[1]))
         return
     if arguments.command == "new":
-        made = outside() if arguments.outside else inside()
-        listed = {"apiVersion": "v1", "kind": "List", "items": [manifest(name, data) for name, data in made.items()]}
+        if arguments.outside or arguments.redis_cluster:
+            made, certificates = outside(arguments.redis_cluster)
+        else:
+            made, certificates = inside(), {}
+        items = [manifest(name, data) for name, data in made.items()]
+        if certificates:
+            items.append(config(CERTIFICATES, certificates))
+        listed = {"apiVersion": "v1", "kind": "List", "items": items}
     else:
         listed, found = read()
         {
@@ -76,12 +96,57 @@ def inside() -> dict[str, dict[str, str]]:
     }
 
 
-def outside() -> dict[str, dict[str, str]]:
-    """Secrets for a fleet whose stores are outside the cluster."""
-    data = {name: os.environ.get(name, "") for name in ("DATABASE_URL", "REDIS_URL")}
+def outside(has_cluster: bool) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Secrets and certificates for a fleet whose stores are outside. With has_cluster only PostgreSQL is."""
+    names = ["DATABASE_URL"] if has_cluster else ["DATABASE_URL", "REDIS_URL"]
+    data = {name: os.environ.get(name, "") for name in names}
     if missing := [name for name, value in data.items() if not value]:
         sys.exit(f"not set in the environment: {', '.join(missing)}")
-    return {SERVER: {**data, "SESSION_SECRET": secrets.token_hex(32)}}
+    certificates = {}
+    if text := certificate("DATABASE_CA_FILE"):
+        certificates["database-ca.pem"] = text
+        data["DATABASE_URL"] = with_certificate(data["DATABASE_URL"])
+    data["SESSION_SECRET"] = secrets.token_hex(32)
+    if has_cluster:
+        if os.environ.get("REDIS_CA_FILE"):
+            sys.exit("REDIS_CA_FILE is set, but components/redis-cluster has no TLS")
+        password, operator, replication = (secrets.token_hex(32) for _ in range(3))
+        acl = ACL + REPLICATION
+        redis = {
+            "users.acl": acl.format(fleet=digest(password), operator=digest(operator), replication=digest(replication)),
+            "operator": operator,
+            "replication.conf": f"masteruser replication\nmasterauth {replication}\n",
+        }
+        return {SERVER: {**data, "REDIS_URL": cluster_url(password)}, REDIS: redis}, certificates
+    if text := certificate("REDIS_CA_FILE"):
+        if not data["REDIS_URL"].startswith("rediss"):
+            sys.exit("REDIS_CA_FILE is set, but REDIS_URL has no TLS: it must begin with rediss")
+        certificates |= {"redis-ca.pem": text, "REDIS_CA_FILE": f"{MOUNTED}/redis-ca.pem"}
+    return {SERVER: data}, certificates
+
+
+def certificate(name: str) -> str | None:
+    """The text of the PEM file that an environment variable names, if it is set."""
+    if not (path := os.environ.get(name)):
+        return None
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"{name}: {error}")
+    if "-----BEGIN CERTIFICATE-----" not in text or "PRIVATE KEY" in text:
+        sys.exit(f"{name}: {path} must have certificates (PEM), and no key")
+    return text
+
+
+def with_certificate(url: str) -> str:
+    """DATABASE_URL with the mounted certificate, and sslmode=verify-full unless it has an sslmode that verifies."""
+    options = parse_qs(urlsplit(url).query)
+    if "sslrootcert" in options or options.get("sslmode", ["verify-full"])[0] not in ("verify-ca", "verify-full"):
+        sys.exit(
+            "DATABASE_CA_FILE is set: leave sslrootcert out of DATABASE_URL, and any sslmode that verifies nothing"
+        )
+    mode = "" if "sslmode" in options else "sslmode=verify-full&"
+    return f"{url}{'&' if options else '?'}{mode}sslrootcert={MOUNTED}/database-ca.pem"
 
 
 def rotate_session(found: dict[str, dict[str, str]]) -> None:
@@ -112,8 +177,10 @@ def rotate_redis(found: dict[str, dict[str, str]]) -> None:
         sys.exit("a rotation is under way: finish it first")
     both = f"{fleet_digests(acl)[0]} {digest(password)}"
     found[REDIS]["users.acl"] = acl.replace(fleet_digests(acl)[0], both)
-    entry(found, SERVER, "REDIS_URL")
-    found[SERVER]["REDIS_URL"] = redis_url(password)
+    url = entry(found, SERVER, "REDIS_URL")
+    if not (old := urlsplit(url).password):
+        sys.exit(f"{SERVER}: REDIS_URL has no password")
+    found[SERVER]["REDIS_URL"] = url.replace(f":{old}@", f":{password}@")
 
 
 def finish_redis(found: dict[str, dict[str, str]]) -> None:
@@ -143,15 +210,29 @@ def redis_url(password: str) -> str:
     return f"redis://authfleet:{password}@authfleet-redis.authfleet.svc.cluster.local:6379/0"
 
 
+def cluster_url(password: str) -> str:
+    """Names three members, which know the others."""
+    name = "authfleet-redis-cluster"
+    hosts = ",".join(f"{name}-{member}.{name}.authfleet.svc.cluster.local:6379" for member in range(3))
+    return f"redis-cluster://authfleet:{password}@{hosts}"
+
+
 def digest(password: str) -> str:
     """The hash of a password for Redis's ACL files, so that they don't contain the password itself."""
     return "#" + hashlib.sha256(password.encode()).hexdigest()
 
 
 def manifest(name: str, data: dict[str, str]) -> dict:
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata(name), "type": "Opaque", "data": encoded(data)}
+
+
+def config(name: str, data: dict[str, str]) -> dict:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(name), "data": data}
+
+
+def metadata(name: str) -> dict:
     labels = {f"app.kubernetes.io/{key}": "authfleet" for key in ("name", "instance", "part-of")}
-    metadata = {"name": name, "namespace": "authfleet", "labels": labels}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encoded(data)}
+    return {"name": name, "namespace": "authfleet", "labels": labels}
 
 
 def encoded(data: dict[str, str]) -> dict[str, str]:

@@ -23,6 +23,14 @@ CONNECTIONS = {
 }
 # overlays/scale-out uses stores outside the cluster: PostgreSQL, Redis, Sentinel.
 OUTSIDE = {("server", "sessions", 6379)}, {("server", "outside", port) for port in (5432, 6379, 26379)}
+# components/redis-cluster: the members with each other, and the Job that makes the cluster.
+CLUSTER = {
+    ("server", "sessions", 6379),
+    ("sessions", "sessions", 6379),
+    ("sessions", "sessions", 16379),
+    ("sessions-create", "dns", 53),
+    ("sessions-create", "sessions", 6379),
+}
 # Only components/tracing connects to the collector.
 TRACES = ("server", "monitoring", 4318)
 COMPONENT = "app.kubernetes.io/component"
@@ -56,8 +64,10 @@ def connections(objects: list[dict]) -> Iterator[str]:
         yield "NetworkPolicy: no policy denies everything by default"
     wanted = set(CONNECTIONS)
     workloads = {pairs[COMPONENT]: spec for _, pairs, spec in pods(objects)}
-    if "sessions" not in workloads:
+    if "sessions" not in workloads or "sessions-create" in workloads:
         wanted = wanted - OUTSIDE[0] | OUTSIDE[1]
+    if "sessions-create" in workloads:
+        wanted |= CLUSTER
     settings = (thing.get("data", {}) for thing in of_kind(objects, "ConfigMap"))
     collectors = [data[name] for data in settings for name in data if name == "OTEL_EXPORTER_OTLP_ENDPOINT"]
     if not collectors:
@@ -66,7 +76,7 @@ def connections(objects: list[dict]) -> Iterator[str]:
         service = urlsplit(url)
         if (service.hostname.split(".")[1:3], service.port) != ([TRACES[1], "svc"], TRACES[2]):
             yield f"NetworkPolicy: traces go to {url}, which is not {TRACES[1]} on port {TRACES[2]}"
-    inside = {"edge", "server", "sessions", "loadtest"}
+    inside = {"edge", "server", "sessions", "sessions-create", "loadtest"}
     into, out = set(), set()
     for policy in policies:
         name = policy["spec"]["podSelector"].get("matchLabels", {}).get(COMPONENT)

@@ -15,6 +15,8 @@ OVERLAYS = {"local": "network-policies", "scale-out": "network-policies-scale-ou
 # tests/k8s/run puts the newest kubectl first into PATH, and names the oldest one if this machine can run it.
 NEWEST = "kubectl"
 OLDEST = os.environ.get("OLDEST_KUBECTL")
+# The stores that only one overlay can have. Each brings network policies of its own.
+STORES = {"local": [], "scale-out": ["redis-cluster"]}
 COMPONENTS = ["monitoring", "tracing", "autoscaling", "ingress/ingress", "ingress/gateway", "loadtest"]
 
 
@@ -23,9 +25,17 @@ def combinations() -> dict[str, tuple[str, tuple[str, ...]]]:
     return {
         "+".join((overlay, *chosen)): (overlay, chosen)
         for overlay, policies in OVERLAYS.items()
-        for size in range(len(COMPONENTS) + 2)
-        for chosen in itertools.combinations([policies, *COMPONENTS], size)
+        for size in range(len(COMPONENTS) + len(STORES[overlay]) + 2)
+        for chosen in itertools.combinations([policies, *STORES[overlay], *COMPONENTS], size)
     }
+
+
+def with_policies(components: tuple[str, ...]) -> list[str]:
+    """The components and, if network policies are among them, those of their stores, which follow at once."""
+    if components[:1] not in [(policies,) for policies in OVERLAYS.values()]:
+        return list(components)
+    added = [f"{store}/network-policies" for store in components if store in STORES["scale-out"]]
+    return [components[0], *added, *components[1:]]
 
 
 def kustomize(kubectl: str, directory: Path) -> str:
@@ -40,7 +50,7 @@ def kustomize(kubectl: str, directory: Path) -> str:
 def render(name: str) -> list[dict]:
     """Renders one combination and returns its objects."""
     overlay, components = combinations()[name]
-    paths = [f"../k8s/components/{component}" for component in components]
+    paths = [f"../k8s/components/{component}" for component in with_policies(components)]
     return render_own(name.replace("/", "_"), {"resources": [f"../k8s/overlays/{overlay}"], "components": paths})
 
 
@@ -82,7 +92,7 @@ def renders() -> dict[str, list[dict]]:
 
 
 def full_name(overlay: str) -> str:
-    return "+".join((overlay, OVERLAYS[overlay], *COMPONENTS))
+    return "+".join((overlay, OVERLAYS[overlay], *STORES[overlay], *COMPONENTS))
 
 
 def full(overlay: str) -> list[dict]:

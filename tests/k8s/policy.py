@@ -59,7 +59,9 @@ def references(objects):
             volumes.add(volume["name"])
             yield from missing(thing, "PersistentVolumeClaim", volume.get("persistentVolumeClaim", {}).get("claimName"))
             config = volume.get("configMap", {})
-            yield from missing(thing, "ConfigMap", config.get("name"))
+            # credentials.py makes the optional ones; test_credentials.py checks them.
+            if not config.get("optional"):
+                yield from missing(thing, "ConfigMap", config.get("name"))
             data = there.get(("ConfigMap", config.get("name")), {}).get("data", {})
             for key in {item["key"] for item in config.get("items", [])} - set(data):
                 yield f"{label(thing)}: ConfigMap {config['name']} has no key {key}"
@@ -298,9 +300,10 @@ def variables(objects):
         for name, value in given.items():
             # DATABASE_URL may be secret, but a path of SQLite's file isn't.
             is_secret = name in secret and not str(value).startswith("sqlite://")
-            if name.removesuffix("_FILE") not in known or is_secret:
+            if known.isdisjoint({name, name.removesuffix("_FILE")}) or is_secret:
                 yield f"{where}: variable {name} is unknown, or a secret that must come from a file"
-            if name.endswith("_FILE") and value not in _secret_files(spec, container):
+            # A value from elsewhere is in the optional ConfigMap of certificates, which test_manifests.py checks.
+            if name.endswith("_FILE") and value is not None and value not in _secret_files(spec, container):
                 yield f"{where}: {name} names {value}, which is not mounted"
 
 

@@ -41,8 +41,13 @@ def outside() -> str:
     return credentials("new", "--outside", DATABASE_URL="postgres://db/authfleet", REDIS_URL="rediss://cache")
 
 
+def cluster() -> str:
+    """The Secrets of components/redis-cluster."""
+    return credentials("new", "--redis-cluster", DATABASE_URL="postgres://db/authfleet")
+
+
 def test_kubernetes_takes_the_secrets():
-    for text in (credentials("new"), outside()):
+    for text in (credentials("new"), outside(), cluster()):
         assert schema.problems(json.loads(text)["items"]) == []
         # kubectl must be able to read it, as in the README's command.
         with tempfile.TemporaryDirectory() as directory:
@@ -53,12 +58,13 @@ def test_kubernetes_takes_the_secrets():
 
 
 def test_every_mounted_key_is_made():
-    made = {"local": decoded(credentials("new")), "scale-out": decoded(outside())}
+    made = {"local": decoded(credentials("new")), "scale-out": decoded(outside()), "redis-cluster": decoded(cluster())}
     for name, objects in renders().items():
+        kind = "redis-cluster" if "redis-cluster" in name else name.partition("+")[0]
         for thing, _, spec in pods(objects):
             for secret in [volume["secret"] for volume in spec.get("volumes", []) if "secret" in volume]:
                 keys = {item["key"] for item in secret["items"]}
-                assert keys <= set(made[name.partition("+")[0]][secret["secretName"]]), f"{name}: {label(thing)}"
+                assert keys <= set(made[kind][secret["secretName"]]), f"{name}: {label(thing)}"
 
 
 def test_no_password_is_in_the_acl_file_and_none_is_made_twice():
@@ -91,6 +97,48 @@ def test_one_secret_by_itself_as_kubectl_gives_it():
     rotated = json.loads(credentials("rotate", "session", given=json.dumps(server)))["items"]
     # with it, `kubectl replace` refuses to overwrite somebody else's change
     assert [item["metadata"]["resourceVersion"] for item in rotated] == ["42"]
+
+
+def test_private_authorities_are_mounted_and_named(tmp_path):
+    ca = tmp_path / "ca.pem"
+    ca.write_text("-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n")
+    urls = {"DATABASE_URL": "postgres://db/authfleet", "REDIS_URL": "rediss-cluster://cache"}
+    both = {"DATABASE_CA_FILE": str(ca), "REDIS_CA_FILE": str(ca)}
+    server, certificates = json.loads(credentials("new", "--outside", **urls, **both))["items"]
+    assert schema.problems([server, certificates]) == []
+    assert (certificates["kind"], certificates["metadata"]["name"]) == ("ConfigMap", "authfleet-certificates")
+    assert certificates["data"] == {
+        "database-ca.pem": ca.read_text(),
+        "redis-ca.pem": ca.read_text(),
+        "REDIS_CA_FILE": "/run/certificates/redis-ca.pem",
+    }
+    root = "sslrootcert=/run/certificates/database-ca.pem"
+    for url, made in (
+        ("postgres://db/a", f"postgres://db/a?sslmode=verify-full&{root}"),
+        ("postgres://db/a?sslmode=verify-ca", f"postgres://db/a?sslmode=verify-ca&{root}"),
+    ):
+        text = credentials("new", "--outside", **{**urls, "DATABASE_URL": url}, DATABASE_CA_FILE=str(ca))
+        assert base64.b64decode(json.loads(text)["items"][0]["data"]["DATABASE_URL"]).decode() == made
+    (tmp_path / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\n")
+    for changed, words in (
+        ({"DATABASE_URL": "postgres://db/a?sslmode=require"}, "verifies nothing"),
+        ({"DATABASE_URL": "postgres://db/a?sslrootcert=/x"}, "leave sslrootcert out"),
+        ({"REDIS_URL": "redis://cache"}, "REDIS_URL has no TLS"),
+        ({"REDIS_CA_FILE": str(tmp_path / "key.pem")}, "and no key"),
+        ({"DATABASE_CA_FILE": str(tmp_path / "none.pem")}, "No such file"),
+    ):
+        done = run("new", "--outside", **{**urls, **both, **changed})
+        assert done.returncode and not done.stdout and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rotating_the_password_of_a_cluster_keeps_its_url():
+    begin = cluster()
+    before, between = decoded(begin), decoded(credentials("rotate", "redis", given=begin))
+    pattern = r"redis-cluster://authfleet:([0-9a-f]{64})@authfleet-redis-cluster-0\."
+    old, new = (re.match(pattern, made["authfleet-server"]["REDIS_URL"])[1] for made in (before, between))
+    assert old != new
+    assert before["authfleet-server"]["REDIS_URL"].replace(old, new) == between["authfleet-server"]["REDIS_URL"]
+    assert before["authfleet-redis"]["replication.conf"] == between["authfleet-redis"]["replication.conf"]
 
 
 def test_wrong_input_is_named():

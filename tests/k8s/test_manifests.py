@@ -16,13 +16,13 @@ from fleet import (
     K8S,
     OVERLAYS,
     ROOT,
+    STORES,
     full,
     full_name,
     kustomize,
     label,
     named,
     of_kind,
-    pods,
     rendered,
     renders,
     unreadable,
@@ -57,7 +57,8 @@ def test_every_other_kubectl_renders_the_same():
 def test_every_directory_is_rendered():
     kustomizations = {file.parent.relative_to(K8S).as_posix() for file in K8S.rglob("kustomization.yaml")}
     rendered = {f"overlays/{overlay}" for overlay in OVERLAYS}
-    rendered |= {f"components/{component}" for component in [*OVERLAYS.values(), *COMPONENTS]}
+    stores = [path for store in STORES["scale-out"] for path in (store, f"{store}/network-policies")]
+    rendered |= {f"components/{component}" for component in [*OVERLAYS.values(), *stores, *COMPONENTS]}
     # The others include these.
     assert kustomizations - rendered == {"base", "components/ingress/behind-proxy"}
 
@@ -122,14 +123,38 @@ def test_nginx_asks_the_headless_service():
 def test_scale_out_has_no_shared_state():
     for name, objects in renders().items():
         if name.startswith("scale-out"):
-            assert of_kind(objects, "PersistentVolumeClaim", "StatefulSet") == [], name
-            assert not any("redis" in label(thing) for thing in objects), name
-            for thing, _, spec in pods(objects):
-                if thing["metadata"]["name"] == "authfleet-server":
-                    assert {term["topologyKey"] for term in spec["topologySpreadConstraints"]} == {
-                        "kubernetes.io/hostname",
-                        "topology.kubernetes.io/zone",
-                    }
+            assert of_kind(objects, "PersistentVolumeClaim") == [], name
+            if "redis-cluster" not in name:
+                assert of_kind(objects, "StatefulSet") == [], name
+                assert not any("redis" in label(thing) for thing in objects), name
+            server = named(objects, "Deployment", "authfleet-server")["spec"]["template"]["spec"]
+            assert {term["topologyKey"] for term in server["topologySpreadConstraints"]} == {
+                "kubernetes.io/hostname",
+                "topology.kubernetes.io/zone",
+            }
+
+
+def test_certificates_are_mounted_where_the_urls_name_them():
+    server = named(full("scale-out"), "Deployment", "authfleet-server")["spec"]["template"]["spec"]
+    volume = next(volume for volume in server["volumes"] if volume["name"] == "certificates")
+    assert {"name": "authfleet-certificates", "optional": True}.items() <= volume["configMap"].items()
+    for container in (*server["initContainers"], *server["containers"]):
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert mounts["/run/certificates"] == "certificates"
+    variable = next(v for v in server["containers"][0]["env"] if v["name"] == "REDIS_CA_FILE")["valueFrom"]
+    assert variable["configMapKeyRef"] == {"name": "authfleet-certificates", "key": "REDIS_CA_FILE", "optional": True}
+
+
+def test_the_cluster_has_the_configuration_of_deploy():
+    objects = full("scale-out")
+    files = ("redis.conf", "replicated.conf", "cluster.conf")
+    data = named(objects, "ConfigMap", "authfleet-redis-cluster")["data"]
+    assert data == {name: (ROOT / "deploy/redis" / name).read_text() for name in files}
+    members = named(objects, "StatefulSet", "authfleet-redis-cluster")["spec"]["replicas"]
+    job = named(objects, "Job", "authfleet-redis-create")["spec"]["template"]["spec"]["containers"][0]
+    nodes = next(variable["value"] for variable in job["env"] if variable["name"] == "NODES")
+    host = "authfleet-redis-cluster-{0}.authfleet-redis-cluster.authfleet.svc.cluster.local:6379"
+    assert nodes.split() == [host.format(member) for member in range(members)]
 
 
 def test_replicas_run_the_same_version_as_the_migration():
@@ -142,7 +167,11 @@ def test_replicas_run_the_same_version_as_the_migration():
 def test_images_are_named_in_one_place():
     tags = re.compile(r"(image: \S+:\S+|newTag: )")
     named_in = {file.relative_to(K8S).as_posix() for file in K8S.rglob("*.yaml") if tags.search(file.read_text())}
-    assert named_in == {"base/kustomization.yaml", "components/loadtest/kustomization.yaml"}
+    assert named_in == {
+        "base/kustomization.yaml",
+        "components/loadtest/kustomization.yaml",
+        "components/redis-cluster/kustomization.yaml",
+    }
 
 
 def test_the_rules_are_those_of_deploy():
