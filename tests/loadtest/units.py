@@ -152,6 +152,27 @@ class Results(unittest.TestCase):
         ):
             self.assertIn(said, blocks[name])
 
+    def test_the_table_of_the_stores_is_what_is_calculated(self) -> None:
+        def capacity(*arguments: str) -> list[str]:
+            command = [sys.executable, "-B", str(LOADTEST / "capacity"), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+        document = (LOADTEST.parent / "docs" / "capacity.md").read_text()
+        # `make docs` doesn't write this table: after new figures, paste what the command prints.
+        self.assertIn("\n".join(capacity("--stores")), document)
+        one = ["--stores", "--sessions", "1e6", "--checks", "1e4"]
+        for options, column, cell in (
+            (["--logins", "40", "--cores", "1", "--replicas", "19"], 4, "PgBouncer"),
+            (["--logins", "40", "--cores", "1", "--replicas", "18"], 4, "direct"),
+            (["--replicas", "5000"], 9, "10002 (too many)"),
+            (["--copies", "1"], 7, "2"),
+            (["--shard", "1"], 6, "3"),
+            # 3 x 2 cores, 3 members, and 3 x 1.08 GiB.
+            (["--core-price", "10", "--gib-price", "0"], 11, "90"),
+        ):
+            cells = [cell.strip() for cell in capacity(*one, *options)[-1].strip("|").split("|")]
+            self.assertEqual(cells[column], cell, options)
+
     def test_changes_that_are_not_committed_are_said(self) -> None:
         self.assertIn("not committed", source.words({"commit": "c0ffee", "clean": False}))
         self.assertEqual(source.words({"commit": "c0ffee", "clean": True}), "commit c0ffee")
