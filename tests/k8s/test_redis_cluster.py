@@ -122,6 +122,9 @@ def test_the_script_makes_a_cluster_once_and_brings_it_together_again(pods):
     assert len(primaries) == 3 and sorted(role[1] for role in replicas) == sorted(primaries)
     hosts = pods.operator(0, "cluster", "nodes")
     assert all(f"authfleet-redis-cluster-{index}.authfleet-redis-cluster." in hosts for index in range(6))
+    # What authfleet asks a cluster, besides the commands that test_redis.py tries.
+    for command in (["wait", "1", "0"], ["cluster", "slots"], ["cluster", "info"], ["asking"]):
+        assert not re.search("NOPERM|ERR", pods.fleet(*command)), command
     for user in "abcdef":
         assert pods.fleet("set", f"session:{{{user}}}:1", user) == "OK"
 
