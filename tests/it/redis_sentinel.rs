@@ -252,5 +252,6 @@ async fn an_isolated_primary_lets_nobody_in() {
     let accepted = seen.iter().flatten().filter(|answer| answer.status == 200 && answer.begin > cut);
     assert_eq!(accepted.filter(|answer| answer.end < before).count(), 0);
     group.join(primary);
+    group.settled(3).await;
     assert_eq!(fleet[0].check(&session).await, 200);
 }

@@ -4,7 +4,8 @@ use std::fs;
 use crate::fleet::{Access, Authority, Fleet, Group, PATIENTLY, SPECIAL, within};
 use crate::redis_urls::{expect_message, expect_sessions};
 
-const TLS: Access = Access { login: Some(SPECIAL), sentinel_login: None, tls: true, client_certificates: true };
+const TLS: Access =
+    Access { login: Some(SPECIAL), sentinel_login: None, tls: true, client_certificates: true, own_addresses: false };
 
 #[tokio::test]
 async fn one_redis_by_tls() {

@@ -3,7 +3,13 @@ use crate::fleet::{Access, Fleet, Group, SPECIAL};
 
 /// Access with a user and password at Redis and at the Sentinels, with or without TLS.
 fn closed(tls: bool) -> Access {
-    Access { login: Some(SPECIAL), sentinel_login: Some(("watch", "who: watches?")), tls, client_certificates: tls }
+    Access {
+        login: Some(SPECIAL),
+        sentinel_login: Some(("watch", "who: watches?")),
+        tls,
+        client_certificates: tls,
+        own_addresses: false,
+    }
 }
 
 /// Fails the test unless replicas with this URL create, find and end a session.

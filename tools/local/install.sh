@@ -35,6 +35,9 @@ if $dev && ! have pgbouncer; then need pgbouncer pgbouncer; services+=(pgbouncer
 # One of the proxies in tests/forward_auth; the others are wheels (tools/requirements/proxies.txt).
 if $dev && ! have haproxy; then need haproxy haproxy; services+=(haproxy); fi
 if $dev; then have openssl || need openssl openssl; fi
+# Tests that cut servers off from each other do so in a network namespace, which only Linux has.
+if $dev && ! have ip && have apt-get; then need iproute2 ''; fi
+if $dev && ! have nft && have apt-get; then need nftables ''; fi
 # The demo uses it if it is installed; the tests of rules and dashboards need it.
 if $bundle && ! have prometheus; then need prometheus prometheus; services+=(prometheus); fi
 have curl || need curl curl
@@ -44,7 +47,7 @@ if $dev && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then need pyth
 have cargo || fail "no Rust toolchain: install one from https://rustup.rs and try again"
 
 if [ ${#apt_packages[@]} -eq 0 ]; then
-    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer, haproxy, openssl')$($bundle && echo ', prometheus') are installed"
+    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer, haproxy, openssl, ip, nft')$($bundle && echo ', prometheus') are installed"
     exit 0
 fi
 

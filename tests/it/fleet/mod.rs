@@ -19,6 +19,7 @@ mod applications;
 mod client;
 mod collector;
 mod demo;
+mod network;
 mod password_changes;
 mod ports;
 pub mod postgres;
@@ -44,6 +45,7 @@ pub use self::applications::{APP, LOGIN_HOST, Proxy, Visitor, WIKI, identity, op
 pub use self::client::{Answer, Call, PASSWORD, Raw, Session};
 pub use self::collector::{Collector, Span};
 pub use self::demo::Demo;
+pub use self::network::{Cut, Way, Whom, in_own_network};
 pub use self::password_changes::PasswordChanges;
 pub use self::ports::Port;
 pub use self::postgres::Postgres;

@@ -4,6 +4,8 @@ use tokio::net::TcpSocket;
 /// A port, and the socket that keeps it reserved while nobody listens.
 #[derive(Debug)]
 pub struct Port {
+    /// The address that it belongs to.
+    pub host: String,
     pub number: u16,
     #[expect(dead_code, reason = "it is kept")]
     held: Option<TcpSocket>,
@@ -12,8 +14,18 @@ pub struct Port {
 impl Port {
     /// A free port. Redis can't inherit a socket, and doesn't say which port it chose for 0.
     pub fn free() -> Self {
-        let (number, held) = bound("127.0.0.1:0");
-        Self { number, held }
+        Self::free_at("127.0.0.1")
+    }
+
+    /// The same of another address of this machine.
+    pub fn free_at(host: &str) -> Self {
+        let (number, held) = bound(&format!("{host}:0"));
+        Self { host: host.to_owned(), number, held }
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.host, self.number)
     }
 }
 

@@ -36,6 +36,15 @@ pub struct Access {
     pub tls: bool,
     /// Whether clients must show a certificate.
     pub client_certificates: bool,
+    /// Whether each server has an address of its own, from which it also connects to others, so that the network can
+    /// tell them apart: [`host`].
+    pub own_addresses: bool,
+}
+
+/// Where servers with addresses of their own are. Everything under 127 is this machine on Linux. The third part says
+/// which of the two kinds it is.
+pub fn host(is_sentinel: bool, index: usize) -> String {
+    format!("127.1.{}.{}", u8::from(is_sentinel), index + 1)
 }
 
 /// A name and a password full of characters with a meaning in URLs or in Redis's configuration, each as it is and as it
@@ -128,14 +137,16 @@ impl Group {
     /// Starts a primary, two replicas and three Sentinels.
     pub async fn sentinel(access: Access) -> Self {
         let mut group = Self::new(Kind::Sentinel, access);
-        let ports = [(); 3].map(|()| Port::free());
-        let primary = ports[0].number;
-        let mut watched = vec![format!("sentinel monitor {NAME} 127.0.0.1 {primary} 2")];
+        let ports = [0, 1, 2].map(|index| group.port(false, index));
+        // As configurations have it: host, space, port.
+        let place = |port: &Port| format!("{} {}", port.host, port.number);
+        let primary = place(&ports[0]);
+        let mut watched = vec![format!("sentinel monitor {NAME} {primary} 2")];
         for (index, port) in ports.into_iter().enumerate() {
             let mut lines = group.common(&port);
             if index > 0 {
-                lines.push(format!("replicaof 127.0.0.1 {primary}"));
-                watched.push(format!("sentinel known-replica {NAME} 127.0.0.1 {}", port.number));
+                lines.push(format!("replicaof {primary}"));
+                watched.push(format!("sentinel known-replica {NAME} {}", place(&port)));
             }
             group.add(&format!("redis-{index}"), port, &lines);
         }
@@ -144,10 +155,11 @@ impl Group {
         watched.push(format!("sentinel down-after-milliseconds {NAME} {}", DOWN_AFTER.as_millis()));
         watched.push(format!("sentinel failover-timeout {NAME} 3000"));
         watched.push(format!("sentinel parallel-syncs {NAME} 2"));
-        let ports = [(); 3].map(|()| Port::free());
-        let numbers = [0, 1, 2].map(|index: usize| ports[index].number);
+        let ports = [0, 1, 2].map(|index| group.port(true, index));
+        let places = [0, 1, 2].map(|index: usize| place(&ports[index]));
         for (index, port) in ports.into_iter().enumerate() {
             let mut lines = group.tls(port.number);
+            lines.extend(group.source(&port));
             lines.push(format!("sentinel myid {}", id(index)));
             if let Some((name, password)) = group.access.sentinel_login {
                 lines.extend([
@@ -160,8 +172,7 @@ impl Group {
             }
             lines.extend(watched.iter().cloned());
             for other in (0..3).filter(|&other| other != index) {
-                let port = numbers[other];
-                lines.push(format!("sentinel known-sentinel {NAME} 127.0.0.1 {port} {}", id(other)));
+                lines.push(format!("sentinel known-sentinel {NAME} {} {}", places[other], id(other)));
             }
             let directory = group.directory.path().join(format!("sentinel-{index}"));
             group.sentinels.push(Server::sentinel(&directory, port, &lines));
@@ -172,13 +183,13 @@ impl Group {
     /// Starts a cluster of three primaries with a replica each.
     pub async fn cluster(access: Access) -> Self {
         let mut group = Self::new(Kind::Cluster, access);
-        let ports = [(); 6].map(|()| (Port::free(), Port::free()));
+        let ports = [0, 1, 2, 3, 4, 5].map(|index| (group.port(false, index), group.port(false, index)));
         let slots = ["0-5460", "5461-10922", "10923-16383"];
         let members: Vec<_> = ports
             .iter()
             .enumerate()
             .map(|(index, (port, bus))| {
-                let place = format!("{} 127.0.0.1:{}@{}", id(index), port.number, bus.number);
+                let place = format!("{} {}@{}", id(index), port.address(), bus.number);
                 match slots.get(index) {
                     Some(slots) => (place, format!("master - 0 0 {} connected {slots}", index + 1)),
                     None => (place, format!("slave {} 0 0 {} connected", id(index - 3), index - 2)),
@@ -216,6 +227,16 @@ impl Group {
         Self { servers: Vec::new(), sentinels: Vec::new(), kind, access, authority, kept: Vec::new(), directory }
     }
 
+    /// For the server of this number, or the Sentinel.
+    fn port(&self, is_sentinel: bool, index: usize) -> Port {
+        if self.access.own_addresses { Port::free_at(&host(is_sentinel, index)) } else { Port::free() }
+    }
+
+    /// Where a server connects from.
+    fn source(&self, port: &Port) -> Option<String> {
+        self.access.own_addresses.then(|| format!("bind-source-addr {}", port.host))
+    }
+
     fn tls(&self, port: u16) -> Vec<String> {
         let Some(authority) = &self.authority else { return Vec::new() };
         let [certificate, key] = &authority.server;
@@ -233,6 +254,7 @@ impl Group {
     /// The configuration that all servers of the group share.
     fn common(&self, port: &Port) -> Vec<String> {
         let mut lines = self.tls(port.number);
+        lines.extend(self.source(port));
         if self.kind != Kind::Single {
             lines.push(shipped("replicated.conf"));
             lines.push(format!("min-replicas-max-lag {}", LAG.as_secs()));
@@ -321,12 +343,14 @@ impl Group {
 
     /// The primary that one Sentinel names.
     pub fn named(&self, sentinel: &Server) -> Option<usize> {
-        let (_, port): (String, u16) = sentinel.try_run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).ok()?;
-        self.at(port)
+        let (host, port): (String, u16) = sentinel.try_run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).ok()?;
+        self.at(&host, port)
     }
 
-    fn at(&self, port: u16) -> Option<usize> {
-        self.servers.iter().position(|server| server.port.as_ref().is_some_and(|own| own.number == port))
+    fn at(&self, host: &str, port: u16) -> Option<usize> {
+        self.servers
+            .iter()
+            .position(|server| server.port.as_ref().is_some_and(|own| own.host == host && own.number == port))
     }
 
     /// The server of a cluster that has this key, according to the server `through`.
@@ -340,8 +364,8 @@ impl Group {
             if let Some(redis::Value::Array(node)) = parts.get_mut(2) {
                 node.truncate(3);
             }
-            let (from, to, (_, port, _)): Range = redis::from_redis_value(redis::Value::Array(parts)).ok()?;
-            if (from..=to).contains(&slot) { self.at(port) } else { None }
+            let (from, to, (host, port, _)): Range = redis::from_redis_value(redis::Value::Array(parts)).ok()?;
+            if (from..=to).contains(&slot) { self.at(&host, port) } else { None }
         })
     }
 
@@ -409,6 +433,9 @@ impl Group {
         for account in ["replica", "sentinel"] {
             self.servers[server].run::<String>(&["ACL", "SETUSER", account, "on"]);
         }
+        // A Sentinel names itself once per connection, and keeps one on which it was refused: any answer to its PING
+        // counts as a sign of life of the connection. Without a name it would stay there for ever.
+        self.servers[server].run::<i64>(&["CLIENT", "KILL", "USER", "default"]);
     }
 }
 

@@ -46,7 +46,8 @@ impl Server {
         let has_own_port = lines.iter().any(|line| line.starts_with("tls-port "));
         let number = port.as_ref().filter(|_| !has_own_port).map_or(0, |port| port.number);
         let here = directory.display();
-        let places = format!("bind 127.0.0.1\nport {number}\nunixsocket {here}/redis.sock\ndir {here}\n");
+        let host = port.as_ref().map_or("127.0.0.1", |port| &port.host);
+        let places = format!("bind {host}\nport {number}\nunixsocket {here}/redis.sock\ndir {here}\n");
         // A copy, because servers write changes of their state into their configuration.
         fs::write(directory.join("redis.conf"), format!("{first}\n{places}{}\n", lines.join("\n"))).expect("a file");
         let is_closed = lines.iter().any(|line| line.starts_with(&format!("user {HARNESS} ")));
@@ -74,7 +75,7 @@ impl Server {
 
     /// Host and port.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port.as_ref().expect("it listens on a port").number)
+        self.port.as_ref().expect("it listens on a port").address()
     }
 
     /// Starts it, with its previous address and data if it ran before. Returns when it answers.

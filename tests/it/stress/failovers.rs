@@ -1,5 +1,5 @@
-//! The same, while Redis's primaries are killed or frozen, fail over, and come back with old data. None of that may
-//! undo an acknowledged revocation. Sessions that were just created may get lost. They are counted.
+//! The same, while Redis's primaries are killed, frozen or cut off, fail over, and come back with old data. None of that
+//! may undo an acknowledged revocation. Sessions that were just created may get lost. They are counted.
 //!
 //! `make chaos` runs longer than the suite does: see CONTRIBUTING.md.
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +11,7 @@ use futures::future::join_all;
 
 use super::history::{Violation, What, figures, violations};
 use super::{Clients, unlisted};
-use crate::fleet::{Access, Fleet, Group, PATIENTLY, within};
+use crate::fleet::{Access, Cut, Fleet, Group, PATIENTLY, Way, Whom, in_own_network, within};
 
 /// A fault of Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,25 +28,46 @@ enum Fault {
     ReplicasFrozen,
     /// A replica is killed, and comes back with its data.
     ReplicaKilled,
+    /// A primary is cut off: from all its peers until another one is elected, from its replicas alone or from its
+    /// clients for some seconds.
+    CutOff(Cut),
+    /// A primary is cut off from its peers, killed when another one is elected, and comes back with what it was told
+    /// after the cut.
+    CutOffAndKilled,
 }
 
-const KINDS: [Fault; 6] = [
+const OTHERS: [Fault; 7] = [
     Fault::PrimaryKilled,
     Fault::PrimaryFrozen,
     Fault::PrimaryPaused,
     Fault::Failover,
     Fault::ReplicasFrozen,
     Fault::ReplicaKilled,
+    Fault::CutOffAndKilled,
 ];
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_sentinel() {
-    chaos(Group::sentinel(Access::default()).await).await;
+fn kinds() -> Vec<Fault> {
+    let mut kinds = OTHERS.to_vec();
+    for whom in [Whom::Servers, Whom::Peers, Whom::Clients] {
+        kinds.extend([Way::Both, Way::Arriving, Way::Leaving].map(|way| Fault::CutOff(Cut { whom, way })));
+    }
+    kinds
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_a_cluster() {
-    chaos(Group::cluster(Access::default()).await).await;
+#[test]
+fn asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_sentinel() {
+    let name = "stress::failovers::asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_sentinel";
+    in_own_network(name, async {
+        chaos(Group::sentinel(Access { own_addresses: true, ..Access::default() }).await).await;
+    });
+}
+
+#[test]
+fn asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_a_cluster() {
+    let name = "stress::failovers::asvs_7_4_1_no_acknowledged_revocation_is_undone_by_a_failover_of_a_cluster";
+    in_own_network(name, async {
+        chaos(Group::cluster(Access { own_addresses: true, ..Access::default() }).await).await;
+    });
 }
 
 /// The checker finds real violations: if replicas don't confirm revocations, a primary that dies loses some.
@@ -109,13 +130,16 @@ async fn chaos(mut group: Group) {
     while Instant::now() < until {
         if next.is_empty() {
             // Each kind happens once before any is repeated.
-            next = KINDS.to_vec();
+            next = kinds();
             rng.shuffle(&mut next);
         }
         let fault = next.pop().expect("there are kinds");
+        let struck = Instant::now();
         strike(&mut group, fault, &mut rng).await;
         *faults.entry(fault).or_default() += 1;
+        let over = Instant::now();
         group.settled(group.sentinels.len()).await;
+        println!("{:?}, and {:?} until all servers were together", over - struck, over.elapsed());
         tokio::time::sleep(Duration::from_millis(rng.u64(..500))).await;
     }
     clients.stop.store(true, Ordering::Relaxed);
@@ -217,6 +241,26 @@ async fn strike(group: &mut Group, fault: Fault, rng: &mut Rng) {
             tokio::time::sleep(moment).await;
             group.servers[replica].start().await;
         }
+        Fault::CutOff(cut) => {
+            cut.begin(group, primary);
+            if cut.whom == Whom::Peers {
+                another(group, primary).await;
+                tokio::time::sleep(moment).await;
+            } else {
+                // Some are too short for anybody to give up.
+                tokio::time::sleep(moment * rng.u32(1..4)).await;
+            }
+            Cut::end_all();
+        }
+        Fault::CutOffAndKilled => {
+            let cut = Cut { whom: Whom::Peers, way: Way::Both };
+            cut.begin(group, primary);
+            another(group, primary).await;
+            group.servers[primary].kill();
+            Cut::end_all();
+            tokio::time::sleep(moment).await;
+            group.servers[primary].start().await;
+        }
     }
 }
 
@@ -229,5 +273,5 @@ async fn another(group: &Group, old: usize) {
         // The other server of the same shard. Replicas follow primaries in the order of shards.
         group.servers[(old + 3) % 6].info("role") == "master"
     };
-    within(PATIENTLY, "another primary", elected).await;
+    within(3 * PATIENTLY, "another primary", elected).await;
 }
