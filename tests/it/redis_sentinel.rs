@@ -204,6 +204,82 @@ async fn another_primary_is_found_however_the_first_one_goes() {
     assert_eq!(fleet[0].check(&session).await, 200);
 }
 
+/// However many requests wait for it, a new primary gets a few connections from each replica of authfleet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_primary_meets_no_herd() {
+    let mut group = Group::sentinel(Access::default()).await;
+    let fleet = Fleet::builder().sessions_in(&group).replicas(3).start().await;
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    let watches: Vec<_> = (0..10).map(|_| Watch::over(&fleet, &session)).collect();
+    let received = |server: &Server| server.info("total_connections_received").parse::<u64>().expect("a number");
+    let before: Vec<_> = group.servers.iter().map(received).collect();
+    let old = group.primary();
+    group.servers[old].kill();
+    // Only Sentinels are asked, so that no connection of the test's own is counted.
+    let elected = async || group.named(&group.sentinels[0]).is_some_and(|named| named != old);
+    within(PATIENTLY, "another primary", elected).await;
+    let election = Instant::now();
+    within(PATIENTLY, "right answers", async || {
+        let mut right = true;
+        for replica in fleet.replicas() {
+            right &= replica.check(&session).await == 200;
+        }
+        right
+    })
+    .await;
+    let new = group.primary();
+    // One of them asked for the number.
+    let opened = received(&group.servers[new]) - before[new] - 1;
+    let seconds = election.elapsed().as_secs() + 1;
+    let mut refused = 0;
+    for watch in watches {
+        refused += watch.expect(200).await.iter().flatten().filter(|answer| answer.status == 503).count();
+    }
+    println!("{opened} connections to the new primary, {refused} requests were refused meanwhile");
+    // Three Sentinels with two links each and the other replica, each of them perhaps twice. Two links on each replica
+    // of authfleet, each perhaps twice, and once a second while the new primary refuses writes because it has no
+    // replica.
+    assert!(opened <= 14 + 12 + 6 * seconds, "{opened} connections: a herd");
+    assert!(refused > 200, "too little was asked: {refused}");
+}
+
+/// A replica tries to connect once at a time and ten times a second, not once per request. The attempts are counted
+/// where they arrive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_away_is_not_flooded() {
+    let mut fleet = Fleet::builder().redis_over_tcp().replicas(2).start().await;
+    let session = fleet[0].login(&fleet[0].register("ada").await).await;
+    let watches: Vec<_> = (0..10).map(|_| Watch::over(&fleet, &session)).collect();
+    let address = fleet.redis.address().parse().expect("an address");
+    fleet.redis.kill();
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("SO_REUSEADDR");
+    socket.bind(address).expect("nobody listens there");
+    let listener = socket.listen(1024).expect("it listens");
+    let begin = Instant::now();
+    let end = tokio::time::Instant::now() + Duration::from_secs(3);
+    let mut attempts = 0;
+    while let Ok(accepted) = tokio::time::timeout_at(end, listener.accept()).await {
+        drop(accepted.expect("a connection"));
+        attempts += 1;
+    }
+    let tenths = begin.elapsed().as_millis() / 100;
+    drop(listener);
+    fleet.redis.start().await;
+    within(PATIENTLY, "right answers", async || {
+        fleet[0].check(&session).await == 200 && fleet[1].check(&session).await == 200
+    })
+    .await;
+    let mut refused = 0;
+    for watch in watches {
+        refused += watch.expect(200).await.iter().flatten().filter(|answer| answer.status == 503).count();
+    }
+    println!("{attempts} attempts to connect, {refused} requests refused");
+    // Two links on each of two replicas.
+    assert!((4..=4 * (tenths + 2)).contains(&attempts), "{attempts} attempts in {tenths} tenths of a second");
+    assert!(refused > 500, "too little was asked: {refused}");
+}
+
 /// The primary is cut off from replicas and Sentinels, but not from clients. Another primary may have been elected, and
 /// may have ended any session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -88,13 +88,14 @@ impl Server {
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "it runs");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log");
-        let mut command = Command::new("redis-server");
+        let program = program();
+        let mut command = Command::new(&program);
         command.arg(self.directory.join("redis.conf"));
         if self.is_sentinel {
             command.arg("--sentinel");
         }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-        self.process = Some(command.spawn().unwrap_or_else(|error| panic!("redis-server must be installed: {error}")));
+        self.process = Some(command.spawn().unwrap_or_else(|error| panic!("{program} must be installed: {error}")));
     }
 
     /// Waits until it answers. It listens before it has loaded its data, and refuses commands until then.
@@ -210,6 +211,11 @@ impl Drop for Server {
             eprintln!("--- the end of {} ---\n{end}", self.log_path().display());
         }
     }
+}
+
+/// What runs as Redis and as Sentinel: `AUTHFLEET_TEST_REDIS_SERVER`, such as `valkey-server`, or else `redis-server`.
+fn program() -> String {
+    std::env::var("AUTHFLEET_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
 /// A file of the shipped configuration.

@@ -214,8 +214,8 @@ async fn strike(group: &mut Group, fault: Fault, rng: &mut Rng) {
             group.servers[primary].thaw();
         }
         Fault::Failover if group.sentinels.is_empty() => {
-            // The replica asks its primary once, and nobody hears it if it has no link to that one yet, as just after a cut.
-            // It gives up after five seconds. Then it must be told again.
+            // The replica asks its primary once, and nobody hears it if it has no link there yet, as just after a cut. It
+            // gives up after five seconds. Then it must be told again.
             let mut told: Option<Instant> = None;
             let promoted = async || {
                 let server = &group.servers[replica];
