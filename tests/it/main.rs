@@ -33,6 +33,7 @@ mod passwords;
 mod postgres_backup;
 mod postgres_failover;
 mod postgres_pooler;
+mod postgres_storm;
 mod postgres_tls;
 mod process_memory;
 mod redis_cluster;

@@ -1,5 +1,5 @@
 //! Every metric, as Prometheus reads it from a working replica.
-mod exposition;
+pub mod exposition;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::fleet::{Engine, Fleet, PASSWORD, PATIENTLY, Replica, SECRET, within};
 const SESSIONS_PART: &[(&str, &str)] = &[("part", "sessions")];
 const USERS_PART: &[(&str, &str)] = &[("part", "users")];
 
-async fn value(replica: &Replica, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+pub async fn value(replica: &Replica, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     Exposition::of(replica).await.value(name, labels)
 }
 

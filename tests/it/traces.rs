@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::fleet::{Builder, Collector, Demo, Fleet, PASSWORD, PATIENTLY, Session, Span, within};
+use crate::fleet::{Builder, Collector, Demo, Engine, Fleet, PASSWORD, PATIENTLY, Session, Span, within};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -107,6 +107,17 @@ async fn a_login_and_its_check_are_one_tree_over_nginx_and_two_replicas() {
     let everything = format!("{:?}", collector.spans());
     for secret in [PASSWORD, token, "ada@example.org", &token[..40]] {
         assert!(!everything.contains(secret), "{secret} in a span");
+    }
+}
+
+#[tokio::test]
+async fn a_span_names_the_engine_that_has_the_users() {
+    for (engine, name) in Engine::each().zip(["sqlite", "postgresql"]) {
+        let collector = Collector::start().await;
+        let fleet = traced(&collector).users_in(engine).start().await;
+        fleet[0].try_login("nobody", PASSWORD).header("traceparent", &traceparent("01")).send().await.expect(401);
+        let spans = trace_with(&collector, TRACE, "by_login users").await;
+        assert_eq!(one(&spans, "by_login users").at("db.system.name"), name);
     }
 }
 

@@ -3,18 +3,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::fleet::Replica;
 
-pub(super) type Labels = BTreeMap<String, String>;
+pub type Labels = BTreeMap<String, String>;
 
 /// The answer of `/metrics`: the comments before each metric's samples, by name, and the samples.
 #[derive(Debug, Default)]
-pub(super) struct Exposition {
-    pub(super) help: BTreeMap<String, String>,
-    pub(super) kinds: BTreeMap<String, String>,
-    pub(super) samples: Vec<(String, Labels, f64)>,
+pub struct Exposition {
+    pub help: BTreeMap<String, String>,
+    pub kinds: BTreeMap<String, String>,
+    pub samples: Vec<(String, Labels, f64)>,
 }
 
 impl Exposition {
-    pub(super) async fn of(replica: &Replica) -> Self {
+    pub async fn of(replica: &Replica) -> Self {
         let mut exposition = Self::default();
         let text = replica.ops("/metrics").await.expect(200).text();
         for line in text.lines().filter(|line| !line.is_empty()) {
@@ -33,8 +33,8 @@ impl Exposition {
         exposition
     }
 
-    /// The sample with this name and these labels. `None` if it is missing.
-    pub(super) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    /// The one sample with this name and these labels, if it's there.
+    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let has = |sample: &Labels| labels.iter().all(|(label, value)| sample.get(*label).is_some_and(|v| v == value));
         let mut found =
             self.samples.iter().filter(|(n, sample, _)| n == name && has(sample)).map(|(_, _, value)| *value);
@@ -43,7 +43,7 @@ impl Exposition {
         value
     }
 
-    pub(super) fn series(&self) -> BTreeSet<(String, Labels)> {
+    pub fn series(&self) -> BTreeSet<(String, Labels)> {
         self.samples.iter().map(|(name, labels, _)| (name.clone(), labels.clone())).collect()
     }
 }

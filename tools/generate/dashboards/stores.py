@@ -268,6 +268,7 @@ def sql():
         "`read_only` are not.",
         Query("sum by (result) (rate(authfleet_sql_connects_total{@}[$__rate_interval]))", "{{result}}"),
         "ops",
+        alerts="AuthfleetUsersConnectsFailing AuthfleetUsersDatabaseNotPrimary",
     )
     yield plot(
         "PostgreSQL's role",

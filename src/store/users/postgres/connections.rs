@@ -2,7 +2,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deadpool::Runtime;
 use deadpool::managed::{
@@ -38,14 +38,15 @@ impl Manager for Connector {
     type Error = OpenError;
 
     async fn create(&self) -> Result<Session, OpenError> {
+        let mut attempt = Attempt { result: "failed" };
         let made = self.connect().await;
-        let result = match &made {
+        attempt.result = match &made {
             Ok(_) => "success",
             Err(OpenError::Standby { .. }) => "standby",
             Err(OpenError::ReadOnly { .. }) => "read_only",
             Err(_) => "failed",
         };
-        metrics::counter!(SQL_CONNECTS, "result" => result).increment(1);
+        drop(attempt);
         let mut session = made?;
         schema::check(self, &mut session, &schema::embedded()).await?;
         Ok(session)
@@ -62,6 +63,17 @@ impl Manager for Connector {
             session.ping().await.map_err(|error| self.failed(error))?;
         }
         Ok(())
+    }
+}
+
+/// An attempt to connect, counted when it ends, also if it is dropped because it takes too long.
+struct Attempt {
+    result: &'static str,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        metrics::counter!(SQL_CONNECTS, "result" => self.result).increment(1);
     }
 }
 
@@ -177,9 +189,10 @@ impl Database {
         observed("postgresql", operation, limit, async move {
             // Runs as a task of its own, because a client that hangs up must not cost a connection.
             let attempt = async move {
+                let began = Instant::now();
                 let outcome = tokio::time::timeout(limit, database.attempt(in_transaction, work)).await;
                 outcome.unwrap_or_else(|late| {
-                    database.distrust();
+                    database.distrust(began);
                     Err(UserStoreError::unavailable(late))
                 })
             };
@@ -193,6 +206,7 @@ impl Database {
         F: for<'t> FnOnce(&'t mut Session) -> Work<'t, T>,
     {
         let mut lease = self.lease().await?;
+        let began = Instant::now();
         let session = lease.session();
         let worked = async {
             if session.is_pooled() {
@@ -219,7 +233,7 @@ impl Database {
                 }
                 if error.is_none_or(is_about_the_connection) {
                     drop(lease);
-                    self.distrust();
+                    self.distrust(began);
                 }
             }
             _ => lease.give_back(),
@@ -227,10 +241,11 @@ impl Database {
         worked
     }
 
-    /// Closes the idle connections after one was broken or led to the wrong server. The others are probably no better,
-    /// and each would make an operation fail.
-    pub(super) fn distrust(&self) {
-        self.pool.retain(|_, _| false);
+    /// Closes the idle connections after one was broken or led to the wrong server, because the others are probably no
+    /// better. `began` is when the failed attempt began. Connections made since then are kept: when a server comes back,
+    /// an attempt that failed must not close what later ones have made.
+    pub(super) fn distrust(&self, began: Instant) {
+        self.pool.retain(|_, metrics| metrics.created >= began);
     }
 
     async fn lease(&self) -> Result<Lease, OpenError> {
@@ -240,17 +255,18 @@ impl Database {
 
     async fn try_lease(&self) -> Result<Lease, OpenError> {
         let place = || Arc::clone(self.pool.manager().place());
+        let began = Instant::now();
         match tokio::time::timeout(WAIT_LIMIT, self.pool.get()).await {
             Ok(Ok(object)) => Ok(Lease(Some(object))),
             Ok(Err(PoolError::Backend(error))) => {
-                self.distrust();
+                self.distrust(began);
                 Err(error)
             }
             Err(_) | Ok(Err(PoolError::Timeout(TimeoutType::Wait))) if self.pool.status().waiting > 0 => {
                 Err(OpenError::Busy { place: place() })
             }
             Err(_) | Ok(Err(_)) => {
-                self.distrust();
+                self.distrust(began);
                 Err(OpenError::Silent { place: place() })
             }
         }

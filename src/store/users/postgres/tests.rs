@@ -201,8 +201,8 @@ async fn a_server_that_takes_no_writes_is_given_up_and_noticed_when_it_is_back()
     let user = store.create(new("ada@example.org")).await.unwrap();
     let database = &empty.url.database;
     empty.query(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on")).await;
-    // Closes the connections, because open ones keep their settings.
-    store.database.distrust();
+    // Connections that are there keep their settings; as after a restart.
+    store.database.distrust(std::time::Instant::now());
     assert!(unavailable(store.by_id(user.id).await).contains("read-only"));
     unavailable(store.ping().await);
     // An operator's connection, without the database's default.

@@ -19,6 +19,9 @@ use crate::store::users::observed::{DEADLINE, acquired, observed};
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// The number of readers. Statements take microseconds, so more readers would only cost a thread and a page cache each.
 pub(super) const READERS: u32 = 4;
+/// How long an operation waits for a connection. Less than [`DEADLINE`], so that it is this time-out that comes, and is
+/// counted; more than [`BUSY_TIMEOUT`], the longest that the writer waits for other processes.
+const ACQUIRE_LIMIT: Duration = Duration::from_millis(1200);
 const READER_IDLE: Duration = Duration::from_mins(1);
 
 /// A borrowed future that can move between threads.
@@ -46,7 +49,7 @@ impl Opened {
             .max_connections(1)
             .idle_timeout(None)
             .max_lifetime(None)
-            .acquire_timeout(DEADLINE)
+            .acquire_timeout(ACQUIRE_LIMIT)
             .test_before_acquire(false)
             .connect_with(
                 engine::options(path).journal_mode(SqliteJournalMode::Wal).thread_name(|_| "sqlite-writer".into()),
@@ -65,7 +68,7 @@ impl Opened {
             .max_connections(READERS)
             .idle_timeout(READER_IDLE)
             .max_lifetime(None)
-            .acquire_timeout(DEADLINE)
+            .acquire_timeout(ACQUIRE_LIMIT)
             .test_before_acquire(false)
             .connect_lazy_with(
                 engine::options(path).pragma("query_only", "on").thread_name(|_| "sqlite-reader".into()),
