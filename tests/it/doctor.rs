@@ -128,3 +128,21 @@ async fn the_doctor_finds_what_is_wrong() {
     let (code, found) = doctor(&fleet, &[("SESSION_SECRET", "short")]).await;
     assert_eq!((code, &found["configuration"]), (Some(2), &json!("fail")));
 }
+
+#[tokio::test]
+async fn the_doctor_reads_access_rules() {
+    let fleet = Fleet::start(0).await;
+    let rules = fleet.path().join("rules.toml");
+    let settings = [
+        ("COOKIE_SECURE", "true"),
+        ("TRUSTED_PROXIES", "10.0.0.0/16"),
+        ("PUBLIC_URL", "https://login.example.org"),
+        ("PROTECTED_HOSTS", "app.example.org"),
+        ("ACCESS_RULES", "rules.toml"),
+    ];
+    for (text, expected) in [("allow = \"signed-in\"", "ok"), ("allow = \"everybody\"", "fail")] {
+        fs::write(&rules, format!("[[rule]]\n{text}\n")).expect("a file");
+        let (_, found) = doctor(&fleet, &settings).await;
+        assert_eq!(found["access_rules"], expected, "{text}: {found}");
+    }
+}

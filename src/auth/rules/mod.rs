@@ -182,6 +182,11 @@ impl Rules {
         }
     }
 
+    /// How many there are, and the digest of their file.
+    pub(crate) fn summary(&self) -> String {
+        format!("{} rules, digest {}", self.all.len(), self.digest)
+    }
+
     /// Whether this is one of `PROTECTED_HOSTS`.
     pub(crate) fn protects(&self, host: &Site) -> bool {
         self.hosts.iter().any(|known| known.matches(host))

@@ -13,6 +13,8 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use super::{answer, memory};
+use crate::auth::rules::AccessRules;
+use crate::auth::target::Targets;
 use crate::config::{Config, ConfigErrors, Warning};
 use crate::telemetry;
 
@@ -59,6 +61,7 @@ pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
     checks.push(core_dumps(memory::keep_private()));
     checks.push(cookie(config));
     checks.push(proxies(config));
+    checks.extend(forward_auth(config));
     checks.extend(database::examine(&config.database).await);
     match &config.redis.url {
         Some(_) => checks.extend(redis::examine(&config.redis).await),
@@ -168,7 +171,19 @@ fn proxies(config: &Config) -> Check {
     }
 }
 
-/// Whether the network has more than one public address, or is a private one larger than a cluster's (/16; IPv6: /48).
+/// Whether there is forward auth, and whether the access rules can be used.
+fn forward_auth(config: &Config) -> Option<Check> {
+    const NAME: &str = "access_rules";
+    let targets = Targets::of(&config.forward_auth)?;
+    let hosts = config.forward_auth.protected_hosts.len();
+    Some(match AccessRules::open(&config.forward_auth, targets.scheme()) {
+        Err(error) => fail(NAME, error.to_string(), "a server would not start with this file"),
+        Ok(_) if hosts == 0 => ok(NAME, "no PROTECTED_HOSTS, so no forward auth"),
+        Ok(rules) => ok(NAME, format!("{} for {hosts} entries of PROTECTED_HOSTS", rules.current().summary())),
+    })
+}
+
+/// More than one public address, or more than a cluster's network (/16; IPv6: /48) of private ones.
 fn is_wide(network: &IpNet) -> bool {
     const PRIVATE: [&str; 9] = [
         "10.0.0.0/8",

@@ -266,6 +266,7 @@ async fn permissions(redis: &RedisHandle) -> Check {
     let probe = format!("{:016x}", fastrand::u64(..));
     let session = format!("session:{{doctor}}:{probe}");
     let user = format!("user:{{doctor}}:{probe}");
+    let code = format!("user:{{doctor}}:code:{probe}");
     let throttle = format!("throttle:{{doctor}}:{probe}");
     let on = |name: &str, key: &str, rest: &[&str]| {
         let mut command = cmd(name);
@@ -303,6 +304,11 @@ async fn permissions(redis: &RedisHandle) -> Check {
         ("ZREM user:*", on("ZREM", &user, &["probe"])),
         ("SET user:*", on("SET", &user, &["1", "PX", &ttl])),
         ("GET user:*", on("GET", &user, &[])),
+        ("HSET user:*", on("HSET", &code, &["session_id", "doctor"])),
+        ("PEXPIRE user:*", on("PEXPIRE", &code, &[&ttl])),
+        ("HMGET user:*", on("HMGET", &code, &["session_id"])),
+        ("HGET session:*", on("HGET", &session, &["user_id"])),
+        ("DEL user:*", on("DEL", &code, &[])),
         ("INCR throttle:*", on("INCR", &throttle, &[])),
         ("PEXPIRE throttle:*", on("PEXPIRE", &throttle, &[&ttl])),
         ("SCAN (session revoke, session inspect)", scan),
@@ -318,7 +324,7 @@ async fn permissions(redis: &RedisHandle) -> Check {
         }
     }
     match refused.as_slice() {
-        [] => ok(NAME, format!("all {count} kinds of commands, on session:*, user:* and throttle:*")),
+        [] => ok(NAME, format!("all {count} commands, on session:*, user:* and throttle:*")),
         [(_, error), ..] => {
             let names: Vec<_> = refused.iter().map(|(name, _)| *name).collect();
             let found = format!("refused: {}; {error}", names.join(", "));
