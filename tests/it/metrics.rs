@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use self::exposition::{Exposition, Labels};
-use crate::fleet::{Engine, Fleet, PASSWORD, PATIENTLY, Replica, SECRET, within};
+use crate::fleet::{Engine, Fleet, PATIENTLY, Replica, SECRET, within};
 
 const SESSIONS_PART: &[(&str, &str)] = &[("part", "sessions")];
 const USERS_PART: &[(&str, &str)] = &[("part", "users")];
@@ -450,27 +450,4 @@ async fn the_connections_to_postgres_and_its_role_are_known() {
         value(&fleet[0], SQL_CONNECTS, &[("result", "read_only")]).await.is_some_and(|found| found >= 1.0)
     })
     .await;
-}
-
-/// After a restart of PostgreSQL each replica makes as many connections as it may have, and no more.
-#[tokio::test]
-async fn a_postgres_that_comes_back_is_not_flooded() {
-    let mut fleet = Fleet::start_on(Engine::OwnPostgres, 3).await;
-    let ada = fleet[0].register("ada").await;
-    let server = fleet.postgres.as_mut().expect("a server");
-    server.settings.push("log_connections=on".to_owned());
-    server.kill();
-    server.start().await;
-    let logins = (0..90).map(|n| fleet[n % 3].try_login(&ada.email, PASSWORD).send());
-    join_all(logins).await;
-    let log = fleet.postgres.as_ref().expect("a server").log();
-    let opened = log
-        .lines()
-        .filter(|line| line.contains("connection authorized") && line.contains("application_name=authfleet"));
-    let opened = opened.count();
-    println!("{opened} connections for 90 logins at 3 replicas");
-    assert!(
-        (1..=3 * 5 * 2).contains(&opened),
-        "{opened}: each replica has 5, and replaces those that the restart broke"
-    );
 }
