@@ -183,7 +183,7 @@ fn forward_auth(config: &Config) -> Option<Check> {
     })
 }
 
-/// More than one public address, or more than a cluster's network (/16; IPv6: /48) of private ones.
+/// Whether the network has more than one public address, or is a private one larger than a cluster's (/16; IPv6: /48).
 fn is_wide(network: &IpNet) -> bool {
     const PRIVATE: [&str; 9] = [
         "10.0.0.0/8",
