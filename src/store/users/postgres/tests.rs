@@ -202,7 +202,7 @@ async fn a_server_that_takes_no_writes_is_given_up_and_noticed_when_it_is_back()
     let database = &empty.url.database;
     empty.query(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on")).await;
     // Connections that are there keep their settings; as after a restart.
-    store.database.distrust(std::time::Instant::now());
+    store.database.distrust(Instant::now());
     assert!(unavailable(store.by_id(user.id).await).contains("read-only"));
     unavailable(store.ping().await);
     // An operator's connection, without the database's default.
