@@ -21,9 +21,8 @@ async fn a_restarted_postgres_meets_no_storm_of_connections() {
     fleet[0].register("ada").await;
     let server = fleet.postgres.as_mut().expect("a server");
     server.settings.push("log_connections=on".to_owned());
-    let all_given_up = async |fleet: &Fleet| {
-        join_all(fleet.replicas().iter().map(given_up)).await.into_iter().sum::<f64>()
-    };
+    let all_given_up =
+        async |fleet: &Fleet| join_all(fleet.replicas().iter().map(given_up)).await.into_iter().sum::<f64>();
     for _ in 0..3 {
         let cut_short = all_given_up(&fleet).await;
         let server = fleet.postgres.as_mut().expect("a server");
