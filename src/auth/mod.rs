@@ -34,8 +34,8 @@ use self::throttle::Throttle;
 use self::token::{Claims, TokenKeys};
 use crate::clock::Clock;
 use crate::store::StoreError;
-pub(crate) use crate::store::sessions::SessionId;
 use crate::store::sessions::{Limits, Session, SessionKey, SessionStore};
+pub(crate) use crate::store::sessions::{SessionEntry, SessionId};
 use crate::store::users::{User, UserStore, UserStoreError};
 
 /// Everything that the flows need. One per process.

@@ -88,7 +88,7 @@ impl File {
     }
 }
 
-/// The routes `/openapi.json` and `/docs`, and a redirect from `/`.
+/// The routes `/openapi.json` and `/docs`.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>(document: &OpenApi) -> Router<S> {
     // By default the page would send the document's address to a validator on somebody else's server.
     let config = Config::from("/openapi.json").try_it_out_enabled(true).validator_url("none");
@@ -110,10 +110,8 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>(document: &OpenApi) -> Ro
     let files = Arc::new(files);
     let json = document.to_json().expect("the document is JSON");
     let document = File::new(json.into(), "application/json", ASKED_FOR);
-    let to_docs = || get(async || Redirect::temporary("/docs/").into_response());
     Router::new()
-        .route("/", to_docs())
-        .route("/docs", to_docs())
+        .route("/docs", get(async || Redirect::temporary("/docs/").into_response()))
         .route("/docs/", get(async move |headers: HeaderMap| index.answer(&headers)))
         .route(
             "/docs/{file}",

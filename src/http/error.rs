@@ -17,11 +17,11 @@ use crate::telemetry::chain;
 /// A failure, as the client sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
-    status: StatusCode,
-    code: &'static str,
+    pub(super) status: StatusCode,
+    pub(super) code: &'static str,
     detail: Cow<'static, str>,
-    errors: Vec<FieldError>,
-    headers: HeaderMap,
+    pub(super) errors: Vec<FieldError>,
+    pub(super) headers: HeaderMap,
 }
 
 /// A mistake in one field of the request.

@@ -74,7 +74,8 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind.eq_ignore_ascii_case("application") && (subtype == "json" || subtype.ends_with("+json"))
 }
 
-async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
+/// Reads a whole body, within [`BODY_LIMIT`] and [`BODY_TIMEOUT`].
+pub(super) async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
     // A declared length that is too large is refused before anything is read.
     if http_body::Body::size_hint(&body).lower() > BODY_LIMIT as u64 {
         return Err(Problem::too_large(BODY_LIMIT));

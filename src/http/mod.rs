@@ -6,6 +6,7 @@ mod error;
 mod extract;
 mod metrics;
 pub(crate) mod ops;
+mod pages;
 mod refusals;
 mod request;
 mod sessions;
@@ -53,7 +54,7 @@ pub(crate) struct App {
 pub(crate) fn router(app: Arc<App>) -> Router {
     metrics::in_flight();
     let (mut routes, document) = api().split_for_parts();
-    routes = routes.merge(verify::routes());
+    routes = routes.merge(verify::routes()).merge(pages::routes());
     if app.api_docs {
         routes = routes.merge(docs::routes(&document));
     }

@@ -27,6 +27,9 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 /// Bytes of a request's head, as sent, beyond which it's answered 431.
 pub(crate) const HEAD_LIMIT: usize = 32 * 1024;
 
+/// The pages that take forms. They have a stricter rule, [`is_same_origin`], and a page that says so.
+pub(super) const FORMS: [&str; 4] = ["/sign-in", "/register", "/account", "/sign-out"];
+
 /// Answers 431 to large heads, 403 `cross_site` to unsafe requests from other sites.
 #[derive(Clone, Debug)]
 pub(super) struct Refusals(pub(super) Arc<App>);
@@ -41,7 +44,8 @@ impl<B> ValidateRequest<B> for Refusals {
         let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
         // A proxy asks with the method of somebody else's request, and nothing of ours changes.
         let is_question = request.uri().path().starts_with(QUESTIONS);
-        if is_safe || is_question || is_same_site(&self.0, request) {
+        let is_form = FORMS.contains(&request.uri().path());
+        if is_safe || is_question || is_form || is_same_site(&self.0, request) {
             Ok(())
         } else {
             Err(Problem::cross_site().into_response())
@@ -54,7 +58,23 @@ fn is_same_site<B>(app: &App, request: &Request<B>) -> bool {
     if let Some(site) = headers.get(SEC_FETCH_SITE) {
         return matches!(site.as_bytes(), b"same-origin" | b"same-site" | b"none");
     }
-    let Some(origin) = headers.get(ORIGIN) else { return true };
+    if !headers.contains_key(ORIGIN) {
+        return true;
+    }
+    has_own_origin(app, request)
+}
+
+/// Whether a browser says that one of our own pages sent this. Only browsers send forms, so who says nothing is refused.
+pub(super) fn is_same_origin<B>(app: &App, request: &Request<B>) -> bool {
+    match request.headers().get(SEC_FETCH_SITE) {
+        Some(site) => site.as_bytes() == b"same-origin",
+        None => has_own_origin(app, request),
+    }
+}
+
+fn has_own_origin<B>(app: &App, request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let Some(origin) = headers.get(ORIGIN) else { return false };
     let Some(origin) = origin.to_str().ok().and_then(|origin| origin.split_once("://")) else { return false };
     let peer = request.extensions().get::<Peer>();
     let is_proxied = peer.is_some_and(|peer| {

@@ -184,7 +184,12 @@ impl Drop for State {
 /// route counts as one that is.
 fn is_private(route: Option<&str>) -> bool {
     let Some(route) = route else { return true };
-    route.starts_with("/auth") || route.starts_with("/.authfleet") || matches!(route, "/login" | "/logout" | "/profile")
+    route.starts_with("/auth")
+        || route.starts_with("/.authfleet")
+        || matches!(
+            route,
+            "/login" | "/logout" | "/profile" | "/" | "/sign-in" | "/register" | "/account" | "/sign-out"
+        )
 }
 
 fn request_id(request: &Request) -> HeaderValue {

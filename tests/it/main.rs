@@ -29,6 +29,7 @@ mod metrics;
 mod outage_postgres;
 mod outage_redis;
 mod outage_sqlite;
+mod pages;
 mod passwords;
 mod postgres_backup;
 mod postgres_failover;

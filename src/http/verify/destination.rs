@@ -22,6 +22,16 @@ pub(crate) struct Destination {
 }
 
 impl Destination {
+    /// Scheme and host of the application that [`Self::url`] leads to; `None` for a host that isn't known.
+    pub(crate) fn origin(&self, front_door: Option<&FrontDoor>) -> Option<String> {
+        let targets = &front_door?.targets;
+        if self.host.is_empty() {
+            return targets.url(&self.to).map(|url| url.origin().ascii_serialization());
+        }
+        let site = Site::parse(&self.host, targets.scheme()).filter(|site| targets.protects(site))?;
+        Some(format!("{}://{site}", targets.scheme().as_str()))
+    }
+
     /// The URL to go to once somebody is signed in; `None` for the account page. For another host it holds a code, so
     /// it is good once, for 30 seconds.
     ///

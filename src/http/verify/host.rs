@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use super::destination::{Destination, path_of, sign_in_from};
+use super::destination::{path_of, sign_in_from};
 use super::original::site_of;
 use super::{App, FrontDoor, cookies};
 use crate::auth::handover::StartValue;
@@ -81,18 +81,6 @@ pub(super) async fn start(State(app): State<Arc<App>>, request: Request) -> Resu
     let value = known.unwrap_or_else(StartValue::random);
     let location = sign_in_from(front_door, &site, &value.hash(), &to);
     Ok(redirect(&location, front_door.cookie.start(&value)))
-}
-
-/// Sends somebody who has a session here on to the application that they came from.
-pub(super) async fn sign_in(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    let (parts, _) = request.into_parts();
-    let destination: Destination = query(&parts);
-    let signed_in = app.auth.check(cookies(&parts.headers, app.cookie.name())).await?;
-    let url = destination.url(app.front_door.as_ref(), &app.auth, &signed_in.claims).await?;
-    let location = url.unwrap_or_else(|| "/account".to_owned());
-    let location = HeaderValue::from_str(&location).map_err(|_| Problem::not_found())?;
-    let headers = [(LOCATION, location), (REFERRER_POLICY, HeaderValue::from_static("no-referrer"))];
-    Ok((StatusCode::SEE_OTHER, headers).into_response())
 }
 
 /// Takes a code and sets the host's cookie.

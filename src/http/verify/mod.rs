@@ -18,6 +18,7 @@ use http::header::{LOCATION, REFERRER_POLICY};
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 
+pub(super) use self::destination::Destination;
 pub(crate) use self::host::HostCookie;
 use self::original::{Endpoint, Original};
 use super::App;
@@ -49,7 +50,6 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/auth/verify/envoy", any(envoy))
         .route("/auth/verify/envoy/", any(envoy))
         .route("/auth/verify/envoy/{*path}", any(envoy))
-        .route("/sign-in", get(host::sign_in))
         .route("/.authfleet/start", get(host::start))
         .route("/.authfleet/callback", get(host::callback))
 }
