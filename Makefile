@@ -41,7 +41,7 @@ bench: ## CPU per session check, beside a bare handler and redis-benchmark
 
 # --- make test: everything that needs a Rust toolchain and apt or Homebrew, nothing else ------------------------------
 .PHONY: test test-steps test-parts build format lint environments clippy rustdoc chaos test-unit test-it test-local \
-	test-schemathesis test-forward-auth test-loadtest check
+	test-schemathesis test-forward-auth test-litestream test-loadtest check
 
 test: ## the server, the local fleet, the contract, races, hostile input, load-test proofs; installs what it needs
 	@tools/ci/table $(MAKE) --no-print-directory test-steps
@@ -51,8 +51,8 @@ test-steps:
 	@$(MAKE) --no-print-directory --keep-going -j$(JOBS) SIDE_BY_SIDE=1 test-parts
 
 # In the order in which they start. All use one build of one profile.
-test-parts: build format lint environments test-it test-unit test-schemathesis test-local test-forward-auth test-loadtest \
-	clippy rustdoc
+test-parts: build format lint environments test-it test-unit test-schemathesis test-local test-forward-auth \
+	test-litestream test-loadtest clippy rustdoc
 export SIDE_BY_SIDE
 
 build:
@@ -71,7 +71,7 @@ lint: ## scripts and configuration: shellcheck, ruff, hadolint, nginx -t
 
 # These run while the compiler works.
 environments:
-	@$(STEP) "Python environments" sh -c 'tools/venv schemathesis && tools/venv proxies && tools/venv loadtest'
+	@$(STEP) "Python environments" sh -c 'tools/venv schemathesis && tools/venv proxies && tools/venv litestream && tools/venv loadtest'
 
 test-it: build ## the real server on a real Redis; races, outages, hostile clients
 	@$(STEP) "Integration tests: the real server on a real Redis" cargo test --locked --test it
@@ -90,6 +90,9 @@ test-local: build
 
 test-forward-auth: build ## applications behind nginx, Traefik, Caddy, Envoy and HAProxy, with the shipped recipes
 	@$(STEP) "Applications behind five real proxies" tests/forward_auth/run --binary target/debug/authfleet
+
+test-litestream: build ## a backup of users in SQLite by the real Litestream, restored after everything was killed
+	@$(STEP) "Users backed up by Litestream, and restored" tests/litestream/run --binary target/debug/authfleet
 
 test-loadtest: build ## the load-test suite itself, in short: proofs, broken fleets, restarts
 	@$(STEP) "Load-test suite in short, and on fleets broken on purpose" tests/loadtest/run --binary target/debug/authfleet
