@@ -169,7 +169,7 @@ catalogue! {
     };
     /// Registrations.
     REGISTRATIONS = Counter "authfleet_registrations_total" {
-        result: ["success", "conflict", "invalid", "throttled", "overloaded", "unavailable", "internal"]
+        result: ["success", "conflict", "invalid", "closed", "throttled", "overloaded", "unavailable", "internal"]
     };
 
     /// Seconds that one password hash took on its thread.

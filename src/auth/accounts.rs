@@ -6,7 +6,8 @@ use tokio_util::sync::CancellationToken;
 use super::password::{Origin, Verdict};
 use super::revocation::{Change, Revocation, Revoked};
 use super::token::Claims;
-use super::{Auth, AuthError, Client, Opened, Registration, SignedIn, identity};
+use super::{Auth, AuthError, Client, Mistake, Opened, Registration, SignedIn, identity};
+use crate::config;
 use crate::metrics::REGISTRATIONS;
 use crate::store::sessions::{Session, SessionId};
 use crate::store::users::{NewUser, User, UserStoreError};
@@ -34,14 +35,17 @@ impl Auth {
     }
 
     async fn try_register(&self, registration: Registration, client: &Client) -> Result<User, AuthError> {
+        if self.registration == config::Registration::Closed {
+            return Err(AuthError::RegistrationClosed);
+        }
         let mut invalid = Vec::new();
-        let email = identity::email(&registration.email).map_err(|why| invalid.push(("email", why.to_owned())));
+        let email = identity::email(&registration.email).map_err(|why| invalid.push(("email", why)));
         let username = registration.username.as_deref().map(identity::username).transpose();
-        let username = username.map_err(|why| invalid.push(("username", why.to_owned())));
+        let username = username.map_err(|why| invalid.push(("username", why)));
         let context = [Some(registration.email.as_str()), registration.username.as_deref()];
         let context: Vec<_> = context.into_iter().flatten().collect();
         if let Err(violations) = self.policy.check(registration.password.expose_secret(), &context) {
-            invalid.extend(violations.into_iter().map(|violation| ("password", violation.to_string())));
+            invalid.extend(violations.into_iter().map(|violation| ("password", Mistake::Password(violation))));
         }
         let (Ok(email), Ok(username), true) = (email, username, invalid.is_empty()) else {
             return Err(AuthError::Invalid(invalid));
@@ -174,7 +178,7 @@ impl Auth {
 
     fn check_password(&self, field: &'static str, password: &SecretString, user: &Session) -> Result<(), AuthError> {
         self.policy.check(password.expose_secret(), &[&user.email, &user.username]).map_err(|violations| {
-            AuthError::Invalid(violations.iter().map(|violation| (field, violation.to_string())).collect())
+            AuthError::Invalid(violations.into_iter().map(|violation| (field, Mistake::Password(violation))).collect())
         })
     }
 }

@@ -29,13 +29,17 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub(crate) use self::flows::Flows;
+pub(crate) use self::identity::Mistake;
+pub(crate) use self::password::PolicyViolation;
 use self::password::{HashError, HashGate, Origin, PasswordPolicy};
 use self::throttle::Throttle;
 use self::token::{Claims, TokenKeys};
 use crate::clock::Clock;
+use crate::config;
 use crate::store::StoreError;
 use crate::store::sessions::{Limits, Session, SessionKey, SessionStore};
 pub(crate) use crate::store::sessions::{SessionEntry, SessionId};
+pub(crate) use crate::store::users::names::RefusedName;
 use crate::store::users::{User, UserStore, UserStoreError};
 
 /// Everything that the flows need. One per process.
@@ -46,6 +50,8 @@ pub(crate) struct Auth {
     pub gate: Arc<HashGate>,
     pub flows: Flows,
     pub policy: PasswordPolicy,
+    /// Who may make an account.
+    pub registration: config::Registration,
     pub throttle: Throttle,
     pub keys: TokenKeys,
     pub limits: Limits,
@@ -139,9 +145,12 @@ pub(crate) enum AuthError {
     EmailTaken,
     #[error("username taken")]
     UsernameTaken,
-    /// The names of wrong fields, each with a message.
+    /// `REGISTRATION=closed`.
+    #[error("registration is closed")]
+    RegistrationClosed,
+    /// The names of wrong fields, and what is wrong with each.
     #[error("invalid fields: {0:?}")]
-    Invalid(Vec<(&'static str, String)>),
+    Invalid(Vec<(&'static str, Mistake)>),
     /// The client went away before anything was decided.
     #[error("the client has gone")]
     Abandoned,
@@ -196,6 +205,7 @@ impl AuthError {
             Self::SessionNotFound => "session_not_found",
             Self::Throttled { .. } => "throttled",
             Self::EmailTaken | Self::UsernameTaken => "conflict",
+            Self::RegistrationClosed => "closed",
             Self::Invalid(_) => "invalid",
             Self::Abandoned => "abandoned",
             Self::Overloaded { .. } => "overloaded",

@@ -12,7 +12,7 @@ use super::database::{DatabaseUrl, database_url as parse_database_url};
 use super::redis::{RedisUrl, redis_url as parse_redis_url};
 use super::sites::{self, PublicUrl, SitePattern};
 use super::table::Field;
-use super::{OtlpProtocol, Sampling, TraceSampler, parse};
+use super::{Color, OtlpProtocol, Sampling, TraceSampler, parse};
 
 /// Parses text into a value. An error says what is wrong. The caller adds the variable, and the text unless it is
 /// secret.
@@ -175,6 +175,20 @@ pub(super) fn protected_hosts() -> Format<Vec<SitePattern>> {
 pub(super) fn cookie_domain() -> Format<String> {
     let accepted = "a domain such as example.org, which PUBLIC_URL and all PROTECTED_HOSTS are part of";
     Format::new(sites::cookie_domain, Clone::clone, accepted, ["example.org", "apps.example.org"])
+}
+
+pub(super) fn brand_name() -> Format<String> {
+    Format::new(parse::brand_name, Clone::clone, "1 to 40 characters", ["Example & Sons", "Größe"])
+}
+
+pub(super) fn color() -> Format<Color> {
+    let read = |text: &str| text.parse().map_err(str::to_owned);
+    Format::new(
+        read,
+        ToString::to_string,
+        "a colour as six hexadecimal digits, such as #0b5cad",
+        ["#ffcc00", "#123456"],
+    )
 }
 
 pub(super) fn user_name() -> Format<String> {

@@ -13,6 +13,7 @@
 //! all of them. Their messages quote the value, which may be a secret. clap's `env` does both as well. None of the
 //! three reads `NAME_FILE`, or describes the values that a variable accepts. The idea to put the row at the field is
 //! from `confique`. `dotenvy` parses `.env`, `humantime` durations, `bytesize` sizes, `ipnet` networks.
+mod color;
 mod database;
 mod fingerprint;
 mod formats;
@@ -33,6 +34,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
+pub(crate) use self::color::Color;
 pub(crate) use self::database::{DatabaseUrl, PostgresHost, PostgresUrl, TlsMode, database_url};
 use self::formats::{duration_text, size_text};
 pub(crate) use self::redis::{RedisNode, RedisTopology, RedisUrl};
@@ -42,7 +44,8 @@ pub(crate) use self::sources::Sources;
 use self::sources::Values;
 pub(crate) use self::sources::piped_value;
 pub(crate) use self::variables::{
-    Config, ForwardAuthConfig, HashingConfig, LogConfig, PasswordConfig, RedisConfig, SessionConfig, TracesConfig,
+    Config, ForwardAuthConfig, HashingConfig, LogConfig, PagesConfig, PasswordConfig, RedisConfig, SessionConfig,
+    TracesConfig,
 };
 pub(crate) use self::warnings::Warning;
 
@@ -63,6 +66,13 @@ pub(crate) enum LogFormat {
     Json,
     /// For people at a terminal.
     Pretty,
+}
+
+/// Whether people may make an account themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Registration {
+    Open,
+    Closed,
 }
 
 /// How traces are sent.

@@ -225,6 +225,15 @@ pub(super) fn service_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A name that fits beside a logo.
+pub(super) fn brand_name(text: &str) -> Result<String, String> {
+    match text.chars().count() {
+        1..=40 if !text.contains(char::is_control) && !text.trim().is_empty() => Ok(text.trim().to_owned()),
+        1..=40 => Err("blank, or holds a control character".to_owned()),
+        n => Err(format!("{n} characters")),
+    }
+}
+
 /// Percent-encoded pairs, `key=value,key=value`, as in W3C Baggage, whose form OpenTelemetry's variables have.
 pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     let pair = |(i, part): (usize, &str)| {

@@ -10,7 +10,9 @@ use secrecy::{SecretSlice, SecretString};
 use super::formats::{self, Format, whole};
 use super::sources::Values;
 use super::table::{DefaultValue, Field, Scope, Variable, setting, settings};
-use super::{DatabaseUrl, LogFormat, OtlpProtocol, PublicUrl, RedisUrl, SitePattern, TraceSampler, Warning};
+use super::{
+    Color, DatabaseUrl, LogFormat, OtlpProtocol, PublicUrl, RedisUrl, Registration, SitePattern, TraceSampler, Warning,
+};
 
 settings! {
     /// The effective configuration of one process.
@@ -71,6 +73,10 @@ settings! {
         /// Which applications ask who is signed in.
         #[setting(group)]
         pub forward_auth: ForwardAuthConfig,
+
+        /// What the pages look like, and who may register.
+        #[setting(group)]
+        pub pages: PagesConfig,
 
         /// Which passwords users may choose.
         #[setting(group)]
@@ -266,6 +272,33 @@ settings! {
         #[setting("COOKIE_DOMAIN",
             values: formats::cookie_domain(), default: "none: a cookie per host" => |_| None, scope: Fleet)]
         pub cookie_domain: Option<String>,
+    }
+}
+
+settings! {
+    /// What the pages look like, and who may register.
+    #[derive(Clone, Debug)]
+    pub(crate) struct PagesConfig {
+        /// Whether people may make an account themselves. With `closed`, an operator makes accounts with
+        /// `authfleet user create`.
+        #[setting("REGISTRATION", heading: "Pages: sign in, register, my account",
+            values: formats::one_of([("open", Registration::Open), ("closed", Registration::Closed)]), default: "open",
+            scope: Fleet)]
+        pub registration: Registration,
+
+        /// The name that the pages and their titles show.
+        #[setting("BRAND_NAME", values: formats::brand_name(), default: "authfleet", scope: Fleet)]
+        pub brand_name: String,
+
+        /// File with a logo, SVG or PNG, at most 64 KiB. The pages show it beside the name, browsers in the tab.
+        #[setting("BRAND_LOGO",
+            values: formats::file(), default: "none: the first letter of `BRAND_NAME`" => |_| None, scope: Replica)]
+        pub brand_logo: Option<PathBuf>,
+
+        /// Colour of buttons and links. On a light background it is darkened, on a dark one lightened, as far as is
+        /// needed to read it.
+        #[setting("BRAND_COLOR", values: formats::color(), default: "#0b5cad", scope: Fleet)]
+        pub brand_color: Color,
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) struct RegisterResponse {
     post, path = "/auth/register", tag = "accounts", request_body = RegisterRequest,
     responses(
         (status = 201, description = "The account exists.", body = RegisterResponse),
-        (status = 403, description = "`cross_site`", body = error::Body, content_type = "application/problem+json"),
+        (status = 403, description = "`cross_site`; `registration_closed`: `REGISTRATION` is closed", body = error::Body, content_type = "application/problem+json"),
         (status = 409, description = "`email_taken`, `username_taken`", body = error::Body, content_type = "application/problem+json"),
         error::BodyProblems,
         error::PasswordProblems,

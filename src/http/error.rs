@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::openapi as document;
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::auth::AuthError;
+use crate::auth::{AuthError, Mistake};
 use crate::telemetry::chain;
 
 /// A failure, as the client sees it.
@@ -32,11 +32,14 @@ pub(super) struct FieldError {
     pub(super) field: String,
     /// What is wrong, and what would be right.
     pub(super) message: String,
+    /// The same, for the pages, which have their own words for it.
+    #[serde(skip)]
+    pub(super) mistake: Option<Mistake>,
 }
 
 impl FieldError {
     pub(super) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
+        Self { field: field.into(), message: message.into(), mistake: None }
     }
 }
 
@@ -206,6 +209,15 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "username_taken", "An account with this username exists")
     }
 
+    /// 403: `REGISTRATION=closed`.
+    pub(super) fn registration_closed() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "registration_closed",
+            "Nobody can register here; ask whoever runs this server",
+        )
+    }
+
     pub(super) fn too_large(limit: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("The body is larger than {limit} bytes"))
     }
@@ -282,8 +294,12 @@ impl From<AuthError> for Problem {
             AuthError::Throttled { retry_after } => Self::throttled(whole_seconds(retry_after)),
             AuthError::EmailTaken => Self::email_taken(),
             AuthError::UsernameTaken => Self::username_taken(),
+            AuthError::RegistrationClosed => Self::registration_closed(),
             AuthError::Invalid(fields) => Self::validation_failed(
-                fields.into_iter().map(|(name, message)| FieldError::new(name, message)).collect(),
+                fields
+                    .into_iter()
+                    .map(|(name, why)| FieldError { mistake: Some(why), ..FieldError::new(name, why.to_string()) })
+                    .collect(),
             ),
             AuthError::Overloaded { retry_after } => Self::overloaded(whole_seconds(retry_after)),
             // The client has hung up, so nobody reads this answer.

@@ -26,6 +26,7 @@ use utoipa_axum::routes;
 
 pub(crate) use self::cookie::SessionCookie;
 use self::error::Problem;
+pub(crate) use self::pages::brand::{Brand, BrandError};
 pub(crate) use self::refusals::HEAD_LIMIT;
 pub(crate) use self::request::Peer;
 use self::verify::FrontDoor;
@@ -39,6 +40,8 @@ pub(crate) struct App {
     pub(crate) cookie: SessionCookie,
     /// Forward auth, if `PUBLIC_URL` is set.
     pub(crate) front_door: Option<FrontDoor>,
+    /// What the pages look like.
+    pub(crate) brand: Brand,
     /// Peers whose `X-Forwarded-*` is believed.
     pub(crate) trusted_proxies: Vec<IpNet>,
     /// `X-Served-By`: this replica's name.
@@ -54,7 +57,7 @@ pub(crate) struct App {
 pub(crate) fn router(app: Arc<App>) -> Router {
     metrics::in_flight();
     let (mut routes, document) = api().split_for_parts();
-    routes = routes.merge(verify::routes()).merge(pages::routes());
+    routes = routes.merge(verify::routes()).merge(pages::routes(&app.brand));
     if app.api_docs {
         routes = routes.merge(docs::routes(&document));
     }

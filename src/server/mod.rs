@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::gauges;
 use crate::http::ops::{self, Ops};
 use crate::http::verify::{FrontDoor, HostCookie};
-use crate::http::{App, SessionCookie};
+use crate::http::{App, Brand, BrandError, SessionCookie};
 use crate::metrics::{HTTP_CONNECTIONS, HTTP_CONNECTIONS_LIMIT};
 use crate::store::Stores;
 
@@ -47,6 +47,8 @@ pub(crate) enum StartError {
     Threads(io::Error),
     #[error("ACCESS_RULES: {0}")]
     Rules(#[from] RulesError),
+    #[error("BRAND_LOGO: {0}")]
+    Brand(#[from] BrandError),
     #[error("{0}")]
     Sessions(#[from] crate::store::StoreError),
 }
@@ -96,6 +98,7 @@ pub(crate) async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, Sta
         gate: HashGate::start(&config.hashing).map_err(StartError::Threads)?,
         flows: Flows::default(),
         policy: PasswordPolicy::new(&config.password),
+        registration: config.pages.registration,
         throttle,
         keys: TokenKeys::new(&config.session.secrets),
         limits,
@@ -106,6 +109,7 @@ pub(crate) async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, Sta
         auth,
         cookie: SessionCookie::new(config.session.cookie_secure, config.forward_auth.cookie_domain.as_deref()),
         front_door: front_door(config)?,
+        brand: Brand::open(&config.pages)?,
         trusted_proxies: config.trusted_proxies.clone(),
         served_by: config.replica_id.parse().expect("checked with the configuration"),
         api_docs: config.api_docs,

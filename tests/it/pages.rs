@@ -97,6 +97,7 @@ async fn sessions_password_and_the_end_of_the_account() {
     assert!(wrong.contains("id=\"current_password-error\""), "{wrong}");
     let weak = expect_page(account(&change(PASSWORD, "short")).await, 422);
     assert!(weak.contains("id=\"new_password-error\"") && !weak.contains(PASSWORD), "{weak}");
+    assert!(weak.contains("Too short: at least 8 characters."), "{weak}");
     let empty = expect_page(account(&change("", "")).await, 422);
     assert!(empty.contains("id=\"current_password-error\"") && empty.contains("id=\"new_password-error\""), "{empty}");
     let changed = account(&change(PASSWORD, "staple a battery horse")).await.expect(303);
@@ -212,4 +213,75 @@ async fn the_destination_is_carried_along() {
     assert_eq!(made.header("location"), Some(format!("/sign-in{query}&notice=registered").as_str()));
     let opened = submit(&fleet[0], "/sign-in", &with(&[("username", "ada"), ("password", PASSWORD)])).await.expect(303);
     assert_eq!(opened.header("location"), Some(format!("/sign-in{query}").as_str()));
+}
+
+#[tokio::test]
+async fn where_registration_is_closed_nobody_makes_an_account() {
+    let fleet = Fleet::builder().env("REGISTRATION", "closed").start().await;
+    let fields = serde_json::json!({ "email": "ada@example.org", "password": PASSWORD });
+    fleet[0].post("/auth/register").json(&fields).send().await.expect_problem(403, "registration_closed");
+    let fields = [("email", "ada@example.org"), ("password", PASSWORD)];
+    for answer in [fleet[0].get("/register").send().await, submit(&fleet[0], "/register", &fields).await] {
+        let page = expect_page(answer, 403);
+        assert!(
+            page.contains("New accounts are made by whoever runs this server") && !page.contains("<form"),
+            "{page}"
+        );
+    }
+    assert!(!expect_page(fleet[0].get("/sign-in").send().await, 200).contains("/register"));
+    fleet[0].try_login("ada@example.org", PASSWORD).send().await.expect_problem(401, "invalid_credentials");
+}
+
+/// Each field says what is wrong with it, in the reader's language.
+#[tokio::test]
+async fn a_mistake_is_explained_beside_its_field() {
+    let fleet = Fleet::start(1).await;
+    let register = async |email: &str, username: &str, password: &str| {
+        let fields = [("email", email), ("username", username), ("password", password)];
+        expect_page(submit(&fleet[0], "/register", &fields).await, 422)
+    };
+    for (email, username, password, expected) in [
+        ("ada", "", PASSWORD, "Enter an e-mail address such as"),
+        ("ada@xn--a.example", "", PASSWORD, "is not a valid domain"),
+        ("ada@example.org", "ada@x", PASSWORD, "A username has no @."),
+        ("ada@example.org", "a da", PASSWORD, "No spaces, please."),
+        ("ada@example.org", "ada\u{200b}", PASSWORD, "characters that cannot be seen"),
+        ("ada@example.org", "", "short", "Too short: at least 8 characters."),
+        ("ada@example.org", "", "password1", "many people use this password"),
+        ("ada.lovelace@example.org", "", "ada.lovelace", "it is your address, your name"),
+        ("ada@example.org", "", "abcdefghij", "a repetition, a sequence"),
+    ] {
+        let page = register(email, username, password).await;
+        assert!(page.contains(expected) && page.matches("class=\"error\"").count() == 1, "{expected}: {page}");
+    }
+}
+
+#[tokio::test]
+async fn the_pages_have_the_name_the_logo_and_the_color_of_who_runs_them() {
+    const LOGO: &str = "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>";
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), LOGO).expect("written");
+    let fleet = Fleet::builder()
+        .env("BRAND_NAME", "Example & <Sons>")
+        .env("BRAND_COLOR", "#ffcc00")
+        .env("BRAND_LOGO", file.path().to_str().expect("UTF-8"))
+        .start()
+        .await;
+    let page = expect_page(fleet[0].get("/sign-in").send().await, 200);
+    assert!(page.contains("<title>Sign in · Example &#38; &#60;Sons&#62;</title>"), "{page}");
+    let asset = |before: &str| page.split(before).nth(1).and_then(|rest| rest.split('"').next()).expect("an asset");
+    let logo = fleet[0].get(asset("rel=\"icon\" href=\"")).send().await.expect(200);
+    assert_eq!(logo.header("content-type"), Some("image/svg+xml"));
+    // Opened by itself, it is a document without scripts.
+    let policy = logo.header("content-security-policy").expect("a policy");
+    assert!(policy.starts_with("default-src 'none'") && policy.ends_with("sandbox"), "{policy}");
+    assert_eq!(logo.text(), LOGO);
+    let style = fleet[0].get(asset("rel=\"stylesheet\" href=\"")).send().await.expect(200).text();
+    assert!(style.contains("--accent: #ffcc00; --on-accent: #0d1117"), "dark: {style}");
+    assert!(!style.contains("--accent: #ffcc00; --on-accent: #fff"), "yellow on white can't be read: {style}");
+
+    std::fs::write(file.path(), "GIF89a").expect("written");
+    let listen = [("LISTEN_ADDR", "127.0.0.1:0"), ("OPS_ADDR", "127.0.0.1:0")];
+    let refused = fleet.command(&["serve"], &listen).await.expect_code(1).stdout;
+    assert!(refused.contains("BRAND_LOGO: ") && refused.contains("is neither an SVG nor a PNG image"), "{refused}");
 }

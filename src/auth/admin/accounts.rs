@@ -3,9 +3,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 
 use super::{Admin, AdminError};
-use crate::auth::identity;
 use crate::auth::password::{HashGate, Origin, PasswordPolicy};
 use crate::auth::revocation::{Change, Revocation, Revoked};
+use crate::auth::{Mistake, identity};
 use crate::config::HashingConfig;
 use crate::store::sessions::SessionStore;
 use crate::store::users::groups::{GroupError, check_name};
@@ -48,7 +48,7 @@ impl Admin {
 
     /// Reads the names of a new account; the error is about the first that is invalid.
     pub(crate) fn names(email: &str, username: Option<&str>) -> Result<(String, Option<String>), AdminError> {
-        let invalid = |field| move |why: &'static str| AdminError::Invalid { field, message: why.to_owned() };
+        let invalid = |field| move |why: Mistake| AdminError::Invalid { field, message: why.to_string() };
         let email = identity::email(email).map_err(invalid("email"))?;
         let username = username.map(identity::username).transpose().map_err(invalid("username"))?;
         Ok((email, username))

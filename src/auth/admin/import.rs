@@ -9,8 +9,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
 use super::{Admin, AdminError};
-use crate::auth::identity;
 use crate::auth::password::check_hash;
+use crate::auth::{Mistake, identity};
 use crate::store::users::{Imported, NewUser, UserStoreError, login_key};
 use crate::telemetry::chain;
 
@@ -125,7 +125,7 @@ impl Import<'_> {
     }
 
     fn read(&mut self, line: u64, row: Row) -> Result<Imported, (&'static str, String)> {
-        let fault = |field| move |message: &'static str| (field, message.to_owned());
+        let fault = |field| move |message: Mistake| (field, message.to_string());
         let email = identity::email(&row.email).map_err(fault("email"))?;
         let wants_username = !self.options.generate_usernames && !row.username.trim().is_empty();
         let username = wants_username.then(|| identity::username(&row.username)).transpose();
@@ -133,7 +133,7 @@ impl Import<'_> {
         check_hash(&self.admin.config.hashing, row.password_hash.expose_secret())
             .map_err(|message| ("password_hash", message))?;
         let now = self.admin.clock.now();
-        let created_at = created_at(&row.created_at, now).map_err(fault("created_at"))?;
+        let created_at = created_at(&row.created_at, now).map_err(|message| ("created_at", message.to_owned()))?;
         for (field, name, seen) in
             [("email", Some(&email), &mut self.emails), ("username", username.as_ref(), &mut self.usernames)]
         {

@@ -15,7 +15,7 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfkc_qui
 use crate::config::HashingConfig;
 
 pub(crate) use self::gate::{HashError, HashGate, Origin, Verdict};
-pub(crate) use self::policy::PasswordPolicy;
+pub(crate) use self::policy::{PasswordPolicy, PolicyViolation};
 
 /// Checks that a hash made elsewhere can be verified here: an Argon2 hash in the PHC string format or a `$2a$`, `$2b$`
 /// or `$2y$` bcrypt hash, with parameters within bounds. The error contains no part of the hash.

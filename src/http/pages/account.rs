@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::response::Response;
 use http::header::SET_COOKIE;
 use http::{HeaderMap, HeaderValue, Uri};
@@ -11,9 +11,10 @@ use jiff::Timestamp;
 use super::form::Form;
 use super::language::Texts;
 use super::sign_out::gone;
-use super::{Asked, Page, answer, failure, redirect, sign_in};
+use super::{Asked, Page, device, redirect, sign_in};
 use crate::auth::{AuthError, Client, SessionEntry, SessionId, SignedIn};
 use crate::http::App;
+use crate::http::error::Problem;
 use crate::http::extract::cookies;
 use crate::http::verify::Destination;
 
@@ -36,7 +37,10 @@ struct AccountPage<'a> {
 struct Listed {
     id: SessionId,
     current: bool,
-    user_agent: String,
+    /// Browser and system, or what the client said about itself.
+    device: String,
+    /// What the client said, where that isn't all of `device`.
+    user_agent: Option<String>,
     ip: String,
     created_at: Timestamp,
     /// The same time in the reader's form.
@@ -50,11 +54,18 @@ struct Listed {
 impl Listed {
     fn new(entry: SessionEntry, current: SessionId, texts: &Texts) -> Self {
         let time = |time: Timestamp| time.strftime(&texts.time).to_string();
-        let is_named = !entry.user_agent.trim().is_empty();
+        let said = Some(entry.user_agent).filter(|text| !text.trim().is_empty());
+        let device = said.as_deref().and_then(device::name);
+        let (device, user_agent) = match (device, said) {
+            (Some(device), said) => (device, said),
+            (None, Some(said)) => (said, None),
+            (None, None) => (texts.unknown_device.clone(), None),
+        };
         Self {
             id: entry.session_id,
             current: entry.session_id == current,
-            user_agent: if is_named { entry.user_agent } else { texts.unknown_device.clone() },
+            device,
+            user_agent,
             ip: entry.ip,
             created_at: entry.created_at,
             created: time(entry.created_at),
@@ -89,27 +100,28 @@ fn seen<'a>(app: &'a App, headers: &'a HeaderMap, answered_by: &'a str) -> Vec<&
     seen
 }
 
-async fn show(app: &App, headers: &HeaderMap, page: &Page, who: &SignedIn) -> Response {
+async fn show(page: Page, headers: &HeaderMap, who: &SignedIn) -> Response {
+    let app = Arc::clone(&page.app);
     let entries = match app.auth.list(who.claims.user_id).await {
         Ok(entries) => entries,
-        Err(error) => return failure(headers, error),
+        Err(error) => return page.failure(error),
     };
     let sessions = entries.into_iter().map(|entry| Listed::new(entry, who.claims.session_id, page.texts)).collect();
     let answered_by = app.served_by.to_str().unwrap_or_default();
-    let seen = seen(app, headers, answered_by);
-    let name = seen_cookie(app);
+    let seen = seen(&app, headers, answered_by);
+    let name = seen_cookie(&app);
     let secure = if name.starts_with("__") { "; Secure" } else { "" };
     let cookie = format!("{name}={}; Path=/account; HttpOnly; SameSite=Strict; Max-Age=1800{secure}", seen.join("~"));
-    let mut response = answer(page, &AccountPage { page, who, answered_by, seen, sessions }, None);
+    let mut response = page.answer(&AccountPage { page: &page, who, answered_by, seen, sessions }, None);
     response.headers_mut().insert(SET_COOKIE, HeaderValue::from_str(&cookie).expect("names of replicas"));
     response
 }
 
-pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
+pub(super) async fn get(State(app): State<Arc<App>>, page: Page, uri: Uri, headers: HeaderMap) -> Response {
     match app.auth.check(cookies(&headers, app.cookie.name())).await {
-        Ok(who) => show(&app, &headers, &Page::new(&headers).noticing(&Asked::of(&uri).notice), &who).await,
+        Ok(who) => show(page.noticing(&Asked::of(&uri).notice), &headers, &who).await,
         Err(AuthError::SessionInvalid) => redirect("/sign-in"),
-        Err(error) => failure(&headers, error),
+        Err(error) => page.failure(error),
     }
 }
 
@@ -117,19 +129,16 @@ pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMa
 pub(super) async fn post(
     State(app): State<Arc<App>>,
     client: Client,
+    page: Page,
     headers: HeaderMap,
-    request: Request,
+    mut form: Form,
 ) -> Response {
-    let mut form = match Form::read(&app, request).await {
-        Ok(form) => form,
-        Err(problem) => return failure(&headers, problem),
-    };
     let who = match app.auth.check(cookies(&headers, app.cookie.name())).await {
         Ok(who) => who,
         Err(error @ AuthError::SessionInvalid) => {
-            return sign_in::show(&app, &Page::new(&headers).failed(error), &Destination::default(), "");
+            return sign_in::show(&page.failed(error), &Destination::default(), "");
         }
-        Err(error) => return failure(&headers, error),
+        Err(error) => return page.failure(error),
     };
     match form.text("action").as_str() {
         "end" => {
@@ -139,65 +148,63 @@ pub(super) async fn post(
             };
             match ended {
                 Ok(()) => redirect("/account?notice=ended"),
-                Err(error) => show(&app, &headers, &Page::new(&headers).failed(error), &who).await,
+                Err(error) => show(page.failed(error), &headers, &who).await,
             }
         }
         "end-others" => match app.auth.revoke_all(&who.claims, true, &client).await {
             Ok(_) => redirect("/account?notice=others-ended"),
-            Err(error) => failure(&headers, error),
+            Err(error) => page.failure(error),
         },
-        "password" => change_password(&app, client, &headers, &who, form).await,
-        "delete" => delete(&app, client, &headers, &who, form).await,
-        _ => failure(&headers, crate::http::error::Problem::validation_failed(Vec::new())),
+        "password" => change_password(page, client, &headers, &who, form).await,
+        "delete" => delete(page, client, &headers, &who, form).await,
+        _ => page.failure(Problem::validation_failed(Vec::new())),
     }
 }
 
 async fn change_password(
-    app: &Arc<App>,
+    mut page: Page,
     client: Client,
     headers: &HeaderMap,
     who: &SignedIn,
     mut form: Form,
 ) -> Response {
-    let mut page = Page::new(headers);
     let (current, new) = (form.password("current_password"), form.password("new_password"));
     let missing = [("current_password", current.is_none()), ("new_password", new.is_none())];
     let (Some(current), Some(new)) = (current, new) else {
-        return show(app, headers, &page.missing(missing), who).await;
+        return show(page.missing(missing), headers, who).await;
     };
     let _present = client.gone.clone().drop_guard();
-    let (changing, asking) = (Arc::clone(app), who.clone());
-    let change = async move { changing.auth.change_password(&asking, current, new, &client).await };
-    match app.auth.flows.run(change).await {
+    let (app, asking) = (Arc::clone(&page.app), who.clone());
+    let change = async move { app.auth.change_password(&asking, current, new, &client).await };
+    match page.app.auth.flows.run(change).await {
         Ok(opened) => {
             let mut response = redirect("/account?notice=password");
-            response.headers_mut().insert(SET_COOKIE, app.cookie.set(&opened.token));
+            response.headers_mut().insert(SET_COOKIE, page.app.cookie.set(&opened.token));
             response
         }
         Err(error) => {
             if matches!(error, AuthError::WrongPassword) {
-                page.mistakes.push(("current_password", &page.texts.wrong_password));
+                page.mistake_in("current_password", &page.texts.wrong_password);
             }
-            show(app, headers, &page.failed(error), who).await
+            show(page.failed(error), headers, who).await
         }
     }
 }
 
-async fn delete(app: &Arc<App>, client: Client, headers: &HeaderMap, who: &SignedIn, mut form: Form) -> Response {
-    let mut page = Page::new(headers);
+async fn delete(mut page: Page, client: Client, headers: &HeaderMap, who: &SignedIn, mut form: Form) -> Response {
     let Some(password) = form.password("password_to_delete") else {
-        return show(app, headers, &page.missing([("password_to_delete", true)]), who).await;
+        return show(page.missing([("password_to_delete", true)]), headers, who).await;
     };
     let _present = client.gone.clone().drop_guard();
-    let (deleting, asking) = (Arc::clone(app), who.clone());
-    let delete = async move { deleting.auth.delete_account(&asking, password, &client).await };
-    match app.auth.flows.run(delete).await {
-        Ok(()) => gone(app, "/sign-in?notice=deleted"),
+    let (app, asking) = (Arc::clone(&page.app), who.clone());
+    let delete = async move { app.auth.delete_account(&asking, password, &client).await };
+    match page.app.auth.flows.run(delete).await {
+        Ok(()) => gone(&page.app, "/sign-in?notice=deleted"),
         Err(error) => {
             if matches!(error, AuthError::WrongPassword) {
-                page.mistakes.push(("password_to_delete", &page.texts.wrong_password));
+                page.mistake_in("password_to_delete", &page.texts.wrong_password);
             }
-            show(app, headers, &page.failed(error), who).await
+            show(page.failed(error), headers, who).await
         }
     }
 }

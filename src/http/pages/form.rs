@@ -1,9 +1,13 @@
 //! A form, as a browser sends it from one of our own pages.
-use axum::extract::Request;
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, Request};
+use axum::response::Response;
 use http::header::CONTENT_TYPE;
 use secrecy::SecretString;
 use url::form_urlencoded;
 
+use super::Page;
 use crate::http::App;
 use crate::http::error::Problem;
 use crate::http::extract::read;
@@ -13,11 +17,18 @@ use crate::http::verify::Destination;
 /// The fields of a form. Each is taken out once.
 pub(super) struct Form(Vec<(String, String)>);
 
+/// Whatever is wrong with the request as a whole is answered with a page that says so: 403 `cross_site`, 413, 415.
+impl FromRequest<Arc<App>> for Form {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Response> {
+        let page = Page::new(app, request.headers());
+        Self::read(app, request).await.map_err(|problem| page.failure(problem))
+    }
+}
+
 impl Form {
-    /// # Errors
-    ///
-    /// 403 `cross_site`, 413, 415, and whatever else can be wrong with a body.
-    pub(super) async fn read(app: &App, request: Request) -> Result<Self, Problem> {
+    async fn read(app: &App, request: Request) -> Result<Self, Problem> {
         if !is_same_origin(app, &request) {
             return Err(Problem::cross_site());
         }

@@ -1,9 +1,12 @@
 //! The texts of the pages: one file per language, and the choice by `Accept-Language` (RFC 9110, section 12.5.4).
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use http::HeaderMap;
 use http::header::ACCEPT_LANGUAGE;
 use serde::Deserialize;
+
+use crate::auth::{Mistake, PolicyViolation, RefusedName};
 
 /// Every text, in one language. A text that a file lacks, or has too much, fails the test of this module.
 #[derive(Debug, Deserialize)]
@@ -54,17 +57,54 @@ pub(super) struct Texts {
     pub(super) wrong_password: String,
     pub(super) email_taken: String,
     pub(super) username_taken: String,
-    pub(super) email_wrong: String,
-    pub(super) username_wrong: String,
-    pub(super) password_wrong: String,
     pub(super) missing: String,
+    pub(super) email_wrong: String,
+    pub(super) email_too_long: String,
+    pub(super) email_domain: String,
+    pub(super) username_too_long: String,
+    pub(super) username_is_email: String,
+    pub(super) white_space: String,
+    pub(super) invisible: String,
+    pub(super) unassigned: String,
+    pub(super) password_too_short: String,
+    pub(super) password_too_long: String,
+    pub(super) password_contextual: String,
+    pub(super) password_repetitive: String,
+    pub(super) password_common: String,
     pub(super) validation_failed: String,
     pub(super) throttled: String,
     pub(super) overloaded: String,
     pub(super) store_unavailable: String,
     pub(super) session_not_found: String,
     pub(super) cross_site: String,
+    pub(super) registration_closed: String,
+    pub(super) internal: String,
     pub(super) unexpected: String,
+}
+
+impl Texts {
+    /// What to say beside a field.
+    pub(super) fn mistake(&'static self, mistake: Mistake) -> Cow<'static, str> {
+        let text = match mistake {
+            Mistake::Empty => &self.missing,
+            Mistake::NoEmail => &self.email_wrong,
+            Mistake::EmailTooLong => &self.email_too_long,
+            Mistake::UsernameTooLong => &self.username_too_long,
+            Mistake::UsernameIsEmail => &self.username_is_email,
+            Mistake::WhiteSpace => &self.white_space,
+            Mistake::Name(RefusedName::Domain) => &self.email_domain,
+            Mistake::Name(RefusedName::Invisible) => &self.invisible,
+            Mistake::Name(RefusedName::Unassigned) => &self.unassigned,
+            Mistake::Password(PolicyViolation::TooShort { min }) => {
+                return Cow::Owned(self.password_too_short.replace("{min}", &min.to_string()));
+            }
+            Mistake::Password(PolicyViolation::TooLong) => &self.password_too_long,
+            Mistake::Password(PolicyViolation::Contextual) => &self.password_contextual,
+            Mistake::Password(PolicyViolation::Repetitive) => &self.password_repetitive,
+            Mistake::Password(PolicyViolation::Common) => &self.password_common,
+        };
+        Cow::Borrowed(text)
+    }
 }
 
 const SOURCES: [&str; 2] = [include_str!("languages/en.toml"), include_str!("languages/de.toml")];
@@ -100,11 +140,18 @@ mod tests {
         for (text, table) in SOURCES.iter().zip(&tables) {
             toml::from_str::<Texts>(text).unwrap_or_else(|error| panic!("{error}"));
             for (name, value) in table {
-                let count = |table: &toml::Table| table[name].as_str().expect("a text").matches("{seconds}").count();
-                assert_eq!(count(table), count(&tables[0]), "{name}");
+                let placeholders = |table: &toml::Table| {
+                    let text = table[name].as_str().expect("a text").to_owned();
+                    let known = ["{seconds}", "{min}"].map(|known| text.matches(known).count());
+                    assert_eq!(
+                        known.iter().sum::<usize>(),
+                        text.matches('{').count(),
+                        "{name}: an unknown placeholder"
+                    );
+                    known
+                };
+                assert_eq!(placeholders(table), placeholders(&tables[0]), "{name}");
                 assert!(value.as_str().is_some_and(|text| !text.trim().is_empty()), "{name}");
-                let braces = value.as_str().expect("a text").matches('{').count();
-                assert_eq!(braces, count(table), "{name}: an unknown placeholder");
             }
         }
     }

@@ -1,69 +1,65 @@
 //! The pages for people: sign in, register, my account, sign out. They need no script.
 //!
 //! They run the same flows as the API; only the form of request and answer differs. Routes: `/`, `/sign-in`,
-//! `/register`, `/account`, `/sign-out`, `/.well-known/change-password`, and the style sheet under its hash.
+//! `/register`, `/account`, `/sign-out`, `/.well-known/change-password`, and style sheet and icon under their hashes.
 mod account;
+pub(super) mod brand;
+mod device;
 mod form;
 mod language;
 mod register;
 mod sign_in;
 mod sign_out;
 
-use std::sync::{Arc, LazyLock};
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::sync::Arc;
 
 use askama::Template;
 use axum::Router;
+use axum::extract::FromRequestParts;
 use axum::response::{Html, IntoResponse as _, Response};
 use axum::routing::get;
-use http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-};
+use http::header::{CONTENT_SECURITY_POLICY, LOCATION, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use sha2::{Digest as _, Sha256};
 use url::form_urlencoded::Serializer;
 
+use self::brand::Brand;
 use self::language::Texts;
 use super::App;
 use super::error::Problem;
 use super::refusals::FORMS;
 use super::verify::Destination;
+use crate::config::Registration;
 
-const STYLE: &str = include_str!("style.css");
-/// Its name holds its hash, so browsers may keep it for ever.
-static STYLE_PATH: LazyLock<String> =
-    LazyLock::new(|| format!("/assets/{}.css", hex::encode(&Sha256::digest(STYLE)[..8])));
 /// Bytes of each part of a destination that are carried through the pages.
 const DESTINATION_LIMIT: usize = 4096;
 const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 /// Not "cookies": that would sign the user out of every application of the whole domain.
 const SITE_DATA: HeaderValue = HeaderValue::from_static("\"cache\", \"storage\"");
 
-pub(super) fn routes() -> Router<Arc<App>> {
+pub(super) fn routes(brand: &Brand) -> Router<Arc<App>> {
     let [sign_in, register, account, sign_out] = FORMS;
-    Router::new()
+    let mut routes = Router::new()
         .route("/", get(async || redirect("/account")))
         .route(sign_in, get(sign_in::get).post(sign_in::post))
         .route(register, get(register::get).post(register::post))
         .route(account, get(account::get).post(account::post))
         .route(sign_out, get(sign_out::get).post(sign_out::post))
         // https://w3c.github.io/webappsec-change-password-url/
-        .route("/.well-known/change-password", get(async || redirect("/account#password")))
-        .route(&STYLE_PATH, get(style))
-}
-
-async fn style() -> Response {
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("text/css; charset=utf-8")),
-        (CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable")),
-        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    ];
-    (headers, STYLE).into_response()
+        .route("/.well-known/change-password", get(async || redirect("/account#password")));
+    for asset in [&brand.style, &brand.icon] {
+        let content = asset.clone();
+        routes = routes.route(&asset.path, get(async move || content.answer()));
+    }
+    routes
 }
 
 /// What every page shows besides its content.
 struct Page {
+    app: Arc<App>,
     texts: &'static Texts,
-    style: &'static str,
     status: StatusCode,
     headers: HeaderMap,
     /// What went wrong.
@@ -71,14 +67,29 @@ struct Page {
     /// What has been done.
     notice: Option<&'static str>,
     /// Names of fields, and what is wrong with each.
-    mistakes: Vec<(&'static str, &'static str)>,
+    mistakes: Vec<(&'static str, Cow<'static, str>)>,
+}
+
+impl FromRequestParts<Arc<App>> for Page {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Infallible> {
+        Ok(Self::new(app, &parts.headers))
+    }
+}
+
+#[derive(Template)]
+#[template(path = "failure.html", config = "src/http/pages/askama.toml")]
+struct Failure<'a> {
+    page: &'a Page,
+    heading: &'a str,
 }
 
 impl Page {
-    fn new(request: &HeaderMap) -> Self {
+    fn new(app: &Arc<App>, request: &HeaderMap) -> Self {
         Self {
+            app: Arc::clone(app),
             texts: language::of(request),
-            style: &STYLE_PATH,
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             alert: None,
@@ -87,9 +98,21 @@ impl Page {
         }
     }
 
+    fn brand(&self) -> &Brand {
+        &self.app.brand
+    }
+
+    fn takes_registrations(&self) -> bool {
+        self.app.auth.registration == Registration::Open
+    }
+
     /// What is wrong with a field, beside which it is shown.
-    fn mistake(&self, name: &str) -> Option<&'static str> {
-        self.mistakes.iter().find(|(field, _)| *field == name).map(|(_, text)| *text)
+    fn mistake(&self, name: &str) -> Option<&str> {
+        self.mistakes.iter().find(|(field, _)| *field == name).map(|(_, text)| &**text)
+    }
+
+    fn mistake_in(&mut self, field: &'static str, text: &'static str) {
+        self.mistakes.push((field, Cow::Borrowed(text)));
     }
 
     /// Says in the reader's language what went wrong, with the problem's status and headers.
@@ -108,21 +131,20 @@ impl Page {
             "overloaded" => &texts.overloaded,
             "store_unavailable" => &texts.store_unavailable,
             "cross_site" => &texts.cross_site,
+            "registration_closed" => &texts.registration_closed,
+            "internal" => &texts.internal,
             _ => &texts.unexpected,
         };
         self.alert = Some(text.replace("{seconds}", seconds.unwrap_or("1")));
         match problem.code {
-            "email_taken" => self.mistakes.push(("email", &texts.email_taken)),
-            "username_taken" => self.mistakes.push(("username", &texts.username_taken)),
+            "email_taken" => self.mistake_in("email", &texts.email_taken),
+            "username_taken" => self.mistake_in("username", &texts.username_taken),
             _ => {}
         }
         for error in &problem.errors {
-            match error.field.as_str() {
-                "email" => self.mistakes.push(("email", &texts.email_wrong)),
-                "username" => self.mistakes.push(("username", &texts.username_wrong)),
-                "password" => self.mistakes.push(("password", &texts.password_wrong)),
-                "new_password" => self.mistakes.push(("new_password", &texts.password_wrong)),
-                _ => {}
+            let field = ["email", "username", "password", "new_password"].into_iter().find(|name| *name == error.field);
+            if let (Some(field), Some(mistake)) = (field, error.mistake) {
+                self.mistakes.push((field, texts.mistake(mistake)));
             }
         }
         self.headers = problem.headers;
@@ -134,7 +156,7 @@ impl Page {
         self.status = StatusCode::UNPROCESSABLE_ENTITY;
         self.alert = Some(self.texts.validation_failed.clone());
         let empty = fields.into_iter().filter(|(_, is_empty)| *is_empty);
-        self.mistakes.extend(empty.map(|(name, _)| (name, self.texts.missing.as_str())));
+        self.mistakes.extend(empty.map(|(name, _)| (name, Cow::Borrowed(self.texts.missing.as_str()))));
         self
     }
 
@@ -152,36 +174,30 @@ impl Page {
         };
         self
     }
-}
 
-/// The page, with the headers that each page has. `going_to` is the origin of an application that the page's form may
-/// lead to: browsers apply `form-action` to redirects too.
-fn answer(page: &Page, template: &impl Template, going_to: Option<&str>) -> Response {
-    let (space, going_to) = going_to.map_or(("", ""), |origin| (" ", origin));
-    let policy = format!(
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'{space}{going_to}; \
-         frame-ancestors 'none'; base-uri 'none'"
-    );
-    let Ok(html) = template.render() else { return Problem::internal().into_response() };
-    let mut response = (page.status, page.headers.clone(), Html(html)).into_response();
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_str(&policy).expect("an origin is ASCII"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // Not no-referrer: browsers would send `Origin: null` with our own forms.
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
-    response
-}
+    /// The page, with the headers that each page has. `going_to` is the origin of an application that the page's form
+    /// may lead to: browsers apply `form-action` to redirects too.
+    fn answer(&self, template: &impl Template, going_to: Option<&str>) -> Response {
+        let (space, going_to) = going_to.map_or(("", ""), |origin| (" ", origin));
+        let policy = format!(
+            "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'{space}{going_to}; \
+             frame-ancestors 'none'; base-uri 'none'"
+        );
+        let Ok(html) = template.render() else { return Problem::internal().into_response() };
+        let mut response = (self.status, self.headers.clone(), Html(html)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_str(&policy).expect("an origin is ASCII"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        // Not no-referrer: browsers would send `Origin: null` with our own forms.
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+        response
+    }
 
-#[derive(Template)]
-#[template(path = "failure.html", config = "src/http/pages/askama.toml")]
-struct Failure<'a> {
-    page: &'a Page,
-}
-
-/// A page that only says what went wrong.
-fn failure(request: &HeaderMap, problem: impl Into<Problem>) -> Response {
-    let page = Page::new(request).failed(problem);
-    answer(&page, &Failure { page: &page }, None)
+    /// A page that only says what went wrong.
+    fn failure(self, problem: impl Into<Problem>) -> Response {
+        let page = self.failed(problem);
+        page.answer(&Failure { page: &page, heading: &page.texts.failed }, None)
+    }
 }
 
 /// Sends a browser on with GET (RFC 9110, section 15.4.4).

@@ -2,13 +2,13 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::response::Response;
-use http::{HeaderMap, Uri};
+use http::Uri;
 
 use super::form::Form;
-use super::{Asked, Page, answer, bounded, failure, link, redirect};
-use crate::auth::{Client, Registration};
+use super::{Asked, Failure, Page, bounded, link, redirect};
+use crate::auth::{AuthError, Client, Registration};
 use crate::http::App;
 use crate::http::verify::Destination;
 
@@ -22,33 +22,27 @@ struct RegisterPage<'a> {
     username: &'a str,
 }
 
-fn show(page: &Page, going: &Destination, email: &str, username: &str) -> Response {
+fn show(page: Page, going: &Destination, email: &str, username: &str) -> Response {
+    if !page.takes_registrations() {
+        let page = page.failed(AuthError::RegistrationClosed);
+        return page.answer(&Failure { page: &page, heading: &page.texts.register }, None);
+    }
     let query = link("", going, None);
-    answer(page, &RegisterPage { page, going, query, email, username }, None)
+    page.answer(&RegisterPage { page: &page, going, query, email, username }, None)
 }
 
-pub(super) async fn get(uri: Uri, headers: HeaderMap) -> Response {
-    show(&Page::new(&headers), &Asked::of(&uri).going(), "", "")
+pub(super) async fn get(page: Page, uri: Uri) -> Response {
+    show(page, &Asked::of(&uri).going(), "", "")
 }
 
 /// Makes the account and leads to the page for signing in, as the API makes no session either.
-pub(super) async fn post(
-    State(app): State<Arc<App>>,
-    client: Client,
-    headers: HeaderMap,
-    request: Request,
-) -> Response {
-    let mut form = match Form::read(&app, request).await {
-        Ok(form) => form,
-        Err(problem) => return failure(&headers, problem),
-    };
+pub(super) async fn post(State(app): State<Arc<App>>, client: Client, page: Page, mut form: Form) -> Response {
     let going = bounded(form.going());
-    let page = Page::new(&headers);
     let (email, username) = (form.text("email"), form.text("username"));
     let password = form.password("password");
     let missing = [("email", email.trim().is_empty()), ("password", password.is_none())];
     let (false, Some(password)) = (missing[0].1, password) else {
-        return show(&page.missing(missing), &going, &email, &username);
+        return show(page.missing(missing), &going, &email, &username);
     };
     let wanted = Some(username.clone()).filter(|name| !name.trim().is_empty());
     let registration = Registration { email: email.clone(), username: wanted, password };
@@ -57,6 +51,6 @@ pub(super) async fn post(
     let register = async move { registering.auth.register(registration, &client).await };
     match app.auth.flows.run(register).await {
         Ok(_) => redirect(&link("/sign-in", &going, Some("registered"))),
-        Err(error) => show(&page.failed(error), &going, &email, &username),
+        Err(error) => show(page.failed(error), &going, &email, &username),
     }
 }

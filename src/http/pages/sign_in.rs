@@ -2,13 +2,13 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::response::Response;
 use http::header::SET_COOKIE;
 use http::{HeaderMap, Uri};
 
 use super::form::Form;
-use super::{Asked, Page, answer, bounded, failure, link, redirect};
+use super::{Asked, Page, bounded, link, redirect};
 use crate::auth::{AuthError, Client};
 use crate::http::App;
 use crate::http::extract::cookies;
@@ -25,17 +25,17 @@ struct SignInPage<'a> {
     typed: &'a str,
 }
 
-pub(super) fn show(app: &App, page: &Page, going: &Destination, typed: &str) -> Response {
-    let origin = going.origin(app.front_door.as_ref());
+pub(super) fn show(page: &Page, going: &Destination, typed: &str) -> Response {
+    let origin = going.origin(page.app.front_door.as_ref());
     let going_to = origin.as_deref();
     let query = link("", going, None);
-    answer(page, &SignInPage { page, going, going_to, query, typed }, going_to)
+    page.answer(&SignInPage { page, going, going_to, query, typed }, going_to)
 }
 
 /// The page; whoever has a session is sent on at once.
-pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
+pub(super) async fn get(State(app): State<Arc<App>>, page: Page, uri: Uri, headers: HeaderMap) -> Response {
     let asked = Asked::of(&uri);
-    let page = Page::new(&headers).noticing(&asked.notice);
+    let page = page.noticing(&asked.notice);
     let going = asked.going();
     let target = async {
         let signed_in = app.auth.check(cookies(&headers, app.cookie.name())).await?;
@@ -43,8 +43,8 @@ pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMa
     };
     match target.await {
         Ok(url) => redirect(url.as_deref().unwrap_or("/account")),
-        Err(AuthError::SessionInvalid) => show(&app, &page, &going, ""),
-        Err(error) => failure(&headers, error),
+        Err(AuthError::SessionInvalid) => show(&page, &going, ""),
+        Err(error) => page.failure(error),
     }
 }
 
@@ -52,19 +52,15 @@ pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMa
 pub(super) async fn post(
     State(app): State<Arc<App>>,
     client: Client,
+    page: Page,
     headers: HeaderMap,
-    request: Request,
+    mut form: Form,
 ) -> Response {
-    let mut form = match Form::read(&app, request).await {
-        Ok(form) => form,
-        Err(problem) => return failure(&headers, problem),
-    };
     let going = bounded(form.going());
-    let page = Page::new(&headers);
     let (typed, password) = (form.text("username"), form.password("password"));
     let missing = [("username", typed.trim().is_empty()), ("password", password.is_none())];
     let (false, Some(password)) = (missing[0].1, password) else {
-        return show(&app, &page.missing(missing), &going, &typed);
+        return show(&page.missing(missing), &going, &typed);
     };
     let brought = app.auth.brought(cookies(&headers, app.cookie.name()));
     let _present = client.gone.clone().drop_guard();
@@ -76,6 +72,6 @@ pub(super) async fn post(
             response.headers_mut().insert(SET_COOKIE, app.cookie.set(&opened.token));
             response
         }
-        Err(error) => show(&app, &page.failed(error), &going, &typed),
+        Err(error) => show(&page.failed(error), &going, &typed),
     }
 }

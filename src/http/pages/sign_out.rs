@@ -2,13 +2,13 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::response::Response;
 use http::HeaderMap;
 use http::header::SET_COOKIE;
 
 use super::form::Form;
-use super::{CLEAR_SITE_DATA, Page, SITE_DATA, answer, failure, redirect};
+use super::{CLEAR_SITE_DATA, Page, SITE_DATA, redirect};
 use crate::auth::{AuthError, Client};
 use crate::http::App;
 use crate::http::extract::cookies;
@@ -19,25 +19,22 @@ struct SignOutPage<'a> {
     page: &'a Page,
 }
 
-pub(super) async fn get(headers: HeaderMap) -> Response {
-    let page = Page::new(&headers);
-    answer(&page, &SignOutPage { page: &page }, None)
+pub(super) async fn get(page: Page) -> Response {
+    page.answer(&SignOutPage { page: &page }, None)
 }
 
 /// Ends the session. One that has ended already, by a second click for example, is as good.
 pub(super) async fn post(
     State(app): State<Arc<App>>,
     client: Client,
+    page: Page,
     headers: HeaderMap,
-    request: Request,
+    _: Form,
 ) -> Response {
-    if let Err(problem) = Form::read(&app, request).await {
-        return failure(&headers, problem);
-    }
     match app.auth.sign_out(cookies(&headers, app.cookie.name()), &client).await {
         Ok(()) | Err(AuthError::SessionInvalid) => gone(&app, "/sign-in?notice=signed-out"),
         // The session may be alive, so the cookie is left alone.
-        Err(error) => failure(&headers, error),
+        Err(error) => page.failure(error),
     }
 }
 
