@@ -10,17 +10,21 @@
 #   import         reads the cookie keys from standard input
 #
 # docs/operations.md says when to run them: every replica must be restarted between two steps. Only `export` prints
-# values.
+# values. With STORES=many (scale-out.yml) there are also the passwords of PostgreSQL, of Redis's replicas and of the
+# Sentinels, and each replica gets a volume of its own: /secrets/replica-1 and so on, copies of /secrets/server.
 set -eu
 umask 077
 
 server=/secrets/server
 redis=/secrets/redis
 grafana=/secrets/grafana
-# The uids in the images authfleet, redis and grafana.
+postgres=/secrets/postgres
+# The uids in the images authfleet, redis, grafana and postgres.
 server_uid=10001
 redis_uid=999
 grafana_uid=472
+postgres_uid=999
+many() { [ "${STORES:-}" = many ]; }
 
 say() { echo "secrets: $*"; }
 fail() { echo "secrets: $*" >&2; exit 1; }
@@ -56,9 +60,14 @@ write_acl() {
         # start, and so lose the sessions of every script that wrote twice.
         echo 'user default reset off ~* &* +@all'
         # The server may use only its own keys, with the commands of its scripts, and can't administer Redis.
-        printf 'user authfleet reset on %s ~session:* ~user:* ~throttle:* -@all +@read +@write +@connection +eval +evalsha +script|load +time -@dangerous +info +config|get\n' \
+        printf 'user authfleet reset on %s ~session:* ~user:* ~throttle:* -@all +@read +@write +@connection +eval +evalsha +script|load +time +wait -@dangerous +info +role +config|get\n' \
             "$(sed 's/^/#/' "$redis/accepted" | tr '\n' ' ')"
         printf 'user operator reset on #%s ~* &* +@all\n' "$operator"
+        if many; then
+            printf 'user replication reset on #%s -@all +psync +replconf +ping\n' "$(digest "$(cat "$redis/replication-password")")"
+            printf 'user sentinel reset on #%s &* -@all +multi +exec +slaveof +ping +info +role +publish +subscribe +config|rewrite +client|setname +client|kill +script|kill\n' \
+                "$(digest "$(cat "$redis/watch-password")")"
+        fi
     } | put "$redis/users.acl" "$redis_uid"
 }
 
@@ -73,12 +82,48 @@ new_redis_password() {
     printf 'redis://authfleet:%s@redis:6379/0\n' "$password" | put "$server/redis-url" "$server_uid"
 }
 
+# What a fleet on many machines needs besides.
+create_many() {
+    # For a fleet that had a single Redis so far.
+    grep -q '^user sentinel ' "$redis/users.acl" || write_acl
+    put "$server/sentinel-password" "$server_uid" <"$redis/sentinel-password"
+    # With the same password as the URL of a single Redis, which a fleet may have had before.
+    sentinels=sentinel-1:26379,sentinel-2:26379,sentinel-3:26379
+    sed "s|^redis://\\(.*\\)@redis:6379/0|redis-sentinel://\\1@$sentinels/authfleet?db=0|" "$server/redis-url" |
+        put "$server/redis-sentinel-url" "$server_uid"
+    chown "$postgres_uid:$postgres_uid" "$postgres" && chmod 500 "$postgres"
+    for password in authfleet replication; do
+        [ -s "$postgres/$password-password" ] || random | put "$postgres/$password-password" "$postgres_uid"
+    done
+    printf 'postgres://authfleet:%s@postgres:5432/authfleet\n' "$(cat "$postgres/authfleet-password")" |
+        put "$server/database-url" "$server_uid"
+}
+
+# Gives each replica what is in the server's volume now.
+distribute() {
+    for own in /secrets/replica-*; do
+        chown "$server_uid:$server_uid" "$own" && chmod 500 "$own"
+        for file in "$server"/*; do
+            put "$own/${file##*/}" "$server_uid" <"$file"
+        done
+        # A file that is gone, such as the mark of a promotion.
+        for file in "$own"/*; do
+            [ -e "$server/${file##*/}" ] || rm -f "$file"
+        done
+    done
+}
+
 create() {
     chown "$server_uid:$server_uid" "$server" && chmod 500 "$server"
     chown "$redis_uid:$redis_uid" "$redis" && chmod 500 "$redis"
     if [ ! -s "$server/session-secret" ]; then
         random | put "$server/session-secret" "$server_uid"
         say 'made the key that signs cookies'
+    fi
+    if many; then
+        for password in replication watch sentinel; do
+            [ -s "$redis/$password-password" ] || random | put "$redis/$password-password" "$redis_uid"
+        done
     fi
     [ -s "$redis/operator-password" ] || { random | put "$redis/operator-password" "$redis_uid"; : >"$redis/incomplete"; }
     # The password is in two volumes, and one of them may have been lost: recreate both.
@@ -93,6 +138,7 @@ create() {
         random | put "$grafana/admin-password" "$grafana_uid"
         say "made the password of Grafana's user admin"
     fi
+    if many; then create_many; fi
     say 'all secrets exist'
 }
 
@@ -107,6 +153,7 @@ case ${1:-} in
         next=$(random)
         printf '%s,%s' "$(keys)" "$next" | put "$server/session-secret" "$server_uid"
         new_redis_password
+        if many; then create_many; fi
         say 'staged: have Redis load its users (deploy/compose/redis-cli ACL LOAD), then restart the replicas one by one'
         ;;
     promote)
@@ -138,3 +185,4 @@ case ${1:-} in
         ;;
     *) fail "unknown action ${1:-}: create, stage, promote, retire, export or import" ;;
 esac
+if many && [ "$1" != export ]; then distribute; fi

