@@ -3,7 +3,7 @@
 
     k8s/credentials.py new | kubectl create -f -
     REDIS_URL=... DATABASE_URL=... k8s/credentials.py new --outside | kubectl create -f -
-    DATABASE_URL=... k8s/credentials.py new --redis-cluster | kubectl create -f -
+    k8s/credentials.py new --redis-cluster --postgres-cnpg | kubectl create -f -
     kubectl -n authfleet get secret authfleet-server -o json | k8s/credentials.py rotate session | kubectl replace -f -
     kubectl -n authfleet get secret authfleet-redis -o json | k8s/credentials.py acl |
         kubectl -n authfleet exec -i authfleet-redis-0 -- redis-cli
@@ -13,8 +13,9 @@ nobody is signed out. `session` has a step `switch` in the middle, because a rep
 all replicas accept it. `session` needs the Secret authfleet-server, `redis` the Secrets authfleet-server and
 authfleet-redis. `acl` prints the commands that give a running Redis the passwords of its Secret, without a restart.
 
-`--outside` takes the URLs of both stores, `--redis-cluster` is for components/redis-cluster. For private authorities,
-DATABASE_CA_FILE and REDIS_CA_FILE name files with certificates (PEM), which go into the ConfigMap
+`--outside` takes the URLs of both stores from the environment. `--redis-cluster` is for components/redis-cluster, and
+`--postgres-cnpg` for components/postgres-cnpg; with one of them alone, only the other store's URL is taken. For private
+authorities, DATABASE_CA_FILE and REDIS_CA_FILE name files with certificates (PEM), which go into the ConfigMap
 authfleet-certificates; the URL of PostgreSQL then gets sslmode and sslrootcert.
 """
 
@@ -29,7 +30,7 @@ import sys
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-SERVER, REDIS = "authfleet-server", "authfleet-redis"
+SERVER, REDIS, POSTGRES = "authfleet-server", "authfleet-redis", "authfleet-postgres-app"
 # probe is for the pod's probes. authfleet, for the replicas, can do everything except administration. operator is for
 # using redis-cli by hand.
 ACL = """\
@@ -50,9 +51,8 @@ def main() -> None:
     new = commands.add_parser("new", help="print the Secrets of a new fleet")
     kind = new.add_mutually_exclusive_group()
     kind.add_argument("--outside", action="store_true", help="take REDIS_URL and DATABASE_URL from the environment")
-    kind.add_argument(
-        "--redis-cluster", action="store_true", help="take DATABASE_URL; Redis is components/redis-cluster"
-    )
+    kind.add_argument("--redis-cluster", action="store_true", help="Redis is components/redis-cluster")
+    new.add_argument("--postgres-cnpg", action="store_true", help="PostgreSQL is components/postgres-cnpg")
     for name, choices in (("rotate", ["session", "redis"]), ("switch", ["session"]), ("finish", ["session", "redis"])):
         command = commands.add_parser(name, help="read Secrets from standard input, print the changed ones")
         command.add_argument("what", choices=choices)
@@ -64,8 +64,8 @@ def main() -> None:
         print(acl_commands(read()[1]))
         return
     if arguments.command == "new":
-        if arguments.outside or arguments.redis_cluster:
-            made, certificates = outside(arguments.redis_cluster)
+        if arguments.outside or arguments.redis_cluster or arguments.postgres_cnpg:
+            made, certificates = scale_out(arguments.redis_cluster, arguments.postgres_cnpg)
         else:
             made, certificates = inside(), {}
         items = [manifest(name, data) for name, data in made.items()]
@@ -96,33 +96,39 @@ def inside() -> dict[str, dict[str, str]]:
     }
 
 
-def outside(has_cluster: bool) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Secrets and certificates for a fleet whose stores are outside. With has_cluster only PostgreSQL is."""
-    names = ["DATABASE_URL"] if has_cluster else ["DATABASE_URL", "REDIS_URL"]
-    data = {name: os.environ.get(name, "") for name in names}
-    if missing := [name for name, value in data.items() if not value]:
+def scale_out(has_redis: bool, has_postgres: bool) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Secrets and certificates for overlays/scale-out. Stores that are no component of it are outside."""
+    names = [name for name, has in (("DATABASE_URL", has_postgres), ("REDIS_URL", has_redis)) if not has]
+    server = {name: os.environ.get(name, "") for name in names}
+    if missing := [name for name, value in server.items() if not value]:
         sys.exit(f"not set in the environment: {', '.join(missing)}")
-    certificates = {}
+    made, certificates = {SERVER: server}, {}
     if text := certificate("DATABASE_CA_FILE"):
+        if has_postgres:
+            sys.exit("DATABASE_CA_FILE is set, but the operator makes the authority of components/postgres-cnpg")
         certificates["database-ca.pem"] = text
-        data["DATABASE_URL"] = with_certificate(data["DATABASE_URL"])
-    data["SESSION_SECRET"] = secrets.token_hex(32)
-    if has_cluster:
-        if os.environ.get("REDIS_CA_FILE"):
+        server["DATABASE_URL"] = with_certificate(server["DATABASE_URL"])
+    if text := certificate("REDIS_CA_FILE"):
+        if has_redis:
             sys.exit("REDIS_CA_FILE is set, but components/redis-cluster has no TLS")
+        if not server["REDIS_URL"].startswith("rediss"):
+            sys.exit("REDIS_CA_FILE is set, but REDIS_URL has no TLS: it must begin with rediss")
+        certificates |= {"redis-ca.pem": text, "REDIS_CA_FILE": f"{MOUNTED}/redis-ca.pem"}
+    if has_postgres:
+        password = secrets.token_hex(32)
+        server["DATABASE_URL"] = postgres_url(password)
+        made[POSTGRES] = {"username": "authfleet", "password": password}
+    if has_redis:
         password, operator, replication = (secrets.token_hex(32) for _ in range(3))
+        server["REDIS_URL"] = cluster_url(password)
         acl = ACL + REPLICATION
-        redis = {
+        made[REDIS] = {
             "users.acl": acl.format(fleet=digest(password), operator=digest(operator), replication=digest(replication)),
             "operator": operator,
             "replication.conf": f"masteruser replication\nmasterauth {replication}\n",
         }
-        return {SERVER: {**data, "REDIS_URL": cluster_url(password)}, REDIS: redis}, certificates
-    if text := certificate("REDIS_CA_FILE"):
-        if not data["REDIS_URL"].startswith("rediss"):
-            sys.exit("REDIS_CA_FILE is set, but REDIS_URL has no TLS: it must begin with rediss")
-        certificates |= {"redis-ca.pem": text, "REDIS_CA_FILE": f"{MOUNTED}/redis-ca.pem"}
-    return {SERVER: data}, certificates
+    server["SESSION_SECRET"] = secrets.token_hex(32)
+    return made, certificates
 
 
 def certificate(name: str) -> str | None:
@@ -217,13 +223,21 @@ def cluster_url(password: str) -> str:
     return f"redis-cluster://authfleet:{password}@{hosts}"
 
 
+def postgres_url(password: str) -> str:
+    """The operator's Service, which leads to the primary, and where components/postgres-cnpg mounts its authority."""
+    host = "authfleet-postgres-rw.authfleet.svc.cluster.local"
+    return f"postgres://authfleet:{password}@{host}:5432/authfleet?sslmode=verify-full&sslrootcert=/run/postgres/ca.crt"
+
+
 def digest(password: str) -> str:
     """The hash of a password for Redis's ACL files, so that they don't contain the password itself."""
     return "#" + hashlib.sha256(password.encode()).hexdigest()
 
 
 def manifest(name: str, data: dict[str, str]) -> dict:
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata(name), "type": "Opaque", "data": encoded(data)}
+    # CloudNativePG takes only this type.
+    kind = "kubernetes.io/basic-auth" if name == POSTGRES else "Opaque"
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata(name), "type": kind, "data": encoded(data)}
 
 
 def config(name: str, data: dict[str, str]) -> dict:

@@ -31,6 +31,17 @@ CLUSTER = {
     ("sessions-create", "dns", 53),
     ("sessions-create", "sessions", 6379),
 }
+# components/postgres-cnpg: the instances with each other, the operator, the API server and the object store of backups.
+POSTGRES = {
+    ("server", "users", 5432),
+    ("users", "users", 5432),
+    ("users", "users", 8000),
+    ("cnpg-system", "users", 5432),
+    ("cnpg-system", "users", 8000),
+    ("users", "dns", 53),
+    ("users", "outside", 443),
+    ("users", "outside", 6443),
+}
 # Only components/tracing connects to the collector.
 TRACES = ("server", "monitoring", 4318)
 COMPONENT = "app.kubernetes.io/component"
@@ -50,8 +61,13 @@ def _peers(listed: list[dict] | None) -> set[str]:
         elif space:
             found.add(space)
         else:
-            found.add(pairs.get(COMPONENT, "anybody"))
+            found.add(_component(pairs) or "anybody")
     return found
+
+
+def _component(pairs: dict) -> str | None:
+    """Which pods have these labels. Those of components/postgres-cnpg have the operator's own label."""
+    return "users" if pairs == {"cnpg.io/cluster": "authfleet-postgres"} else pairs.get(COMPONENT)
 
 
 def connections(objects: list[dict]) -> Iterator[str]:
@@ -68,6 +84,8 @@ def connections(objects: list[dict]) -> Iterator[str]:
         wanted = wanted - OUTSIDE[0] | OUTSIDE[1]
     if "sessions-create" in workloads:
         wanted |= CLUSTER
+    if of_kind(objects, "Cluster"):
+        wanted |= POSTGRES
     settings = (thing.get("data", {}) for thing in of_kind(objects, "ConfigMap"))
     collectors = [data[name] for data in settings for name in data if name == "OTEL_EXPORTER_OTLP_ENDPOINT"]
     if not collectors:
@@ -76,10 +94,10 @@ def connections(objects: list[dict]) -> Iterator[str]:
         service = urlsplit(url)
         if (service.hostname.split(".")[1:3], service.port) != ([TRACES[1], "svc"], TRACES[2]):
             yield f"NetworkPolicy: traces go to {url}, which is not {TRACES[1]} on port {TRACES[2]}"
-    inside = {"edge", "server", "sessions", "sessions-create", "loadtest"}
+    inside = {"edge", "server", "sessions", "sessions-create", "users", "loadtest"}
     into, out = set(), set()
     for policy in policies:
-        name = policy["spec"]["podSelector"].get("matchLabels", {}).get(COMPONENT)
+        name = _component(policy["spec"]["podSelector"].get("matchLabels", {}))
         for direction, key, edges in (("ingress", "from", into), ("egress", "to", out)):
             if direction in policy["spec"] and direction.capitalize() not in policy["spec"]["policyTypes"]:
                 yield f"{label(policy)}: {direction} rules without their policyType"

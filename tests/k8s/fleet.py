@@ -16,7 +16,7 @@ OVERLAYS = {"local": "network-policies", "scale-out": "network-policies-scale-ou
 NEWEST = "kubectl"
 OLDEST = os.environ.get("OLDEST_KUBECTL")
 # The stores that only one overlay can have. Each brings network policies of its own.
-STORES = {"local": [], "scale-out": ["redis-cluster"]}
+STORES = {"local": [], "scale-out": ["redis-cluster", "postgres-cnpg"]}
 COMPONENTS = ["monitoring", "tracing", "autoscaling", "ingress/ingress", "ingress/gateway", "loadtest"]
 
 
@@ -73,7 +73,7 @@ def rendered(name: str) -> Path:
 
 def unreadable(objects: list[dict]) -> str:
     """kubectl's messages about values that its own types refuse and the schemas allow, such as bad quantities."""
-    custom = ("monitoring.coreos.com/", "gateway.networking.k8s.io/")
+    custom = ("monitoring.coreos.com/", "gateway.networking.k8s.io/", "postgresql.cnpg.io/")
     builtin = [thing for thing in objects if not thing["apiVersion"].startswith(custom)]
     return subprocess.run(
         [NEWEST, "set", "env", "--local", "--list", "--filename", "-"],

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import schema
-from fleet import K8S, label, pods, renders
+from fleet import K8S, STORES, label, pods, renders
 
 
 def run(*arguments: str, given: str = "", **environment: str) -> subprocess.CompletedProcess:
@@ -46,8 +47,18 @@ def cluster() -> str:
     return credentials("new", "--redis-cluster", DATABASE_URL="postgres://db/authfleet")
 
 
+def postgres() -> str:
+    """The Secrets of components/postgres-cnpg."""
+    return credentials("new", "--postgres-cnpg", REDIS_URL="rediss://cache")
+
+
+def own_stores() -> str:
+    """The Secrets of both components, which need nothing from the environment."""
+    return credentials("new", "--redis-cluster", "--postgres-cnpg")
+
+
 def test_kubernetes_takes_the_secrets():
-    for text in (credentials("new"), outside(), cluster()):
+    for text in (credentials("new"), outside(), cluster(), postgres(), own_stores()):
         assert schema.problems(json.loads(text)["items"]) == []
         # kubectl must be able to read it, as in the README's command.
         with tempfile.TemporaryDirectory() as directory:
@@ -58,13 +69,34 @@ def test_kubernetes_takes_the_secrets():
 
 
 def test_every_mounted_key_is_made():
-    made = {"local": decoded(credentials("new")), "scale-out": decoded(outside()), "redis-cluster": decoded(cluster())}
+    made = {
+        "local": decoded(credentials("new")),
+        "scale-out": decoded(outside()),
+        "scale-out+redis-cluster": decoded(cluster()),
+        "scale-out+postgres-cnpg": decoded(postgres()),
+        "scale-out+redis-cluster+postgres-cnpg": decoded(own_stores()),
+    }
     for name, objects in renders().items():
-        kind = "redis-cluster" if "redis-cluster" in name else name.partition("+")[0]
+        overlay, *components = name.split("+")
+        kind = "+".join([overlay, *(store for store in STORES[overlay] if store in components)])
         for thing, _, spec in pods(objects):
             for secret in [volume["secret"] for volume in spec.get("volumes", []) if "secret" in volume]:
+                # The operator makes this one, and only the certificate may be mounted: the other key is a private one.
+                if secret["secretName"] == "authfleet-postgres-ca":
+                    assert [item["key"] for item in secret["items"]] == ["ca.crt"], f"{name}: {label(thing)}"
+                    continue
                 keys = {item["key"] for item in secret["items"]}
                 assert keys <= set(made[kind][secret["secretName"]]), f"{name}: {label(thing)}"
+
+
+def test_the_operator_and_the_replicas_have_one_password():
+    for text in (postgres(), own_stores()):
+        items = {item["metadata"]["name"]: item for item in json.loads(text)["items"]}
+        assert items["authfleet-postgres-app"]["type"] == "kubernetes.io/basic-auth"
+        made = decoded(text)
+        url = urlsplit(made["authfleet-server"]["DATABASE_URL"])
+        assert {"username": url.username, "password": url.password} == made["authfleet-postgres-app"]
+    assert decoded(postgres())["authfleet-server"]["REDIS_URL"] == "rediss://cache"
 
 
 def test_no_password_is_in_the_acl_file_and_none_is_made_twice():
@@ -148,6 +180,8 @@ def test_wrong_input_is_named():
         (("rotate", "session"), outside().replace("SESSION_SECRET", "OTHER"), "SESSION_SECRET"),
         (("rotate", "redis"), outside(), "authfleet-redis"),
         (("new", "--outside"), "", "DATABASE_URL, REDIS_URL"),
+        (("new", "--redis-cluster"), "", "environment: DATABASE_URL\n"),
+        (("new", "--postgres-cnpg"), "", "environment: REDIS_URL\n"),
     ):
         done = run(*arguments, given=given)
         assert done.returncode and not done.stdout and words in done.stderr and "Traceback" not in done.stderr

@@ -1,11 +1,13 @@
 """Tests every overlay with every set of components: it is valid, and matches the files that it is made from."""
 
+import base64
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
@@ -23,10 +25,12 @@ from fleet import (
     label,
     named,
     of_kind,
+    render_own,
     rendered,
     renders,
     unreadable,
 )
+from test_credentials import credentials
 
 
 def test_schemas_accept_every_combination():
@@ -60,6 +64,8 @@ def test_every_directory_is_rendered():
     stores = [path for store in STORES["scale-out"] for path in (store, f"{store}/network-policies")]
     rendered |= {f"components/{component}" for component in [*OVERLAYS.values(), *stores, *COMPONENTS]}
     # The others include these.
+    # test_backups_go_where_the_readme_says renders this one.
+    rendered.add("components/postgres-cnpg/backup")
     assert kustomizations - rendered == {"base", "components/ingress/behind-proxy"}
 
 
@@ -145,6 +151,50 @@ def test_certificates_are_mounted_where_the_urls_name_them():
         assert mounts["/run/certificates"] == "certificates"
     variable = next(v for v in server["containers"][0]["env"] if v["name"] == "REDIS_CA_FILE")["valueFrom"]
     assert variable["configMapKeyRef"] == {"name": "authfleet-certificates", "key": "REDIS_CA_FILE", "optional": True}
+
+
+def test_postgres_loses_no_commit_and_its_authority_is_trusted():
+    objects = full("scale-out")
+    spec = named(objects, "Cluster", "authfleet-postgres")["spec"]
+    # With a standby lost, another one must be left to wait for.
+    synchronous = spec["postgresql"]["synchronous"]
+    assert synchronous["dataDurability"] == "required" and synchronous["failoverQuorum"] is True
+    assert 1 <= synchronous["number"] <= spec["instances"] - 2
+    assert spec["affinity"]["podAntiAffinityType"] == "required"
+    # What the operator reads, and what it makes, by the names that credentials.py and the replicas use.
+    secrets = credentials("new", "--postgres-cnpg", REDIS_URL="rediss://cache")
+    made = {item["metadata"]["name"]: item for item in json.loads(secrets)["items"]}
+    initdb = spec["bootstrap"]["initdb"]
+    assert made[initdb["secret"]["name"]]["type"] == "kubernetes.io/basic-auth"
+    url = urlsplit(base64.b64decode(made["authfleet-server"]["data"]["DATABASE_URL"]).decode())
+    assert url.hostname == "authfleet-postgres-rw.authfleet.svc.cluster.local"
+    assert (url.username, url.path) == (initdb["owner"], f"/{initdb['database']}")
+    server = named(objects, "Deployment", "authfleet-server")["spec"]["template"]["spec"]
+    volume = next(volume for volume in server["volumes"] if volume["name"] == "postgres-ca")
+    assert volume["secret"]["secretName"] == "authfleet-postgres-ca"
+    for container in (*server["initContainers"], *server["containers"]):
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert parse_qs(url.query) == {
+            "sslmode": ["verify-full"],
+            "sslrootcert": [f"{mounts['postgres-ca']}/{volume['secret']['items'][0]['path']}"],
+        }
+
+
+def test_backups_go_where_the_readme_says():
+    chosen = ["network-policies-scale-out", *(f"postgres-cnpg{part}" for part in ("/network-policies", "", "/backup"))]
+    parts = {"resources": ["../k8s/overlays/scale-out"], "components": [f"../k8s/components/{path}" for path in chosen]}
+    objects = render_own("backup", parts)
+    assert schema.problems(objects) == policy.problems(objects) == []
+    text = (K8S / "components/postgres-cnpg/README.md").read_text()
+    store = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1])
+    (plugin,) = named(objects, "Cluster", "authfleet-postgres")["spec"]["plugins"]
+    assert plugin["isWALArchiver"] is True
+    assert plugin["parameters"]["barmanObjectName"] == store["metadata"]["name"]
+    backup = named(objects, "ScheduledBackup", "authfleet-postgres")["spec"]
+    assert backup["cluster"]["name"] == "authfleet-postgres"
+    assert (backup["method"], backup["pluginConfiguration"]["name"]) == ("plugin", plugin["name"])
+    # Cron with seconds in front, unlike a CronJob's.
+    assert len(backup["schedule"].split()) == 6
 
 
 def test_the_cluster_has_the_configuration_of_deploy():

@@ -345,6 +345,39 @@ MUTANTS = [
     ("connection to a wrong port", put(REDIS, f"{CONTAINER}.ports.0.containerPort", 6380), "has no port 6379"),
 ]
 
+# The same for what only overlays/scale-out has.
+POSTGRES = ("Cluster", "authfleet-postgres")
+SCALE_OUT = [
+    ("unknown field of PostgreSQL", put(POSTGRES, "spec.replicas", 3), "replicas"),
+    ("unknown field deep down", put(POSTGRES, "spec.postgresql.synchronous.mode", "any"), "mode"),
+    ("unknown durability", put(POSTGRES, "spec.postgresql.synchronous.dataDurability", "none"), "none"),
+    ("number in PostgreSQL's settings", put(POSTGRES, "spec.postgresql.parameters.max_connections", 100), "100"),
+    ("missing count", put(POSTGRES, "spec.instances", DELETE), "instances"),
+    (
+        "PostgreSQL that the replicas can't reach",
+        put((NP, "authfleet-postgres"), "spec.ingress.0", DELETE),
+        "('server', 'users', 5432) is needed, but not allowed in",
+    ),
+    (
+        "PostgreSQL that the operator can't reach",
+        put((NP, "authfleet-postgres"), "spec.ingress.2", DELETE),
+        "('cnpg-system', 'users', 8000) is needed, but not allowed in",
+    ),
+    (
+        "PostgreSQL that anybody reaches",
+        put((NP, "authfleet-postgres"), "spec.ingress.0.from", DELETE),
+        "('anybody', 'users', 5432) is allowed in, but",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), [mutant[1:] for mutant in SCALE_OUT], ids=[m[0] for m in SCALE_OUT])
+def test_refused_with_postgres(change, words):
+    objects = copy.deepcopy(full("scale-out"))
+    change(objects)
+    found = refusals(objects)
+    assert any(words in problem for problem in found), f"not refused for this reason: {found}"
+
 
 @pytest.mark.parametrize(("change", "words"), [mutant[1:] for mutant in MUTANTS], ids=[mutant[0] for mutant in MUTANTS])
 def test_refused(change, words):
