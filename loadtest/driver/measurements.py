@@ -15,11 +15,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .parts import BenchError, Postgres, Redis, RedisCluster, Server, cpu, resident
+from .parts import BenchError, Postgres, Redis, RedisCluster, Server, cpu, encode, resident
 from .sessions import fill
 
 CONNECTIONS = 32
-CHECKED = ("username", "email", "created_at", "created_by")
+CHECKED = ("username", "email", "created_at", "created_by", "groups")
+# Arms of the table of session checks.
+BARE = "bare axum handler, all fields"
+SMALLEST = "bare axum handler, two fields"
 
 
 def say(text: str) -> None:
@@ -104,11 +107,16 @@ def checks(
     cookies, keys = fill(redis, server.secret, 1000, real, 1000)
     mine = rotating(directory / "cookies.lua", cookies)
     theirs = rotating(directory / "keys.lua", [f"session={key}" for key in keys])
+    # The smallest session that an application could keep: who it is, by number and by name.
+    small = [key.replace("session:", "small:") for key in keys]
+    redis.pipe(encode("HSET", key, "user_id", real["user_id"], "username", real["username"]) for key in small)
+    smallest = rotating(directory / "small.lua", [f"session={key}" for key in small])
     arms = {
         f"authfleet{name}": lambda seconds, it=it: wrk(it.base, mine, seconds, it.pid, redis)
         for name, it in {"": server, **variants}.items()
     }
-    arms["bare axum handler"] = lambda seconds: wrk(bare[1], theirs, seconds, bare[0], redis)
+    arms[BARE] = lambda seconds: wrk(bare[1], theirs, seconds, bare[0], redis)
+    arms[SMALLEST] = lambda seconds: wrk(bare[1], smallest, seconds, bare[0], redis)
     for run in arms.values():
         run(1)  # Opens connections, fills caches, loads scripts.
     time.sleep(2)  # Until the spans of these requests have been sent.

@@ -5,12 +5,14 @@
 //! | --- | --- |
 //! | `stream.rs` | TCP, TLS, Unix sockets |
 //! | `access.rs` | what all connections have in common: credentials, TLS, time limits |
+//! | `batches.rs` | how requests that are ready at the same time share a write |
 //! | `link.rs` | one connection to one server, which is replaced when it breaks |
 //! | `sentinel.rs` | which server is the primary |
 //! | `primary.rs` | a server that takes writes, with its two links |
 //! | `cluster.rs`, `map.rs`, `slots.rs` | which server has which keys, and what to do when that changes |
 //! | `server.rs` | what servers report about themselves |
 mod access;
+mod batches;
 mod cluster;
 mod link;
 mod map;
