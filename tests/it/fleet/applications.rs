@@ -23,22 +23,43 @@ impl Proxy {
         [Self::Nginx, Self::Forward, Self::Envoy].into_iter().inspect(|proxy| println!("asked by {proxy:?}"))
     }
 
-    /// The proxy's question about a request for `http://HOST/TARGET`.
-    pub fn ask(self, replica: &Replica, method: &str, host: &str, target: &str) -> Call {
-        match self {
-            Self::Nginx => replica
-                .get("/auth/verify/nginx")
-                .header("x-original-method", method)
-                .header("x-original-url", &format!("http://{host}{target}")),
-            Self::Forward => replica
-                .get("/auth/verify/forward")
-                .header("x-forwarded-method", method)
-                .header("x-forwarded-proto", "http")
-                .header("x-forwarded-host", host)
-                .header("x-forwarded-uri", target),
-            Self::Envoy => replica.call(method, &format!("/auth/verify/envoy{target}")).header("host", host),
-        }
+    /// The proxy's question about a request for `http://HOST/TARGET`: its method, path and headers.
+    pub fn question(self, method: &str, host: &str, target: &str) -> Question {
+        let (path, headers) = match self {
+            Self::Nginx => {
+                let url = format!("http://{host}{target}");
+                ("/auth/verify/nginx", vec![("x-original-method", method.to_owned()), ("x-original-url", url)])
+            }
+            Self::Forward => {
+                let headers = [
+                    ("x-forwarded-method", method),
+                    ("x-forwarded-proto", "http"),
+                    ("x-forwarded-host", host),
+                    ("x-forwarded-uri", target),
+                ];
+                ("/auth/verify/forward", headers.map(|(name, value)| (name, value.to_owned())).to_vec())
+            }
+            Self::Envoy => {
+                let headers = vec![("host", host.to_owned())];
+                return Question { method: method.to_owned(), path: format!("/auth/verify/envoy{target}"), headers };
+            }
+        };
+        Question { method: "GET".to_owned(), path: path.to_owned(), headers }
     }
+
+    /// Asks a replica.
+    pub fn ask(self, replica: &Replica, method: &str, host: &str, target: &str) -> Call {
+        let Question { method, path, headers } = self.question(method, host, target);
+        headers.iter().fold(replica.call(&method, &path), |call, (name, value)| call.header(name, value))
+    }
+}
+
+/// A request by which a proxy asks.
+#[derive(Debug)]
+pub struct Question {
+    pub method: String,
+    pub path: String,
+    pub headers: Vec<(&'static str, String)>,
 }
 
 /// The values of the identity headers. Fails the test if one is missing or occurs twice.

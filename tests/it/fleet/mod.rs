@@ -41,7 +41,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 
-pub use self::applications::{APP, LOGIN_HOST, Proxy, Visitor, WIKI, identity, opened_at};
+pub use self::applications::{APP, LOGIN_HOST, Proxy, Question, Visitor, WIKI, identity, opened_at};
 pub use self::client::{Answer, Call, PASSWORD, Raw, Session};
 pub use self::collector::{Collector, Span};
 pub use self::demo::Demo;
@@ -216,6 +216,11 @@ impl Fleet {
             "SELECT count(*)::text FROM pg_stat_activity WHERE datname = '{database}' AND wait_event_type = 'Lock'"
         );
         within(PATIENTLY, "writers give up", async || server.query(database, &waiting).await == ["0"]).await;
+    }
+
+    /// The settings of its replicas.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Runs another command of the binary with the fleet's settings, changed by `changes`.
