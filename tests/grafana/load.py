@@ -21,15 +21,43 @@ sys.path.insert(0, str(ROOT / "tools/local"))
 import fleet as fleets  # noqa: E402
 
 PASSWORD = "correct horse battery staple"
+# An application behind a proxy that asks the fleet.
+APPLICATION = "app.example.test"
+RULES = """
+[[rule]]
+name = "assets"
+paths = ["/static/*"]
+allow = "anyone"
+
+[[rule]]
+name = "rest"
+allow = "signed-in"
+"""
 numbers = itertools.count(1)
 
 
-def call(base: str, method: str, path: str, body: dict | None = None, cookie: str = "", address: str = ""):
+def with_applications(directory: Path) -> dict[str, str]:
+    """The settings of a fleet that answers for an application. Writes its access rules."""
+    rules = directory / "rules.toml"
+    rules.write_text(RULES)
+    return {"PUBLIC_URL": "http://login.example.test", "PROTECTED_HOSTS": APPLICATION, "ACCESS_RULES": str(rules)}
+
+
+def call(
+    base: str,
+    method: str,
+    path: str,
+    body: dict | None = None,
+    cookie: str = "",
+    address: str = "",
+    more: dict[str, str] | None = None,
+):
     """Sends a request. Returns the status (0 if there was no answer) and the session cookie if one was set, else ''."""
     url = urllib.parse.urlsplit(base)
     connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
     # Each request has its own address, so that nobody is throttled because of others.
     headers = {"X-Forwarded-For": address or f"10.{random.randrange(256)}.{random.randrange(256)}.1"}
+    headers.update(more or {})
     if cookie:
         headers["Cookie"] = cookie
     if body is not None:
@@ -44,6 +72,12 @@ def call(base: str, method: str, path: str, body: dict | None = None, cookie: st
         return 0, ""
     finally:
         connection.close()
+
+
+def ask(base: str, target: str) -> int:
+    """Asks as nginx does about somebody's request for the application."""
+    described = {"X-Original-Method": "GET", "X-Original-URL": f"http://{APPLICATION}{target}"}
+    return call(base, "GET", "/auth/verify/nginx", more=described)[0]
 
 
 def account() -> dict[str, str]:
@@ -85,6 +119,8 @@ class People:
             call(base, "GET", "/profile", cookie=cookie)
         call(there, "POST", "/auth/login", {**person, "password": "not this one"})
         call(there, "GET", "/profile")
+        for target in ("/static/style.css", "/page"):
+            ask(there, target)
         _, cookie = call(elsewhere, "POST", "/auth/login", person, cookie)
         if rarities:
             # These are rare, because frequent ones would cause alerts.

@@ -118,6 +118,7 @@ def live(tmp_path_factory) -> Iterator[Live]:
     began = time.monotonic()
     # Nothing listens there, so that sending traces fails.
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
+    env |= load.with_applications(tmp_path_factory.mktemp("rules"))
     fleet = fleets.up(tmp_path_factory.mktemp("fleet"), auto_ports=True, prometheus=True, env=env)
     try:
         # The fleet's dashboards show all replicas. The dashboard of one replica shows the first, which is also flooded.

@@ -1,7 +1,7 @@
-"""Whether people can sign in, what logins cost, and whether they slow down session checks."""
+"""Whether people can sign in, what logins cost, whether they slow down session checks, and who gets to applications."""
 
 from board import new
-from panels import LOGIN_COLOURS, ORANGE, RED, REGISTRATION_COLOURS, Query, heat, plot, stat
+from panels import DECISION_COLOURS, LOGIN_COLOURS, ORANGE, RED, REGISTRATION_COLOURS, Query, heat, plot, stat
 
 CHECKS = 'route=~"/profile|/auth/verify"'
 LOGIN = 'method="POST", route=~"/login|/auth/login"'
@@ -19,6 +19,7 @@ def dashboard():
             "Logins and registrations": logins(),
             "Password hashing": hashing(),
             "Effect on signed-in users": meanwhile(),
+            "Applications": applications(),
         },
     )
 
@@ -218,5 +219,27 @@ def meanwhile():
         "ops",
         stack=True,
         alerts="AuthfleetSessionsEndedUnusually",
+        width=12,
+    )
+
+
+def applications():
+    yield plot(
+        "Requests for applications, by rule",
+        "Questions of proxies per second, by the access rule that decided; `authfleet rules test` names it too. "
+        "`none`: no rule matched, or the path was refused. Empty without forward auth.",
+        Query("sum by (rule) (rate(authfleet_access_decisions_total{@}[$__rate_interval]))", "{{rule}}"),
+        "ops",
+        stack=True,
+        width=12,
+    )
+    yield plot(
+        "Requests for applications, by decision",
+        "`sign_in`: nobody was signed in. `denied`: the rule says no. `refused`: programs read the path in different "
+        "ways; a surge means that somebody probes. `unavailable`: Redis didn't answer, so nobody got in.",
+        Query("sum by (decision) (rate(authfleet_access_decisions_total{@}[$__rate_interval]))", "{{decision}}"),
+        "ops",
+        stack=True,
+        colours=DECISION_COLOURS,
         width=12,
     )

@@ -46,6 +46,7 @@ LOGIN_COLOURS = {
     "internal": "dark-red",
 }
 REGISTRATION_COLOURS = {"conflict": YELLOW, "invalid": "light-yellow", **LOGIN_COLOURS}
+DECISION_COLOURS = {"allowed": GREEN, "sign_in": BLUE, "denied": YELLOW, "refused": ORANGE, "unavailable": RED}
 SPAN_COLOURS = {"exported": GREEN, "failed": RED, "dropped": ORANGE}
 
 
