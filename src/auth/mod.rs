@@ -7,6 +7,7 @@ mod accounts;
 pub(crate) mod admin;
 mod flows;
 pub(crate) mod handover;
+pub(crate) mod hosts;
 mod identity;
 pub(crate) mod password;
 mod revocation;

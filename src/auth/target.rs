@@ -5,7 +5,8 @@
 //! parser that browsers have (the WHATWG URL standard, crate `url`), and only if its text leaves no doubt.
 use url::Url;
 
-use crate::config::{ForwardAuthConfig, PublicUrl, Scheme, Site, SitePattern};
+use super::hosts::ProtectedHosts;
+use crate::config::{ForwardAuthConfig, PublicUrl, Scheme, Site};
 
 /// Bytes of a target. Longer ones are not kept in URLs or in Redis.
 const LONGEST: usize = 2048;
@@ -14,15 +15,15 @@ const LONGEST: usize = 2048;
 #[derive(Clone, Debug)]
 pub(crate) struct Targets {
     public: PublicUrl,
-    protected: Vec<SitePattern>,
+    protected: ProtectedHosts,
 }
 
 impl Targets {
     /// `None` without `PUBLIC_URL`.
     pub(crate) fn of(config: &ForwardAuthConfig) -> Option<Self> {
         let public = config.public_url.clone()?;
-        let scheme = public.scheme();
-        Some(Self { public, protected: config.protected_hosts.iter().map(|host| host.clone().under(scheme)).collect() })
+        let protected = ProtectedHosts::new(&config.protected_hosts, public.scheme());
+        Some(Self { public, protected })
     }
 
     pub(crate) fn public(&self) -> &PublicUrl {
@@ -33,9 +34,8 @@ impl Targets {
         self.public.scheme()
     }
 
-    /// Whether this is one of `PROTECTED_HOSTS`.
-    pub(crate) fn protects(&self, site: &Site) -> bool {
-        self.protected.iter().any(|known| known.matches(site))
+    pub(crate) fn protected(&self) -> &ProtectedHosts {
+        &self.protected
     }
 
     /// Reads a whole URL: of `PUBLIC_URL` or of one of `PROTECTED_HOSTS`, with the scheme of `PUBLIC_URL`. Anything
@@ -49,7 +49,7 @@ impl Targets {
         // What is read as the host here must be what the parser reads as the host.
         let host = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
         let site = Site::parse(host, scheme)?;
-        if site != *self.public.site() && !self.protects(&site) {
+        if site != *self.public.site() && !self.protected.include(&site) {
             return None;
         }
         let url = Url::parse(text).ok()?;

@@ -42,7 +42,7 @@ pub(super) fn run(config: Config, command: Command) -> ExitCode {
         return fail("PUBLIC_URL is not set, so there is no forward auth", USAGE);
     };
     let scheme = targets.scheme();
-    let rules = match AccessRules::open(&config.forward_auth, scheme) {
+    let rules = match AccessRules::open(config.forward_auth.access_rules.as_deref(), targets.protected()) {
         Ok(rules) => rules.current(),
         Err(error) => return fail(format!("ACCESS_RULES: {error}"), USAGE),
     };
@@ -57,7 +57,7 @@ pub(super) fn run(config: Config, command: Command) -> ExitCode {
         };
         let decision = rules.decide(Request { method: &method, host: &site, path });
         let tested = match decision {
-            Decision::NoRule if rules.protects(&site) => {
+            Decision::NoRule if targets.protected().include(&site) => {
                 Tested { rule: None, line: 0, is_allowed: false, why: "no rule matches".to_owned() }
             }
             Decision::NoRule => {

@@ -122,7 +122,7 @@ fn front_door(config: &Config) -> Result<Option<FrontDoor>, StartError> {
     let forward_auth = &config.forward_auth;
     let Some(targets) = Targets::of(forward_auth) else { return Ok(None) };
     Ok(Some(FrontDoor {
-        rules: AccessRules::open(forward_auth, targets.scheme())?,
+        rules: AccessRules::open(forward_auth.access_rules.as_deref(), targets.protected())?,
         targets,
         shares_cookie: forward_auth.cookie_domain.is_some(),
         cookie: HostCookie::new(config.session.cookie_secure),

@@ -21,7 +21,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::path::PathPattern;
 use super::{Allow, Members, Rule};
-use crate::config::{Scheme, SitePattern};
+use crate::auth::hosts::ProtectedHosts;
+use crate::config::SitePattern;
 use crate::store::users::groups::check_name;
 use crate::store::users::login_key;
 
@@ -95,14 +96,13 @@ struct MembersText {
 struct Reader<'a> {
     text: &'a str,
     mistakes: Vec<Mistake>,
-    hosts: &'a [SitePattern],
-    scheme: Scheme,
+    hosts: &'a ProtectedHosts,
     groups: Vec<String>,
 }
 
-/// Reads a file. `hosts` are `PROTECTED_HOSTS`.
-pub(super) fn parse(text: &str, hosts: &[SitePattern], scheme: Scheme) -> Result<Vec<Rule>, Mistakes> {
-    let mut reader = Reader { text, mistakes: Vec::new(), hosts, scheme, groups: Vec::new() };
+/// Reads a file.
+pub(super) fn parse(text: &str, hosts: &ProtectedHosts) -> Result<Vec<Rule>, Mistakes> {
+    let mut reader = Reader { text, mistakes: Vec::new(), hosts, groups: Vec::new() };
     let rules = reader.file();
     if reader.mistakes.is_empty() {
         return Ok(rules);
@@ -222,8 +222,8 @@ impl Reader<'_> {
     }
 
     fn host(&self, text: &str) -> Result<SitePattern, String> {
-        let host = SitePattern::parse(text).map_err(|why| format!("host {text:?} {why}"))?.under(self.scheme);
-        if self.hosts.iter().any(|known| known.covers(&host)) {
+        let host = SitePattern::parse(text).map_err(|why| format!("host {text:?} {why}"))?.under(self.hosts.scheme());
+        if self.hosts.cover(&host) {
             return Ok(host);
         }
         Err(format!("host {text:?} is not in PROTECTED_HOSTS"))

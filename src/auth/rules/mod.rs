@@ -18,7 +18,8 @@ use uuid::Uuid;
 pub(crate) use self::file::Mistakes;
 pub(crate) use self::path::Ambiguous;
 use self::path::{PathPattern, Readings};
-use crate::config::{ForwardAuthConfig, Scheme, Site, SitePattern};
+use super::hosts::ProtectedHosts;
+use crate::config::{Site, SitePattern};
 use crate::metrics::{ACCESS_DECISIONS, ACCESS_RULES_INFO, ACCESS_RULES_RELOADS};
 use crate::store::users::groups::Groups;
 use crate::store::users::login_key;
@@ -137,7 +138,7 @@ pub(crate) struct Rules {
     counters: Vec<[Counter; 4]>,
     no_rule: Counter,
     refused: Counter,
-    hosts: Vec<SitePattern>,
+    hosts: ProtectedHosts,
     /// Eight hexadecimal digits, which are equal in replicas with the same file.
     digest: String,
 }
@@ -148,14 +149,13 @@ impl Rules {
     /// # Errors
     ///
     /// Everything that is wrong with it, each with its line.
-    pub(crate) fn parse(text: &str, hosts: &[SitePattern], scheme: Scheme) -> Result<Self, Mistakes> {
-        let hosts: Vec<_> = hosts.iter().map(|host| host.clone().under(scheme)).collect();
-        let rules = file::parse(text, &hosts, scheme)?;
+    pub(crate) fn parse(text: &str, hosts: &ProtectedHosts) -> Result<Self, Mistakes> {
+        let rules = file::parse(text, hosts)?;
         Ok(Self::new(rules, hosts, hex::encode(&Sha256::digest(text)[..4])))
     }
 
     /// Without a file: whoever is signed in.
-    fn signed_in(hosts: &[SitePattern], scheme: Scheme) -> Self {
+    fn signed_in(hosts: &ProtectedHosts) -> Self {
         let rule = Rule {
             name: "signed-in".to_owned(),
             line: 0,
@@ -164,11 +164,10 @@ impl Rules {
             methods: None,
             allow: Allow::SignedIn,
         };
-        let hosts = hosts.iter().map(|host| host.clone().under(scheme)).collect();
         Self::new(vec![rule], hosts, "none".to_owned())
     }
 
-    fn new(rules: Vec<Rule>, hosts: Vec<SitePattern>, digest: String) -> Self {
+    fn new(rules: Vec<Rule>, hosts: &ProtectedHosts, digest: String) -> Self {
         let counted = |rule: &str, decision: &'static str| counter!(ACCESS_DECISIONS, "rule" => rule.to_owned(), "decision" => decision);
         let of_rule =
             |rule: &Rule| ["allowed", "sign_in", "denied", "unavailable"].map(|decision| counted(&rule.name, decision));
@@ -177,7 +176,7 @@ impl Rules {
             all: rules,
             no_rule: counted("none", "denied"),
             refused: counted("none", "refused"),
-            hosts,
+            hosts: hosts.clone(),
             digest,
         }
     }
@@ -187,14 +186,9 @@ impl Rules {
         format!("{} rules, digest {}", self.all.len(), self.digest)
     }
 
-    /// Whether this is one of `PROTECTED_HOSTS`.
-    pub(crate) fn protects(&self, host: &Site) -> bool {
-        self.hosts.iter().any(|known| known.matches(host))
-    }
-
     /// The rule that decides.
     pub(crate) fn decide(&self, request: Request<'_>) -> Decision<'_> {
-        if !self.protects(request.host) {
+        if !self.hosts.include(request.host) {
             return Decision::NoRule;
         }
         let mut candidates = self.all.iter().filter(|rule| rule.is_about(request.method, request.host)).peekable();
@@ -252,21 +246,20 @@ pub(crate) enum RulesError {
 #[derive(Debug)]
 pub(crate) struct AccessRules {
     path: Option<PathBuf>,
-    hosts: Vec<SitePattern>,
-    scheme: Scheme,
+    hosts: ProtectedHosts,
     current: RwLock<Arc<Rules>>,
 }
 
 impl AccessRules {
-    /// Reads the rules that a configuration means.
+    /// Reads the file of `ACCESS_RULES`, if there is one.
     ///
     /// # Errors
     ///
     /// [`RulesError`]: everything that is wrong with the file.
-    pub(crate) fn open(config: &ForwardAuthConfig, scheme: Scheme) -> Result<Self, RulesError> {
-        let (path, hosts) = (config.access_rules.clone(), config.protected_hosts.clone());
-        let rules = read(path.as_deref(), &hosts, scheme)?;
-        let opened = Self { path, hosts, scheme, current: RwLock::new(Arc::new(rules)) };
+    pub(crate) fn open(path: Option<&Path>, hosts: &ProtectedHosts) -> Result<Self, RulesError> {
+        let rules = read(path, hosts)?;
+        let (path, hosts) = (path.map(Path::to_owned), hosts.clone());
+        let opened = Self { path, hosts, current: RwLock::new(Arc::new(rules)) };
         opened.state(None);
         Ok(opened)
     }
@@ -281,7 +274,7 @@ impl AccessRules {
             tracing::info!("SIGHUP: there are no ACCESS_RULES to read again");
             return;
         };
-        match read(Some(path), &self.hosts, self.scheme) {
+        match read(Some(path), &self.hosts) {
             Ok(rules) => {
                 let before = std::mem::replace(&mut *self.current.write(), Arc::new(rules));
                 self.state(Some(&before.digest));
@@ -305,10 +298,10 @@ impl AccessRules {
     }
 }
 
-fn read(path: Option<&Path>, hosts: &[SitePattern], scheme: Scheme) -> Result<Rules, RulesError> {
+fn read(path: Option<&Path>, hosts: &ProtectedHosts) -> Result<Rules, RulesError> {
     use std::io::Read as _;
 
-    let Some(path) = path else { return Ok(Rules::signed_in(hosts, scheme)) };
+    let Some(path) = path else { return Ok(Rules::signed_in(hosts)) };
     let limit = file::LARGEST_FILE as u64 + 1;
     let mut text = String::new();
     std::fs::File::open(path)
@@ -317,5 +310,5 @@ fn read(path: Option<&Path>, hosts: &[SitePattern], scheme: Scheme) -> Result<Ru
     if text.len() as u64 >= limit {
         return Err(RulesError::TooLarge { path: path.into() });
     }
-    Rules::parse(&text, hosts, scheme).map_err(|mistakes| RulesError::Mistakes { path: path.into(), mistakes })
+    Rules::parse(&text, hosts).map_err(|mistakes| RulesError::Mistakes { path: path.into(), mistakes })
 }

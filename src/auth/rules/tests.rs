@@ -1,17 +1,18 @@
 use super::*;
+use crate::config::Scheme;
 
 const HOSTS: [&str; 3] = ["app.example.org", "wiki.example.org", "*.example.net"];
 
-fn hosts() -> Vec<SitePattern> {
-    HOSTS.iter().map(|host| SitePattern::parse(host).expect("a host")).collect()
+fn hosts() -> ProtectedHosts {
+    ProtectedHosts::new(&HOSTS.map(|host| SitePattern::parse(host).expect("a host")), Scheme::Https)
 }
 
 fn rules(text: &str) -> Rules {
-    Rules::parse(text, &hosts(), Scheme::Https).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+    Rules::parse(text, &hosts()).unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
 fn mistakes(text: &str) -> Vec<String> {
-    let mistakes = Rules::parse(text, &hosts(), Scheme::Https).expect_err("mistakes");
+    let mistakes = Rules::parse(text, &hosts()).expect_err("mistakes");
     mistakes.to_string().lines().map(str::to_owned).collect()
 }
 
@@ -109,7 +110,7 @@ fn members_are_users_by_name_or_id_and_groups() {
 
 #[test]
 fn without_a_file_whoever_is_signed_in_may_go_to_protected_hosts() {
-    let rules = Rules::signed_in(&hosts(), Scheme::Https);
+    let rules = Rules::signed_in(&hosts());
     assert_eq!(decision(&rules, "GET", "app.example.org", "/x/../y"), "signed-in");
     assert_eq!(decision(&rules, "GET", "evil.example", "/"), "no rule");
 }

@@ -176,7 +176,7 @@ fn forward_auth(config: &Config) -> Option<Check> {
     const NAME: &str = "access_rules";
     let targets = Targets::of(&config.forward_auth)?;
     let hosts = config.forward_auth.protected_hosts.len();
-    Some(match AccessRules::open(&config.forward_auth, targets.scheme()) {
+    Some(match AccessRules::open(config.forward_auth.access_rules.as_deref(), targets.protected()) {
         Err(error) => fail(NAME, error.to_string(), "a server would not start with this file"),
         Ok(_) if hosts == 0 => ok(NAME, "no PROTECTED_HOSTS, so no forward auth"),
         Ok(rules) => ok(NAME, format!("{} for {hosts} entries of PROTECTED_HOSTS", rules.current().summary())),

@@ -28,7 +28,7 @@ impl Destination {
         if self.host.is_empty() {
             return targets.url(&self.to).map(|url| url.origin().ascii_serialization());
         }
-        let site = Site::parse(&self.host, targets.scheme()).filter(|site| targets.protects(site))?;
+        let site = Site::parse(&self.host, targets.scheme()).filter(|site| targets.protected().include(site))?;
         Some(format!("{}://{site}", targets.scheme().as_str()))
     }
 
@@ -53,7 +53,7 @@ impl Destination {
             });
             return Ok(url.map(String::from));
         }
-        let site = Site::parse(&self.host, targets.scheme()).filter(|site| targets.protects(site));
+        let site = Site::parse(&self.host, targets.scheme()).filter(|site| targets.protected().include(site));
         let (Some(site), true) = (site, is_start_hash(&self.start) && !front_door.shares_cookie) else {
             return Ok(None);
         };

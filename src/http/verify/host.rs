@@ -103,7 +103,7 @@ pub(super) async fn callback(State(app): State<Arc<App>>, request: Request) -> R
 fn here<'a>(app: &'a App, request: &Parts) -> Option<(&'a FrontDoor, Site)> {
     let front_door = app.front_door.as_ref().filter(|front_door| !front_door.shares_cookie)?;
     let site = site_of(request, &app.trusted_proxies, front_door.targets.scheme())?;
-    front_door.targets.protects(&site).then_some((front_door, site))
+    front_door.targets.protected().include(&site).then_some((front_door, site))
 }
 
 fn query<T: Default + for<'de> Deserialize<'de>>(request: &Parts) -> T {
