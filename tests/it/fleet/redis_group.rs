@@ -51,8 +51,8 @@ pub fn host(is_sentinel: bool, index: usize) -> String {
 /// is encoded in a URL.
 pub const SPECIAL: [(&str, &str); 2] = [("fle@et", "fle%40et"), ("p@s/s#?%:, é", "p%40s%2Fs%23%3F%25%3A%2C%20%C3%A9")];
 
-/// Nobody can connect without a name. The user keeps its rights, because Redis reads its append-only file as this user,
-/// and skips writes of scripts that the user may not make.
+/// Nobody can connect without a name. The user keeps its rights, because Redis and Valkey replay their append-only file
+/// as this user: what a script wrote is a transaction there, which they leave out, and start, if the user may not make it.
 const NOBODY: &str = "user default reset off ~* &* +@all";
 
 /// A certificate authority for one test, and the certificates that it signed with their keys, as files.
