@@ -111,16 +111,16 @@ check: ## the quick inner loop: format, lints, unit and store tests
 	@$(STEP) "Unit and store tests" cargo test --locked --workspace --lib
 
 # --- make test-bundle: what needs a Docker engine, or minutes of compiling --------------------------------------------
-.PHONY: test-bundle bundle-steps test-k8s test-prometheus test-grafana test-compose deny audit
+.PHONY: test-bundle bundle-steps test-k8s test-valkey test-prometheus test-grafana test-compose deny audit
 
-test-bundle: ## containers, Kubernetes manifests, Prometheus, Grafana, licenses of dependencies (needs a Docker engine)
+test-bundle: ## containers, Kubernetes manifests, Valkey, Prometheus, Grafana, licenses of dependencies (needs a Docker engine)
 	@tests/compose/needs
 	@tools/ci/table $(MAKE) --no-print-directory bundle-steps
 
 # One after the other, because they check the alerts and dashboards of a quiet fleet. All of them run even if one fails.
 bundle-steps:
 	@$(STEP) "Install Prometheus, Redis, nginx and Python's venv if they are missing" tools/local/install.sh --bundle
-	@$(MAKE) --no-print-directory --keep-going -j1 deny test-k8s test-prometheus test-grafana test-compose
+	@$(MAKE) --no-print-directory --keep-going -j1 deny test-k8s test-valkey test-prometheus test-grafana test-compose
 
 deny: ## licenses, banned crates and sources of the dependencies (compiles cargo-deny the first time)
 	@$(STEP) "Install cargo-deny into .tools" tools/ci/cargo-deny
@@ -133,6 +133,9 @@ audit: ## known vulnerabilities (fetches RustSec's database from GitHub, or fail
 
 test-k8s: ## manifests: rendered, checked against schemas, our own rules and real parts
 	@$(STEP) "Kubernetes manifests" tests/k8s/run
+
+test-valkey: ## sessions, doctor and the checker of revocations on Valkey instead of Redis
+	@$(STEP) "Sessions in Valkey, and its failovers" tests/valkey/run
 
 target/release/authfleet: FORCE
 	@$(STEP) "Build the server (release)" cargo build --release --locked

@@ -129,6 +129,20 @@ async fn the_doctor_finds_what_is_wrong() {
     assert_eq!((code, &found["configuration"]), (Some(2), &json!("fail")));
 }
 
+/// The tests run with Redis, and `make test-valkey` runs this one with Valkey, which reports the version of Redis that it
+/// is compatible with, beside its own.
+#[tokio::test]
+async fn the_doctor_names_the_server_and_its_version() {
+    let fleet = Fleet::start(0).await;
+    let [redis, valkey] = ["redis_version", "valkey_version"].map(|name| fleet.redis.info(name));
+    let expected = if valkey.is_empty() { redis } else { format!("Valkey {valkey}, compatible with Redis {redis}") };
+    let report = fleet.command(&["doctor", "--json"], &[]).await.json();
+    let checks = report["checks"].as_array().expect("checks").iter();
+    let found: Vec<_> = checks.filter(|check| check["name"] == "redis.version").collect();
+    assert!(found.len() == 1 && found[0]["status"] == "ok", "{found:?}");
+    assert_eq!(found[0]["found"], expected.as_str(), "{found:?}");
+}
+
 #[tokio::test]
 async fn the_doctor_reads_access_rules() {
     let fleet = Fleet::start(0).await;
