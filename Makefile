@@ -77,7 +77,7 @@ test-it: build ## the real server on a real Redis; races, outages, hostile clien
 	@$(STEP) "Integration tests: the real server on a real Redis" cargo test --locked --test it
 
 chaos: ## revocations while Redis fails over, for CHAOS_SECONDS (default 600) with Sentinel and as long with a cluster
-	CHAOS_SECONDS=$${CHAOS_SECONDS:-600} cargo test --locked --test it -- --nocapture --test-threads 1 by_a_failover
+	AUTHFLEET_TEST_NETWORK=required CHAOS_SECONDS=$${CHAOS_SECONDS:-600} cargo test --locked --test it -- --nocapture --test-threads 1 by_a_failover
 
 test-unit: build
 	@$(STEP) "Unit and store tests" cargo test --locked --workspace --lib --bins

@@ -13,28 +13,44 @@ const MARK: &str = "AUTHFLEET_TEST_OWN_NETWORK";
 /// The table of the packet filter, in the namespace.
 const TABLE: &str = "inet cuts";
 
-/// Runs this test's `work` in a network namespace of its own. `name` is the test's, with the modules that it's in.
+/// `required` makes it a failure if no namespace can be made.
+const REQUIRED: &str = "AUTHFLEET_TEST_NETWORK";
+/// What runs a command in a network of its own, after the words that get the rights to do so.
+const PREPARED: &str = r#"ip link set lo up && nft add table inet cuts && exec "$@""#;
+
+/// Runs this test's `work` in a network namespace of its own. `name` is the test's, with the modules that it's in. `work`
+/// gets `true` there, and `false` where the system lets nobody make one: as root in a container without privileges, or as
+/// a user where neither user namespaces are open to all nor sudo works without a password. That is reported on standard
+/// error, even if the test passes.
 ///
 /// The namespace belongs to a thread, and its rights to a process that has one thread, so the test binary runs this
-/// test once more in there. Needs `unshare`, `ip` and `nft`; not root, where the system lets everybody make user
-/// namespaces.
-pub fn in_own_network(name: &str, work: impl Future<Output = ()>) {
-    if env::var_os(MARK).is_some() {
-        filter(&format!("add table {TABLE}\nadd chain {TABLE} input {{ type filter hook input priority 0; }}"));
+/// test once more in there. Needs `unshare`, `ip` and `nft`.
+pub fn in_own_network<F: Future<Output = ()>>(name: &str, work: impl FnOnce(bool) -> F) {
+    let run = |is_own| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        return runtime.expect("a runtime").block_on(work);
+        runtime.expect("a runtime").block_on(work(is_own));
+    };
+    if env::var_os(MARK).is_some() {
+        filter(&format!("add chain {TABLE} input {{ type filter hook input priority 0; }}"));
+        return run(true);
     }
-    let mut command = Command::new("unshare");
-    if !rustix::process::getuid().is_root() {
-        command.arg("--map-root-user");
-    }
-    // The outer test shows what the inner one writes, if it fails.
-    command.args(["--net", "--", "sh", "-c", r#"ip link set lo up && exec "$@" 2>&1"#, "sh"]);
+    let mut reasons = Vec::new();
+    let Some(way) = ways().into_iter().find(|way| leads_there(way, &mut reasons)) else {
+        let what = format!("{name}: no network of its own, so no server is cut off: {}", reasons.join("; "));
+        assert!(env::var(REQUIRED).as_deref() != Ok("required"), "{what}");
+        // Not by a macro, whose output is shown only if the test fails.
+        writeln!(std::io::stderr(), "{what}").expect("standard error takes it");
+        return run(false);
+    };
+    let mut command = there(&way);
     command.arg(env::current_exe().expect("this binary")).args(["--exact", name, "--nocapture"]);
-    command.env(MARK, "1").env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()));
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("unshare must be installed");
+    // The outer test shows what the inner one writes, if it fails.
+    let (read, write) = std::io::pipe().expect("a pipe");
+    command.stdin(Stdio::null()).stderr(write.try_clone().expect("a descriptor")).stdout(write);
+    let mut child = command.spawn().expect("it ran just now");
+    drop(command);
     let mut ran = false;
-    for line in BufReader::new(child.stdout.take().expect("a pipe")).lines() {
+    for line in BufReader::new(read).lines() {
         let line = line.expect("text");
         ran |= line.contains("running 1 test");
         println!("{line}");
@@ -42,6 +58,45 @@ pub fn in_own_network(name: &str, work: impl Future<Output = ()>) {
     let status = child.wait().expect("a child");
     assert!(status.success(), "in a network of its own: {status}");
     assert!(ran, "no test is called {name}");
+}
+
+/// The ways to make a network namespace, best first.
+fn ways() -> Vec<Vec<String>> {
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect();
+    if rustix::process::getuid().is_root() {
+        return vec![words("unshare --net")];
+    }
+    let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
+    vec![
+        words("unshare --map-root-user --net"),
+        // As this user, with the one right that is needed in there.
+        words(&format!(
+            "sudo --non-interactive --preserve-env unshare --net setpriv --reuid {user} --regid {group} --init-groups \
+             --inh-caps +net_admin --ambient-caps +net_admin",
+            user = user.as_raw(),
+            group = group.as_raw()
+        )),
+    ]
+}
+
+/// A command that is to be run there.
+fn there(way: &[String]) -> Command {
+    let path = format!("PATH={}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default());
+    let mut command = Command::new(&way[0]);
+    // sudo sets PATH itself.
+    command.args(&way[1..]).args(["env", &path, &format!("{MARK}=1"), "sh", "-c", PREPARED, "sh"]);
+    command
+}
+
+/// Whether this way leads to a network in which packets can be dropped. If not, adds the reason.
+fn leads_there(way: &[String], reasons: &mut Vec<String>) -> bool {
+    let reason = match there(way).arg("true").stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().replace('\n', ", "),
+        Err(error) => format!("{}: {error}", way[0]),
+    };
+    reasons.push(reason);
+    false
 }
 
 fn filter(rules: &str) {
