@@ -77,9 +77,44 @@ export function walk({ users: [user] }) {
   const short = patiently(() => login(base, user));
   call('logout', 'POST', base, '/logout', { cookie: short.cookie });
 
+  pages(base, user, username);
+
   const openapi = call('openapi', 'GET', base, '/openapi.json');
   k6check(openapi, { 'openapi: 3.1': (a) => /^3\.1/.test(a.json.openapi) });
   if (edge) problem('ops listener through the edge', 'GET', '/metrics', 404, 'not_found');
+}
+
+// What a browser does: each page, a mistake, a sign-in, the account, a sign-out.
+function pages(base, user, username) {
+  const page = (op, method, path, want, more = {}) => {
+    const answer = patiently(() => call(op, method, base, path, { want, ...more }));
+    const isPage = answer.header('Content-Type').startsWith('text/html');
+    k6check(answer, {
+      [`${op}: ${want}`]: (a) => a.status === want,
+      [`${op}: a page, or the way to one`]: (a) => isPage || (want === 303 && a.header('Location').startsWith('/')),
+      [`${op}: no scripts`]: (a) => !isPage || a.header('Content-Security-Policy').startsWith("default-src 'none'"),
+    });
+    return answer;
+  };
+
+  page('page without session', 'GET', '/account', 303);
+  page('page register', 'GET', '/register', 200);
+  const first = page('page sign-in', 'GET', '/sign-in', 200);
+  const [, style] = /rel="stylesheet" href="([^"]+)"/.exec(first.text) || [];
+  const styled = call('page style', 'GET', base, style || '/no-style');
+  k6check(styled, { 'page style: kept for ever': (a) => /immutable/.test(a.header('Cache-Control')) });
+  page('page wrong password', 'POST', '/sign-in', 401, { form: { username, password: `not ${user.password}` } });
+  page('page from another site', 'POST', '/sign-in', 403, { body: 'username=x&password=y' });
+
+  const { cookie } = page('page signs in', 'POST', '/sign-in', 303, { form: { username, password: user.password } });
+  k6check(cookie, { 'page signs in: cookie': (value) => value !== '' });
+  const account = page('page account', 'GET', '/account', 200, { cookie });
+  k6check(account, {
+    'page account: who I am': (a) => a.text.includes(username) && a.text.includes(user.email),
+    'page account: the replica that answers': (a) => a.text.includes(a.replica),
+  });
+  page('page signs out', 'POST', '/sign-out', 303, { cookie, form: {} });
+  page('page after sign-out', 'GET', '/account', 303, { cookie });
 }
 
 export const teardown = ({ users }) => removeUsers(users);

@@ -13,13 +13,21 @@ impl Color {
     pub(crate) const WHITE: Self = Self([255; 3]);
     pub(crate) const BLACK: Self = Self([0; 3]);
 
-    /// This colour, or the nearest one on the way to black or white that can be read on each of `backgrounds`. Those are
-    /// all light or all dark.
+    /// This colour, or the nearest darker or lighter one that can be read on each of `backgrounds`. Those are all light or
+    /// all dark. It keeps its hue; on the way to white it first becomes as bright as it can be, so that it doesn't turn grey.
     pub(crate) fn readable_on(self, backgrounds: &[Self]) -> Self {
         let is_light = backgrounds.iter().all(|background| Self::BLACK.contrast(*background) >= READABLE);
-        let end = if is_light { Self::BLACK } else { Self::WHITE };
+        let (way, end) = if is_light { (self, Self::BLACK) } else { (self.brightest(), Self::WHITE) };
         let is_readable = |color: &Self| backgrounds.iter().all(|background| color.contrast(*background) >= READABLE);
-        (0..=100).map(|percent| self.mixed(end, percent)).find(is_readable).unwrap_or(end)
+        let first = (0..=100).map(|percent| self.mixed(way, percent));
+        first.chain((0..=100).map(|percent| way.mixed(end, percent))).find(is_readable).unwrap_or(end)
+    }
+
+    /// The same hue and saturation, with as much light as fits.
+    fn brightest(self) -> Self {
+        let most = self.0.into_iter().max().unwrap_or_default().max(1);
+        let scale = |value: u8| u8::try_from(u16::from(value) * 255 / u16::from(most)).expect("at most 255");
+        Self(self.0.map(scale))
     }
 
     /// The contrast ratio (WCAG 2.2), from 1 to 21.

@@ -227,3 +227,53 @@ fn a_taken_port_is_named_before_anything_starts() {
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(!done.status.success() && said.contains("AUTHFLEET_HTTP_PORT=http is not a usable port"), "{said}");
 }
+
+/// A person who went to a page reads why there is none; a program gets the problem.
+#[tokio::test]
+async fn to_a_person_nginx_answers_with_a_page() {
+    let demo = Demo::start(1, &[]);
+    demo.part("kill", "replica-1");
+    let page = |answer: Answer, status: u16| {
+        let answer = answer.expect(status);
+        assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+        assert_eq!((answer.header("x-served-by"), answer.header("cache-control")), (Some("nginx"), Some("no-store")));
+        assert!(answer.header("x-request-id").is_some() && answer.header("retry-after") == Some("1"));
+        secured(&answer);
+        answer.text()
+    };
+    let navigate = async |method: &str, path: &str, headers: &[(&str, &str)]| {
+        let call = demo.call(method, path);
+        headers.iter().fold(call, |call, (name, value)| call.header(name, value)).send().await
+    };
+    for (method, path) in [("GET", "/"), ("GET", "/sign-in?host=x&to=/y"), ("POST", "/sign-in"), ("GET", "/account")] {
+        let text = page(navigate(method, path, &[("sec-fetch-mode", "navigate")]).await, 503);
+        assert!(text.contains("No server can answer at present.") && text.contains("lang=\"en\""), "{text}");
+    }
+    let old = [("accept", "text/html,*/*;q=0.8"), ("accept-language", "de-AT,de;q=0.9")];
+    let text = page(navigate("GET", "/sign-in", &old).await, 503);
+    assert!(text.contains("Zurzeit kann kein Server antworten.") && text.contains("lang=\"de\""), "{text}");
+    own_problem(navigate("GET", "/profile", &[("sec-fetch-mode", "navigate")]).await, 503, "upstream_unavailable");
+    own_problem(navigate("GET", "/sign-in", &[("accept", "*/*")]).await, 503, "upstream_unavailable");
+
+    let mut limited = None;
+    for _ in 0..200 {
+        let answer = navigate("POST", "/sign-in", &[("sec-fetch-mode", "navigate")]).await;
+        if answer.status == 429 {
+            limited = Some(answer);
+            break;
+        }
+    }
+    assert!(page(limited.expect("a limit"), 429).contains("Too many requests came from your network."));
+}
+
+/// A form may wait in the queue for hashing; a page that is only looked at may not, and another replica is asked.
+#[tokio::test]
+async fn a_frozen_replica_keeps_nobody_from_the_pages() {
+    let demo = Demo::start(2, &[]);
+    demo.part("pause", "replica-1");
+    for path in ["/sign-in", "/register", "/account", "/sign-out"] {
+        let answer = demo.call("GET", path).send().await;
+        assert_eq!(answer.header("x-served-by"), Some("replica-2"), "{path}: {}", answer.status);
+    }
+    demo.part("resume", "replica-1");
+}

@@ -6,6 +6,7 @@ mod access_rules;
 mod admin_cli;
 mod api_docs;
 mod audit;
+mod browser;
 mod command_line;
 mod cookie;
 mod cost;

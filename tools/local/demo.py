@@ -149,7 +149,6 @@ def hints(fleet: Fleet, no_prometheus: str) -> str:
     where = [
         ("fleet", fleet.url),
         ("API, to try out", f"{fleet.url}/docs"),
-        ("applications", " and ".join(fleet.app_url(name) for name in fleet.apps)),
         ("a replica", f"{fleet.replica_url('replica-1')} (the others: the next ports)"),
         ("its state and metrics", f"{fleet.ops_url('replica-1')}/readyz and /metrics"),
     ]
@@ -174,6 +173,12 @@ Try, in another terminal:
   redis-cli -p {fleet.redis_port} keys 'session:*'
   {shown} kill replica-2 --dir {fleet.dir}      (and: start, stop, restart, pause, resume, status)
   tail -f {fleet.path}/log/access.log
+
+Click through it, in a browser:
+  {fleet.url}/register      make an account, sign in; reload the account page and see another replica answer
+  {" and ".join(f"{fleet.app_url(name)}/" for name in fleet.apps)}
+                                      two applications: the first asks you to sign in, the second doesn't; sign out
+                                      at {fleet.url}/sign-out and neither lets you in any more
 Ctrl-C stops everything that was started."""
 
 

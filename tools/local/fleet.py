@@ -212,6 +212,7 @@ def parse_args() -> argparse.Namespace:
     up_.add_argument("--auto-ports", action="store_true", help="use random free ports instead of AUTHFLEET_*_PORT")
     up_.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable of the replicas")
     up_.add_argument("--limits", type=Path, metavar="FILE", help="use FILE instead of deploy/nginx/limits.conf")
+    up_.add_argument("--apps", action="store_true", help="start two applications behind nginx that ask the fleet")
     up_.add_argument("--prometheus", action="store_true", help="start a Prometheus that scrapes the replicas")
     up_.add_argument("--json", action="store_true", help="print the addresses as JSON")
     status_ = commands.add_parser("status", parents=[common], help="show what runs")
@@ -251,6 +252,7 @@ def main() -> int:
             env=dict(pair.split("=", 1) for pair in args.env),
             limits=args.limits,
             prometheus=args.prometheus,
+            apps=args.apps,
             say=say,
         )
         if args.json:

@@ -38,6 +38,10 @@ if $dev; then have openssl || need openssl openssl; fi
 # Tests that cut servers off from each other do so in a network namespace, which only Linux has.
 if $dev && ! have ip && have apt-get; then need iproute2 ''; fi
 if $dev && ! have nft && have apt-get; then need nftables ''; fi
+# The pages are tested in a real browser. Without recommended packages it would come without a font.
+if $dev && ! have chromedriver; then need chromium-driver chromedriver; fi
+if $dev && ! have chromium && ! have google-chrome && have apt-get; then need chromium ''; fi
+if $dev && have apt-get && ! [ -d /usr/share/fonts/truetype/dejavu ]; then need fonts-dejavu-core ''; fi
 # The demo uses it if it is installed; the tests of rules and dashboards need it.
 if $bundle && ! have prometheus; then need prometheus prometheus; services+=(prometheus); fi
 have curl || need curl curl
@@ -47,7 +51,7 @@ if $dev && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then need pyth
 have cargo || fail "no Rust toolchain: install one from https://rustup.rs and try again"
 
 if [ ${#apt_packages[@]} -eq 0 ]; then
-    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer, haproxy, openssl, ip, nft')$($bundle && echo ', prometheus') are installed"
+    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer, haproxy, openssl, ip, nft, chromedriver')$($bundle && echo ', prometheus') are installed"
     exit 0
 fi
 
@@ -86,6 +90,7 @@ for name in redis-server nginx curl $($bundle && echo prometheus promtool); do
     have "$name" || fail "$name is still missing after the installation"
 done
 if $dev; then have haproxy || fail "haproxy is still missing after the installation"; fi
+if $dev; then have chromedriver || fail "chromedriver is still missing after the installation"; fi
 if $dev; then have pgbouncer || fail "pgbouncer is still missing after the installation"; fi
 if $dev; then have_postgres || fail "PostgreSQL's server is still missing after the installation"; fi
 python_fits || fail "python3 is older than 3.9"

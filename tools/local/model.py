@@ -94,5 +94,6 @@ class Fleet:
             "redis": f"redis://{HOST}:{self.redis_port}",
             "replicas": {n: {"http": self.replica_url(n), "ops": self.ops_url(n)} for n in self.replicas},
             "logs": str(self.path / "log"),
+            "applications": {name: self.app_url(name) for name in self.apps},
             **({"prometheus": f"http://{HOST}:{self.prometheus_port}"} if self.prometheus_port else {}),
         }

@@ -32,8 +32,9 @@ function outcomeOf(answer, want) {
 }
 
 // call('check', 'GET', base, '/profile', {want: 200, cookie, body, phase, accept}) → an answer.
+// `form` sends fields as a browser does from one of our own pages.
 // `accept(answer)` can check more of an answer; if it returns false, the answer counts as failed.
-export function call(op, method, base, path, { want = 200, cookie, body, phase, accept, cleanup } = {}) {
+export function call(op, method, base, path, { want = 200, cookie, body, form, phase, accept, cleanup } = {}) {
   const params = {
     headers: {},
     // A new, empty jar each time, or k6 would send the cookie of an earlier login.
@@ -44,7 +45,9 @@ export function call(op, method, base, path, { want = 200, cookie, body, phase, 
   };
   if (cookie) params.headers.Cookie = cookie;
   if (body !== undefined) params.headers['Content-Type'] = 'application/json';
-  const sent = body === undefined ? null : typeof body === 'string' ? body : JSON.stringify(body);
+  if (form) Object.assign(params.headers, { 'Content-Type': 'application/x-www-form-urlencoded', 'Sec-Fetch-Site': 'same-origin' });
+  const fields = Object.entries(form || {}).map((pair) => pair.map(encodeURIComponent).join('='));
+  const sent = form ? fields.join('&') : body === undefined ? null : typeof body === 'string' ? body : JSON.stringify(body);
   const response = http.request(method, base + path, sent, params);
 
   const answer = {
@@ -54,6 +57,7 @@ export function call(op, method, base, path, { want = 200, cookie, body, phase, 
     requestId: response.headers['X-Request-Id'] || '',
     ms: response.timings.duration,
     json: {},
+    text: response.body || '',
     code: '',
     header: (name) => response.headers[name] || '',
     cookie: '',

@@ -106,7 +106,9 @@ async fn show(page: Page, headers: &HeaderMap, who: &SignedIn) -> Response {
         Ok(entries) => entries,
         Err(error) => return page.failure(error),
     };
-    let sessions = entries.into_iter().map(|entry| Listed::new(entry, who.claims.session_id, page.texts)).collect();
+    let mut sessions: Vec<_> =
+        entries.into_iter().map(|entry| Listed::new(entry, who.claims.session_id, page.texts)).collect();
+    sessions.sort_by_key(|listed| !listed.current);
     let answered_by = app.served_by.to_str().unwrap_or_default();
     let seen = seen(&app, headers, answered_by);
     let name = seen_cookie(&app);

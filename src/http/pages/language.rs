@@ -72,6 +72,9 @@ pub(super) struct Texts {
     pub(super) password_repetitive: String,
     pub(super) password_common: String,
     pub(super) validation_failed: String,
+    pub(super) one_second: String,
+    pub(super) seconds: String,
+    pub(super) minutes: String,
     pub(super) throttled: String,
     pub(super) overloaded: String,
     pub(super) store_unavailable: String,
@@ -83,6 +86,15 @@ pub(super) struct Texts {
 }
 
 impl Texts {
+    /// How long to wait. Minutes are rounded up, so that nobody comes back too early.
+    pub(super) fn wait(&self, seconds: u64) -> String {
+        match seconds {
+            0 | 1 => self.one_second.clone(),
+            2..120 => self.seconds.replace("{seconds}", &seconds.to_string()),
+            _ => self.minutes.replace("{minutes}", &seconds.div_ceil(60).to_string()),
+        }
+    }
+
     /// What to say beside a field.
     pub(super) fn mistake(&'static self, mistake: Mistake) -> Cow<'static, str> {
         let text = match mistake {
@@ -142,7 +154,7 @@ mod tests {
             for (name, value) in table {
                 let placeholders = |table: &toml::Table| {
                     let text = table[name].as_str().expect("a text").to_owned();
-                    let known = ["{seconds}", "{min}"].map(|known| text.matches(known).count());
+                    let known = ["{wait}", "{seconds}", "{minutes}", "{min}"].map(|known| text.matches(known).count());
                     assert_eq!(
                         known.iter().sum::<usize>(),
                         text.matches('{').count(),
@@ -153,6 +165,14 @@ mod tests {
                 assert_eq!(placeholders(table), placeholders(&tables[0]), "{name}");
                 assert!(value.as_str().is_some_and(|text| !text.trim().is_empty()), "{name}");
             }
+        }
+    }
+
+    #[test]
+    fn waiting_is_told_in_seconds_or_minutes() {
+        let texts = of(&HeaderMap::new());
+        for (seconds, expected) in [(1, "1 second"), (2, "2 seconds"), (119, "119 seconds"), (121, "3 minutes")] {
+            assert_eq!(texts.wait(seconds), expected);
         }
     }
 

@@ -121,6 +121,7 @@ impl Page {
         let texts = self.texts;
         self.status = problem.status;
         let seconds = problem.headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let wait = texts.wait(seconds.and_then(|seconds| seconds.parse().ok()).unwrap_or(1));
         let text = match problem.code {
             "session_invalid" => &texts.session_invalid,
             "invalid_credentials" if problem.status == StatusCode::FORBIDDEN => &texts.wrong_password,
@@ -135,7 +136,7 @@ impl Page {
             "internal" => &texts.internal,
             _ => &texts.unexpected,
         };
-        self.alert = Some(text.replace("{seconds}", seconds.unwrap_or("1")));
+        self.alert = Some(text.replace("{wait}", &wait));
         match problem.code {
             "email_taken" => self.mistake_in("email", &texts.email_taken),
             "username_taken" => self.mistake_in("username", &texts.username_taken),

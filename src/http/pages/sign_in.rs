@@ -19,7 +19,7 @@ use crate::http::verify::Destination;
 struct SignInPage<'a> {
     page: &'a Page,
     going: &'a Destination,
-    /// The application, if it is known.
+    /// The application's host, if it is known.
     going_to: Option<&'a str>,
     query: String,
     typed: &'a str,
@@ -27,9 +27,9 @@ struct SignInPage<'a> {
 
 pub(super) fn show(page: &Page, going: &Destination, typed: &str) -> Response {
     let origin = going.origin(page.app.front_door.as_ref());
-    let going_to = origin.as_deref();
+    let going_to = origin.as_deref().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
     let query = link("", going, None);
-    page.answer(&SignInPage { page, going, going_to, query, typed }, going_to)
+    page.answer(&SignInPage { page, going, going_to, query, typed }, origin.as_deref())
 }
 
 /// The page; whoever has a session is sent on at once.

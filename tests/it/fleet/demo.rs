@@ -10,22 +10,36 @@ use super::client::{Call, http};
 pub struct Demo {
     directory: tempfile::TempDir,
     url: String,
+    applications: Vec<String>,
     http: reqwest::Client,
 }
 
 impl Demo {
     /// Starts a demo, with these variables for the replicas.
     pub fn start(replicas: usize, variables: &[(&str, &str)]) -> Self {
+        let variables: Vec<String> = variables.iter().map(|(name, value)| format!("--env={name}={value}")).collect();
+        Self::start_as(replicas, &variables)
+    }
+
+    /// Starts a demo with two applications behind nginx, which ask the replicas.
+    pub fn start_with_applications(replicas: usize) -> Self {
+        Self::start_as(replicas, &["--apps".to_owned()])
+    }
+
+    fn start_as(replicas: usize, options: &[String]) -> Self {
         let directory = tempfile::Builder::new().prefix("demo-").tempdir().expect("a temporary directory");
         let mut up = script(directory.path(), "up");
         // From here on, a failure stops what was started, because `demo` is dropped.
-        let mut demo = Self { directory, url: String::new(), http: http() };
+        let mut demo = Self { directory, url: String::new(), applications: Vec::new(), http: http() };
         up.args(["--json", "--auto-ports", "--replicas", &replicas.to_string()]);
-        up.args(variables.iter().map(|(name, value)| format!("--env={name}={value}")));
+        up.args(options);
         let done = run(&mut up);
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let addresses: Value = serde_json::from_slice(&done.stdout).expect("JSON");
         addresses["nginx"].as_str().expect("nginx's address").clone_into(&mut demo.url);
+        let applications = addresses["applications"].as_object().expect("applications");
+        demo.applications =
+            applications.values().map(|url| url.as_str().expect("a URL").replace("http://", "")).collect();
         demo
     }
 
@@ -48,6 +62,16 @@ impl Demo {
     /// Host and port of nginx.
     pub fn address(&self) -> &str {
         self.url.strip_prefix("http://").expect("an http URL")
+    }
+
+    /// The host of the pages in a browser, `localhost:PORT`.
+    pub fn host(&self) -> String {
+        self.address().replace("127.0.0.1", "localhost")
+    }
+
+    /// The hosts of the applications, if there are any.
+    pub fn applications(&self) -> &[String] {
+        &self.applications
     }
 
     /// A request to nginx.
