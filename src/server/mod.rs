@@ -97,7 +97,7 @@ pub(crate) async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, Sta
         sessions,
         gate: HashGate::start(&config.hashing).map_err(StartError::Threads)?,
         flows: Flows::default(),
-        policy: PasswordPolicy::new(&config.password),
+        policy: PasswordPolicy::new(&config.password, &config.pages.brand_name),
         registration: config.pages.registration,
         throttle,
         keys: TokenKeys::new(&config.session.secrets),

@@ -287,6 +287,11 @@ async fn the_pages_have_the_name_the_logo_and_the_color_of_who_runs_them() {
     assert!(style.contains("--accent: #ffcc00; --on-accent: #0d1117"), "dark: {style}");
     assert!(!style.contains("--accent: #ffcc00; --on-accent: #fff"), "yellow on white can't be read: {style}");
 
+    // Who knows the service by this name guesses it first.
+    let fields = [("email", "ada@example.org"), ("password", "example & <sons>")];
+    let refused = expect_page(submit(&fleet[0], "/register", &fields).await, 422);
+    assert!(refused.contains("the name of this service"), "{refused}");
+
     std::fs::write(file.path(), "GIF89a").expect("written");
     let listen = [("LISTEN_ADDR", "127.0.0.1:0"), ("OPS_ADDR", "127.0.0.1:0")];
     let refused = fleet.command(&["serve"], &listen).await.expect_code(1).stdout;

@@ -166,7 +166,7 @@ impl Admin {
     }
 
     fn check_password(&self, password: &SecretString, context: &[&str]) -> Result<(), AdminError> {
-        let policy = PasswordPolicy::new(&self.config.password);
+        let policy = PasswordPolicy::new(&self.config.password, &self.config.pages.brand_name);
         policy.check(password.expose_secret(), context).map_err(|violations| {
             let messages: Vec<_> = violations.iter().map(ToString::to_string).collect();
             AdminError::Invalid { field: "password", message: messages.join(", ") }

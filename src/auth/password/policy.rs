@@ -47,15 +47,17 @@ pub(crate) enum PolicyViolation {
 }
 
 /// The rules for new passwords: length and a blocklist; no composition rules (ASVS 5.0 6.2.5).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PasswordPolicy {
     min_length: usize,
     blocklist: bool,
+    /// `BRAND_NAME`, which users know this service by.
+    brand: String,
 }
 
 impl PasswordPolicy {
-    pub(crate) fn new(config: &PasswordConfig) -> Self {
-        Self { min_length: config.min_length, blocklist: config.blocklist }
+    pub(crate) fn new(config: &PasswordConfig, brand: &str) -> Self {
+        Self { min_length: config.min_length, blocklist: config.blocklist, brand: brand.to_owned() }
     }
 
     /// Checks a password as typed. `context` is what an attacker knows about the user: e-mail address, username.
@@ -86,7 +88,7 @@ impl PasswordPolicy {
     fn blocked(&self, password: &str, context: &[&str]) -> Option<PolicyViolation> {
         let lower = password.to_lowercase();
         let unit = period(&lower);
-        let words: Vec<String> = context.iter().flat_map(|text| context_words(text)).collect();
+        let words: Vec<String> = context.iter().copied().chain([&*self.brand]).flat_map(context_words).collect();
         // A blocked password written twice is no better.
         let blocked = |is_blocked: &dyn Fn(&str) -> bool| is_blocked(&lower) || is_blocked(unit);
         if blocked(&|word| SERVICE_WORDS.contains(&word) || words.iter().any(|own| own == word)) {
@@ -162,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    const POLICY: PasswordPolicy = PasswordPolicy { min_length: 8, blocklist: true };
+    const POLICY: PasswordPolicy = PasswordPolicy { min_length: 8, blocklist: true, brand: String::new() };
 
     fn violations(password: &str) -> Vec<PolicyViolation> {
         POLICY.check(password, &["alice.wonder@example.com", "QueenOfHearts"]).err().unwrap_or_default()
@@ -172,7 +174,7 @@ mod tests {
     fn asvs_6_2_1_shorter_than_the_configured_length_is_refused() {
         assert_eq!(violations("xk7qpz2"), [PolicyViolation::TooShort { min: 8 }]);
         assert_eq!(violations("xk7qpz2m"), []);
-        let strict = PasswordPolicy::new(&PasswordConfig { min_length: 15, blocklist: true });
+        let strict = PasswordPolicy::new(&PasswordConfig { min_length: 15, blocklist: true }, "authfleet");
         assert_eq!(strict.check("xk7qpz2mxk7qpz", &[]).unwrap_err()[0], PolicyViolation::TooShort { min: 15 });
         assert_eq!(violations("")[0], PolicyViolation::TooShort { min: 8 });
     }
@@ -277,7 +279,7 @@ mod tests {
 
     #[test]
     fn without_the_blocklist_only_the_length_counts() {
-        let policy = PasswordPolicy::new(&PasswordConfig { min_length: 8, blocklist: false });
+        let policy = PasswordPolicy::new(&PasswordConfig { min_length: 8, blocklist: false }, "authfleet");
         assert_eq!(policy.check("password", &["password"]), Ok(()));
         assert_eq!(policy.check("passwor", &[]), Err(vec![PolicyViolation::TooShort { min: 8 }]));
     }

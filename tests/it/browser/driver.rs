@@ -1,4 +1,4 @@
-//! A headless Chromium of its own, told what to do by chromedriver (W3C WebDriver, and Chrome's DevTools protocol).
+//! A headless Chromium of its own, told what to do by chromedriver (W3C `WebDriver`, and Chrome's `DevTools` protocol).
 //!
 //! Written by hand although there are crates: `thirtyfour` switches on `preserve_order` of `serde_json`, so the server
 //! under test would be another one than ships, and `fantoccini` brings second copies of `http` and ICU. What is needed
@@ -13,11 +13,11 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 /// Patience with a browser that shares two cores with other tests.
-const PATIENTLY: Duration = Duration::from_secs(60);
-/// The key of an element's reference (WebDriver, section 12).
+const PATIENTLY: Duration = Duration::from_mins(1);
+/// The key of an element's reference (`WebDriver`, section 12).
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// Keys that have no character (WebDriver, section 17.4.2).
+/// Keys that have no character (`WebDriver`, section 17.4.2).
 pub const TAB: &str = "\u{e004}";
 pub const ENTER: &str = "\u{e007}";
 
@@ -26,7 +26,7 @@ pub struct Browser {
     driver: Child,
     session: String,
     http: reqwest::Client,
-    _profile: tempfile::TempDir,
+    profile: tempfile::TempDir,
 }
 
 impl Browser {
@@ -47,10 +47,10 @@ impl Browser {
             .spawn()
             .expect("chromedriver must be installed (tools/local/install.sh --dev)");
         let http = reqwest::Client::builder().no_proxy().timeout(PATIENTLY).build().expect("an HTTP client");
-        let mut browser = Self { driver, session: String::new(), http, _profile: profile };
+        let mut browser = Self { driver, session: String::new(), http, profile };
         let port = browser.port(&log).await;
         browser.session = format!("http://127.0.0.1:{port}/session");
-        let data = browser._profile.path().join("data");
+        let data = browser.profile.path().join("data");
         let capabilities = json!({ "capabilities": { "alwaysMatch": {
             "browserName": "chrome",
             "goog:loggingPrefs": { "browser": "ALL", "performance": "ALL" },
@@ -183,7 +183,7 @@ impl Browser {
         self.post("/execute/async", json!({ "script": script, "args": [] })).await
     }
 
-    /// A command of Chrome's DevTools protocol.
+    /// A command of Chrome's `DevTools` protocol.
     pub async fn devtools(&self, command: &str, parameters: Value) -> Value {
         self.post("/goog/cdp/execute", json!({ "cmd": command, "params": parameters })).await
     }
