@@ -90,7 +90,8 @@ settings! {
         #[setting(group)]
         pub throttle: ThrottleConfig,
 
-        /// How long `/readyz` fails after SIGTERM before the listener closes, so that load balancers notice.
+        /// How long `/readyz` fails after SIGTERM before the listener closes, so that load balancers notice. Must be
+        /// longer than they keep idle connections to a replica (nginx.conf: 3 s), because these end with the listener.
         #[setting("DRAIN_DELAY", heading: "Shutdown", values: formats::pause(), default: "5s", scope: Replica)]
         pub drain_delay: Duration,
 

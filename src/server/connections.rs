@@ -11,12 +11,14 @@
 //! | bytes of answers in the kernel | [`SEND_BUFFER`] |
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::middleware::AddExtension;
 use axum::{Extension, Router};
 use http::HeaderValue;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use metrics::{Counter, Gauge, counter};
@@ -33,6 +35,9 @@ use crate::metrics::HTTP_CONNECTIONS_REFUSED;
 /// A client that hasn't sent a whole request head by then is cut off. An idle connection is kept for as long. Proxies
 /// must close idle connections earlier, or they will send requests into closed ones.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection that has sent nothing yet may still send its first request after the listener has closed. A
+/// balancer that has just connected has a request to send, and won't repeat a POST that was cut off.
+const FIRST_REQUEST: Duration = Duration::from_secs(2);
 /// The largest head, in bytes, that hyper reads before it refuses it. A little more than [`HEAD_LIMIT`], so that most
 /// heads that are too large get our answer, which says what is wrong.
 const READ_BUFFER: usize = HEAD_LIMIT + 8 * 1024;
@@ -98,11 +103,13 @@ pub(super) struct Acceptor {
     pub(super) served_by: HeaderValue,
     /// Cancelled to stop accepting. Each connection then finishes its current request and closes.
     pub(super) closing: CancellationToken,
+    /// How long requests that are under way then have.
+    pub(super) drain_timeout: Duration,
     pub(super) connections: TaskTracker,
 }
 
 impl Acceptor {
-    /// Accepts until `closing` is cancelled.
+    /// Accepts until `closing` is cancelled, and then what the kernel has already accepted.
     pub(super) async fn run(self, listener: TcpListener) {
         if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER) {
             tracing::warn!(%error, "the kernel's buffers for slow clients are not bounded");
@@ -112,27 +119,37 @@ impl Acceptor {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.closing.cancelled() => return,
+                () = self.closing.cancelled() => break,
             };
             match accepted {
-                Ok((stream, peer)) => match self.places.take() {
-                    Some(place) => {
-                        // Gives each request its peer's address.
-                        let service = Extension(Peer(peer)).layer(self.router.clone());
-                        let serving = serve(server.clone(), stream, peer, service, self.closing.clone());
-                        self.connections.spawn(async move {
-                            serving.await;
-                            drop(place);
-                        });
-                    }
-                    None => self.refuse(&stream),
-                },
+                Ok((stream, peer)) => self.admit(&server, stream, peer),
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
+        // Closing the listener resets connections that wait in the kernel, with the requests that clients have sent. Asks
+        // the kernel itself, because tokio may not have heard of all of them yet.
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, peer)) = listener.accept() {
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                self.admit(&server, stream, peer);
+            }
+        }
+    }
+
+    fn admit(&self, server: &http1::Builder, stream: TcpStream, peer: SocketAddr) {
+        let Some(place) = self.places.take() else { return self.refuse(&stream) };
+        // Gives each request its peer's address.
+        let service = Extension(Peer(peer)).layer(self.router.clone());
+        // A connection that stays silent must not look like a request that was lost to DRAIN_TIMEOUT.
+        let first = FIRST_REQUEST.min(self.drain_timeout / 2);
+        let serving = serve(server.clone(), stream, peer, service, self.closing.clone(), first);
+        self.connections.spawn(async move {
+            serving.await;
+            drop(place);
+        });
     }
 
     /// Answers 503 at once, so that a balancer asks another replica. If the connection waited to be accepted instead,
@@ -160,14 +177,26 @@ async fn serve(
     peer: SocketAddr,
     service: AddExtension<Router, Peer>,
     closing: CancellationToken,
+    first_request: Duration,
 ) {
     // Answers are small and sent whole, so Nagle's algorithm would only delay them.
     drop(stream.set_nodelay(true));
     let stream = WriteTimeout::new(TokioIo::new(stream));
-    let mut connection = server.serve_connection(stream, TowerToHyperService::new(service));
+    let (asked, service) = (AtomicBool::new(false), TowerToHyperService::new(service));
+    let service = service_fn(|request| {
+        asked.store(true, Ordering::Relaxed);
+        service.call(request)
+    });
+    let mut connection = server.serve_connection(stream, service);
+    let stop = async {
+        closing.cancelled().await;
+        if !asked.load(Ordering::Relaxed) {
+            tokio::time::sleep(first_request).await;
+        }
+    };
     let outcome = tokio::select! {
         outcome = &mut connection => outcome,
-        () = closing.cancelled() => {
+        () = stop => {
             Pin::new(&mut connection).graceful_shutdown();
             (&mut connection).await
         }

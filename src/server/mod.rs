@@ -159,6 +159,7 @@ pub(crate) async fn run(
         places: Places::counted(limit, gauge!(HTTP_CONNECTIONS)),
         served_by: app.served_by.clone(),
         closing: closing.clone(),
+        drain_timeout: config.drain_timeout,
         connections: requests.clone(),
     };
     let public = tokio::spawn(public.run(listeners.public));
@@ -168,6 +169,7 @@ pub(crate) async fn run(
         places: Places::uncounted(OPS_CONNECTIONS),
         served_by: app.served_by.clone(),
         closing: CancellationToken::new(),
+        drain_timeout: config.drain_timeout,
         connections: TaskTracker::new(),
     };
     tokio::spawn(ops.run(listeners.ops));

@@ -43,6 +43,38 @@ async fn a_replica_leaves_without_losing_a_request() {
     assert_eq!(fleet[1].check(&session).await, 200);
 }
 
+/// nginx never repeats a POST, so the client of one that is cut off gets a 503.
+#[tokio::test]
+async fn a_connection_that_was_made_before_the_end_gets_its_answer() {
+    let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;
+    let mut accepted = fleet[0].raw().await;
+    fleet[0].signal(Signal::TERM);
+    let closed = async || fleet[0].get("/profile").try_send().await.is_err();
+    within(PATIENTLY, "the listener is closed", closed).await;
+    // The request of a balancer that had only connected when the listener closed.
+    accepted.write(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await;
+    let said = accepted.read_to_end(PATIENTLY).await.expect("closed after the answer");
+    assert!(said.starts_with("HTTP/1.1 415 ") && said.to_lowercase().contains("connection: close"), "{said}");
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+
+    fleet[0].start().await;
+    fleet[0].signal(Signal::STOP);
+    let mut waiting = Vec::new();
+    for _ in 0..50 {
+        let mut connection = fleet[0].raw().await;
+        connection.write(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await;
+        waiting.push(connection);
+    }
+    fleet[0].signal(Signal::TERM);
+    fleet[0].signal(Signal::CONT);
+    // The kernel has accepted these, and the replica hadn't when it closed its listener.
+    for mut connection in waiting {
+        let said = connection.read_to_end(PATIENTLY).await.expect("closed after the answer");
+        assert!(said.starts_with("HTTP/1.1 415 "), "{said}");
+    }
+    assert_eq!(fleet[0].ended().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn requests_in_flight_are_finished() {
     let mut fleet = Fleet::builder().env("DRAIN_DELAY", "0s").start().await;

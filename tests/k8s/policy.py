@@ -240,6 +240,10 @@ def rollouts(objects):
         if container["name"] == "server":
             sources = [source["configMapRef"]["name"] for source in container["envFrom"]]
             config = next(t["data"] for t in of_kind(objects, "ConfigMap") if t["metadata"]["name"] in sources)
+            nginx = next(t["data"]["nginx.conf"] for t in of_kind(objects, "ConfigMap") if "nginx.conf" in t["data"])
+            idle = re.search(r"keepalive \d+;\s+keepalive_timeout (\d+)s;", nginx)[1]
+            if int(idle) >= _seconds(config["DRAIN_DELAY"]):
+                yield f"{where}: nginx keeps idle connections until a drain ends them, and may just send a POST"
             needed = _seconds(config["DRAIN_DELAY"]) + _seconds(config["DRAIN_TIMEOUT"]) + 5
         elif container["name"] == "nginx":
             config = next(t["data"] for t in of_kind(objects, "ConfigMap") if "nginx.conf" in t.get("data", {}))

@@ -228,6 +228,11 @@ MUTANTS = [
         put(("ConfigMap", "authfleet-server"), "data.DRAIN_TIMEOUT", "60s"),
         "draining",
     ),
+    (
+        "idle connections that a drain ends",
+        put(("ConfigMap", "authfleet-server"), "data.DRAIN_DELAY", "3s"),
+        "until a drain ends them",
+    ),
     ("nginx that does not wait", put(NGINX, f"{CONTAINER}.lifecycle", DELETE), "endpoint"),
     ("no budget", lambda objects: objects.remove(named(objects, "PodDisruptionBudget", "authfleet-nginx")), "0 PodDis"),
     (

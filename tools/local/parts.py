@@ -108,6 +108,15 @@ def write_nginx_conf(fleet: Fleet, limits: Path | None) -> None:
         old.unlink()
     for shipped in (DEPLOY / "nginx").glob("*.conf"):
         (conf / shipped.name).symlink_to(shipped)
+    # Drains are shorter here than in the product (see replica_env), so idle connections end sooner too.
+    shipped = (DEPLOY / "nginx" / "nginx.conf").read_text()
+    idle = "        keepalive_timeout 3s;\n"
+    if shipped.count(idle) != 1:
+        raise FleetError(
+            "deploy/nginx/nginx.conf: the time after which idle connections to replicas are closed is not 3 s"
+        )
+    (conf / "nginx.conf").unlink()
+    (conf / "nginx.conf").write_text(shipped.replace(idle, "        keepalive_timeout 500ms;\n"))
     if limits:
         (conf / "limits.conf").unlink()
         (conf / "limits.conf").symlink_to(limits.absolute())
