@@ -111,7 +111,7 @@ check: ## the quick inner loop: format, lints, unit and store tests
 	@$(STEP) "Unit and store tests" cargo test --locked --workspace --lib
 
 # --- make test-bundle: what needs a Docker engine, or minutes of compiling --------------------------------------------
-.PHONY: test-bundle bundle-steps test-k8s test-valkey test-prometheus test-grafana test-compose deny audit
+.PHONY: test-bundle bundle-steps test-k8s test-valkey test-prometheus test-grafana test-upgrade test-compose deny audit
 
 test-bundle: ## containers, Kubernetes manifests, Valkey, Prometheus, Grafana, licenses of dependencies (needs a Docker engine)
 	@tests/compose/needs
@@ -120,7 +120,7 @@ test-bundle: ## containers, Kubernetes manifests, Valkey, Prometheus, Grafana, l
 # One after the other, because they check the alerts and dashboards of a quiet fleet. All of them run even if one fails.
 bundle-steps:
 	@$(STEP) "Install Prometheus, Redis, nginx and Python's venv if they are missing" tools/local/install.sh --bundle
-	@$(MAKE) --no-print-directory --keep-going -j1 deny test-k8s test-valkey test-prometheus test-grafana test-compose
+	@$(MAKE) --no-print-directory --keep-going -j1 deny test-k8s test-valkey test-prometheus test-grafana test-upgrade test-compose
 
 deny: ## licenses, banned crates and sources of the dependencies (compiles cargo-deny the first time)
 	@$(STEP) "Install cargo-deny into .tools" tools/ci/cargo-deny
@@ -147,6 +147,9 @@ test-prometheus: target/release/authfleet ## rules, alerts, objectives, runbook:
 
 test-grafana: target/release/authfleet ## dashboards: as files, and all their queries on a real fleet
 	@$(STEP) "Dashboards and their queries" tests/grafana/run
+
+test-upgrade: target/release/authfleet ## the version before and this one side by side, forwards and back (builds the other one first)
+	@$(STEP) "Upgrade and its reverse, under load" tests/upgrade/run --binary target/release/authfleet
 
 test-compose: ## docker-compose.yml as it ships, and what happens when its parts fail (needs a Docker engine)
 	@$(STEP) "The fleet in containers, and its drills" tests/compose/run
