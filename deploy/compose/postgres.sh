@@ -79,6 +79,9 @@ case ${1:-} in
     rejoin)
         [ "$(ask "$OTHER" 'SELECT pg_is_in_recovery()')" = f ] || fail 'the name postgres leads to no primary'
         make_slot
+        # A server that was killed leaves it behind. It names process 1, which is this script now. No server is running:
+        # compose would refuse to start a second container with the address of this service.
+        rm -f "$PGDATA/postmaster.pid"
         pg_rewind --target-pgdata "$PGDATA" --source-server "host=$OTHER dbname=postgres $source" \
             --config-file /etc/postgres/replicated.conf
         touch "$PGDATA/standby.signal"

@@ -20,7 +20,9 @@ from .targets import ROOT, Target, TargetError, fleets, opened, proxies
 def parse(doc: str, arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"list, all, or: {', '.join(SCENARIOS)}")
-    parser.add_argument("--target", default="local", help="local, compose, k8s, or URLs of replicas (default: local)")
+    parser.add_argument(
+        "--target", default="local", help="local, compose, compose-scale-out, k8s, or URLs of replicas (default: local)"
+    )
     parser.add_argument("--edge", type=lambda url: url.rstrip("/"), help="URL of the balancer")
     parser.add_argument(
         "--hook", metavar="COMMAND", help="with URLs: COMMAND restart|kill|start N, COMMAND kill|start redis"

@@ -122,6 +122,27 @@ def redis_away(target: Target, short: bool) -> Callable[[Chaos], None]:
     return act
 
 
+STORES = ("Redis", "PostgreSQL")
+
+
+def fail_over(target: Target, short: bool) -> Callable[[Chaos], None]:
+    def act(chaos: Chaos) -> None:
+        # PostgreSQL twice, so that the same server is its primary afterwards: only one is started under that name.
+        for store in (*STORES, STORES[-1]):
+            chaos.say(f"kill {store}'s primary")
+            target.kill_primary(store)
+            target.replace_primary(store)
+            chaos.say(f"{store} has another primary")
+            try:
+                chaos.pause(3 if short else 5)
+            finally:
+                target.bring_back(store)
+            chaos.say(f"{store} is whole")
+            chaos.pause(3 if short else 5)
+
+    return act
+
+
 @dataclass(frozen=True)
 class Scenario:
     """A k6 script (or oha), what it shows, and what it needs of the target."""
@@ -168,6 +189,13 @@ SCENARIOS = {
             redis_away,
             500,
         ),
+        Scenario(
+            "failover",
+            "the primaries of Redis and PostgreSQL killed: 503 only until others have replaced them",
+            frozenset({"failover"}),
+            fail_over,
+            600,
+        ),
         Scenario("throughput", "oha, closed loop: one replica, the fleet through nginx, /livez as the floor"),
         Scenario("soak", "the average load for half an hour", bound=2400, script="steady"),
     )
@@ -182,6 +210,8 @@ def missing(scenario: Scenario, target: Target) -> str | None:
         return "needs the URLs of at least two replicas"
     if "edge" in scenario.needs and not target.edge:
         return "needs --edge, the URL of the balancer"
+    if "failover" in scenario.needs - target.can():
+        return "needs stores that fail over: --target compose-scale-out"
     if scenario.needs & {"restart", "kill", "redis"} and not scenario.needs & target.can():
         return "needs --hook, a command that restarts and kills parts of this fleet"
     return None
@@ -231,6 +261,10 @@ def run(
         )
     if scenario.name == "redis-restart" and chaos:
         thresholds += while_gone(chaos, recording)
+    if scenario.name == "failover" and chaos:
+        thresholds += while_replaced(chaos, recording)
+    if scenario.name == "sharing" and (shared := target.shared_volumes()) is not None:
+        thresholds.append(Threshold("volumes that replicas share", ", ".join(sorted(shared)) or 0, not shared))
     begin = recording.start()
     return Outcome(
         scenario.name,
@@ -282,6 +316,27 @@ def while_gone(chaos: Chaos, recording: k6.Recording) -> Iterator[Threshold]:
     outside = [at for at in refused if not begin - 0.1 <= at <= back + RECOVERY]
     yield Threshold("503 while Redis was down", len(refused), bool(refused))
     yield Threshold(f"503 before or {RECOVERY:g} s after", len(outside), not outside)
+
+
+def while_replaced(chaos: Chaos, recording: k6.Recording) -> Iterator[Threshold]:
+    """Answers are 503 while a primary is being replaced, and only then. Session checks don't need PostgreSQL."""
+    spans: dict[str, list[tuple[float, float]]] = {store: [] for store in STORES}
+    for (begin, text), (end, _) in zip(chaos.events, chaos.events[1:]):
+        for store in STORES:
+            if text == f"kill {store}'s primary":
+                spans[store].append((begin - 0.1, end + RECOVERY))
+    refused = [(at, op) for at, outcome, op in recording.troubles if outcome == "unavailable"]
+
+    def within(at: float, stores: tuple[str, ...]) -> bool:
+        return any(begin <= at <= end for store in stores for begin, end in spans[store])
+
+    for store in STORES:
+        found = sum(within(at, (store,)) for at, _ in refused)
+        yield Threshold(f"503 while {store}'s primary was replaced", found, found > 0)
+    outside = sum(not within(at, STORES) for at, _ in refused)
+    yield Threshold(f"503 before or {RECOVERY:g} s after", outside, outside == 0)
+    checks = sum(op == "check" and within(at, ("PostgreSQL",)) and not within(at, ("Redis",)) for at, op in refused)
+    yield Threshold("session checks that failed for lack of PostgreSQL", checks, checks == 0)
 
 
 def seconds(text: str) -> float:

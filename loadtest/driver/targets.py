@@ -40,7 +40,7 @@ class Target:
         self.proxy_ports: list[int] = []
 
     def can(self) -> set[str]:
-        """The supported faults, a subset of `restart`, `kill`, `redis`."""
+        """The supported faults, a subset of `restart`, `kill`, `redis`, `failover`."""
         return set()
 
     def restart(self, number: int) -> None:
@@ -60,6 +60,22 @@ class Target:
 
     def start_redis(self) -> None:
         raise NotImplementedError
+
+    def kill_primary(self, store: str) -> None:
+        """Kills the primary of `Redis` or `PostgreSQL`."""
+        raise NotImplementedError
+
+    def replace_primary(self, store: str) -> None:
+        """Waits for another primary, or makes one. Returns when it takes writes."""
+        raise NotImplementedError
+
+    def bring_back(self, store: str) -> None:
+        """Makes the primary that was killed a replica or a standby of the new one."""
+        raise NotImplementedError
+
+    def shared_volumes(self) -> set[str] | None:
+        """The volumes that more than one replica has mounted. None if that can't be told."""
+        return None
 
 
 class Hooked(Target):
@@ -156,31 +172,128 @@ class Compose(Target):
             replicas.append(url)
         super().__init__(replicas, f"http://127.0.0.1:{os.environ.get('AUTHFLEET_HTTP_PORT') or 8080}")
 
-    @staticmethod
-    def _compose(*args: str) -> str:
-        return run(["docker", "compose", *args], cwd=ROOT)
+    # Files instead of those of the directory or of COMPOSE_FILE.
+    files: tuple[str, ...] = ()
 
-    def _wait(self, service: str) -> None:
-        self._compose("up", "-d", "--no-deps", "--no-recreate", "--wait", "--wait-timeout", "120", service)
+    def _compose(self, *args: str) -> str:
+        files = [word for file in self.files for word in ("-f", file)]
+        return run(["docker", "compose", *files, *args], cwd=ROOT)
+
+    def _wait(self, service: str, *how: str) -> None:
+        self._compose("up", "-d", "--no-build", *how, "--wait", "--wait-timeout", "120", service)
 
     def can(self) -> set[str]:
         return {"restart", "kill", "redis"}
 
     def restart(self, number: int) -> None:
         self._compose("stop", self.services[number])
-        self._wait(self.services[number])
+        self._wait(self.services[number], "--no-deps", "--no-recreate")
 
     def kill(self, number: int) -> None:
         self._compose("kill", self.services[number])
 
     def start(self, number: int) -> None:
-        self._wait(self.services[number])
+        self._wait(self.services[number], "--no-deps", "--no-recreate")
 
     def kill_redis(self) -> None:
         self._compose("kill", "redis")
 
     def start_redis(self) -> None:
-        self._wait("redis")
+        self._wait("redis", "--no-deps", "--no-recreate")
+
+
+class ComposeScaleOut(Compose):
+    """The fleet of docker compose with deploy/compose/scale-out.yml."""
+
+    name = "compose-scale-out"
+    files = ("docker-compose.yml", "deploy/compose/scale-out.yml")
+    NAMES = ("AUTHFLEET_POSTGRES_1", "AUTHFLEET_POSTGRES_2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        if "sentinel-1" not in self._compose("ps", "--services").split():
+            files = " ".join(f"-f {file}" for file in self.files)
+            raise TargetError(
+                f"docker compose: no Sentinel is running; start the fleet with: docker compose {files} up -d"
+            )
+        self.killed = ""
+
+    def can(self) -> set[str]:
+        return {"restart", "kill", "failover"}
+
+    def shared_volumes(self) -> set[str]:
+        found = [
+            {mount["Name"] for mount in json.loads(run(["docker", "inspect", container]))[0]["Mounts"]}
+            for container in self._compose("ps", "-q", *self.services).split()
+        ]
+        return {name for name in set().union(*found) if sum(name in names for names in found) > 1}
+
+    def _redis(self, service: str, port: int, secret: str, *words: str) -> str:
+        ask = f'REDISCLI_AUTH=$(cat /run/redis/{secret}-password) exec redis-cli --no-auth-warning -p {port} "$@"'
+        return self._compose("exec", "-T", service, "sh", "-c", ask, "sh", *words)
+
+    def _redis_primary(self) -> str:
+        """The host that the Sentinels name, once it takes writes."""
+        for sentinel in ("sentinel-1", "sentinel-2", "sentinel-3"):
+            with contextlib.suppress(TargetError):
+                said = self._redis(sentinel, 26379, "sentinel", "sentinel", "get-master-addr-by-name", "authfleet")
+                host = said.split()[0]
+                info = self._redis(host, 6379, "operator", "--user", "operator", "info", "replication")
+                if "role:master" in info and "connected_slaves:0" not in info:
+                    return host
+        return ""
+
+    def _sql(self, service: str, *statements: str) -> str:
+        commands = [word for statement in statements for word in ("-c", statement)]
+        return self._compose("exec", "-T", service, "psql", "-AtX", *commands).strip()
+
+    def _postgres_primary(self) -> str:
+        for service in ("postgres-1", "postgres-2"):
+            with contextlib.suppress(TargetError):
+                if self._sql(service, "SELECT pg_is_in_recovery()") == "f":
+                    return service
+        raise TargetError("neither postgres-1 nor postgres-2 is a primary")
+
+    def kill_primary(self, store: str) -> None:
+        self.killed = self._redis_primary() if store == "Redis" else self._postgres_primary()
+        if not self.killed:
+            raise TargetError("no Redis server is a primary with replicas")
+        self._compose("kill", self.killed)
+
+    def replace_primary(self, store: str) -> None:
+        if store == "Redis":
+            self._until(lambda: self._redis_primary() not in ("", self.killed), "the Sentinels have elected a primary")
+            return
+        # As docs/operations.md says. For the commands of this run, the environment replaces .env.
+        new = "postgres-2" if self.killed == "postgres-1" else "postgres-1"
+        for name in self.NAMES:
+            os.environ[name] = "postgres" if name[-1] == new[-1] else "postgres-standby"
+        # Without --no-deps: compose would take that for a change, and the next `up` would restart the replicas.
+        self._wait(new)
+        self._compose("exec", "-T", new, "pg_ctl", "promote", "--wait")
+        self._sql(new, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
+
+    def bring_back(self, store: str) -> None:
+        if store == "Redis":
+            self._wait(self.killed)
+            return
+        new = self._postgres_primary()
+        self._sql(new, "CHECKPOINT")
+        self._compose("run", "--rm", "-T", "--no-deps", self.killed, "rejoin")
+        self._wait(self.killed)
+        self._until(
+            lambda: "streaming" in self._sql(new, "SELECT state FROM pg_stat_replication"), "the standby follows"
+        )
+        both = "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (postgres_1, postgres_2)'"
+        self._sql(new, both, "SELECT pg_reload_conf()")
+
+    @staticmethod
+    def _until(true, what: str) -> None:
+        deadline = time.monotonic() + 120
+        while not true():
+            if time.monotonic() > deadline:
+                raise TargetError(f"not within 120 s: {what}")
+            time.sleep(0.3)
 
 
 class Kubernetes(Target):
@@ -273,6 +386,8 @@ def opened(
             yield Local(fleets.load(fleet_dir.absolute()) if fleet_dir else private_fleet(stack, binary))
         elif name == "compose":
             yield Compose()
+        elif name == "compose-scale-out":
+            yield ComposeScaleOut()
         elif name == "k8s":
             yield Kubernetes(stack, edge)
         elif name.startswith(("http://", "https://")):
@@ -282,7 +397,7 @@ def opened(
             # A single URL counts as a balancer, because the replicas behind it can't be addressed.
             yield Hooked(*(([], urls[0]) if len(urls) == 1 and not edge else (urls, edge)), hook)
         else:
-            raise TargetError(f"--target {name}: local, compose, k8s, or URLs separated by commas")
+            raise TargetError(f"--target {name}: local, compose, compose-scale-out, k8s, or URLs separated by commas")
 
 
 def private_fleet(stack: contextlib.ExitStack, binary: Path | None, env: dict[str, str] | None = None) -> fleets.Fleet:

@@ -13,6 +13,8 @@ const failed = new Counter('authfleet_failed');
 const shed = new Counter('authfleet_shed');
 // 503 `store_unavailable` or `upstream_unavailable`, with Retry-After.
 const unavailable = new Counter('authfleet_unavailable');
+// 401 about a session that was created shortly before a failover of Redis, where the caller allows that.
+const lost = new Counter('authfleet_lost');
 
 http.setResponseCallback(null);
 
@@ -33,8 +35,15 @@ function outcomeOf(answer, want) {
 
 // call('check', 'GET', base, '/profile', {want: 200, cookie, body, phase, accept}) → an answer.
 // `form` sends fields as a browser does from one of our own pages.
-// `accept(answer)` can check more of an answer; if it returns false, the answer counts as failed.
-export function call(op, method, base, path, { want = 200, cookie, body, form, phase, accept, cleanup } = {}) {
+// `accept(answer)` can check more of an answer; if it returns false, the answer counts as failed. `mayBeLost`: a failover
+// may have lost the session.
+export function call(
+  op,
+  method,
+  base,
+  path,
+  { want = 200, cookie, body, form, phase, accept, mayBeLost, cleanup } = {},
+) {
   const params = {
     headers: {},
     // A new, empty jar each time, or k6 would send the cookie of an earlier login.
@@ -75,6 +84,7 @@ export function call(op, method, base, path, { want = 200, cookie, body, form, p
 
   answer.outcome = outcomeOf(answer, want);
   if (answer.outcome === 'ok' && accept && !accept(answer)) answer.outcome = 'failed';
+  if (mayBeLost && answer.status === 401 && answer.code === 'session_invalid') answer.outcome = 'lost';
   answer.ok = answer.outcome === 'ok';
   // removeUsers reports its own failures, which are not failures of the scenario.
   if (cleanup) return answer;
@@ -86,6 +96,7 @@ export function call(op, method, base, path, { want = 200, cookie, body, form, p
   }
   if (answer.outcome === 'shed') shed.add(1, { op });
   if (answer.outcome === 'unavailable') unavailable.add(1, { op });
+  if (answer.outcome === 'lost') lost.add(1, { op });
   return answer;
 }
 

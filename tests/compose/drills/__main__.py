@@ -17,6 +17,7 @@ import time
 
 import bundle
 import faults
+import machines
 import observability
 import operations
 from clients import Client, User
@@ -51,7 +52,11 @@ TRACES = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}
 FLEETS = [
     ("", ["docker-compose.yml"], {}, DRILLS),
     (" (small disk for users, traces)", ["docker-compose.yml", DISK_FULL, OBSERVABILITY], TRACES, SECOND_DRILLS),
+    # The first of these drills moves the fleet to three machines.
+    (" (to be moved to three machines)", ["docker-compose.yml"], {}, machines.DRILLS),
 ]
+# Settings of one fleet that another one must not have.
+FOREIGN = {*TRACES, "AUTHFLEET_POSTGRES_1", "AUTHFLEET_POSTGRES_2"}
 
 
 def free_port() -> int:
@@ -91,7 +96,7 @@ def perform(drills: list, results: list[bool]) -> None:
 
 
 def main() -> int:
-    known = {drill.__name__.replace("_", "-"): drill for drill in [*DRILLS, *SECOND_DRILLS]}
+    known = {drill.__name__.replace("_", "-"): drill for drill in [*DRILLS, *SECOND_DRILLS, *machines.DRILLS]}
     unknown = [name for name in sys.argv[1:] if name not in known]
     if unknown:
         print(f"unknown drills: {' '.join(unknown)}; known: {' '.join(known)}", file=sys.stderr)
@@ -119,6 +124,10 @@ def main() -> int:
             chosen = [drill for drill in drills if drill in wanted]
             if not chosen:
                 continue
+            if drills is machines.DRILLS and chosen[0] is not machines.grown:
+                chosen.insert(0, machines.grown)
+            for name in FOREIGN:
+                os.environ.pop(name, None)
             os.environ |= {"COMPOSE_FILE": ":".join(files), **settings}
             begin = time.monotonic()
             up()
@@ -132,16 +141,19 @@ def main() -> int:
         with contextlib.suppress(Failed, subprocess.TimeoutExpired):
             say("logs:\n" + compose("logs", "--tail", "15"))
         results.append(False)
-    if len(ROWS) > 1:
-        print(f"\n{table()}\n")
+    for rows in (ROWS, machines.ROWS):
+        if len(rows) > 1:
+            print(f"\n{table(rows)}\n")
     print(f"{results.count(True)} passed, {results.count(False)} failed", flush=True)
     return 0 if all(results) else 1
 
 
 if __name__ == "__main__":
     published = ("AUTHFLEET_HTTP_PORT", "AUTHFLEET_GRAFANA_PORT", "AUTHFLEET_PROMETHEUS_PORT", "AUTHFLEET_JAEGER_PORT")
+    published += ("AUTHFLEET_HTTP_PORT_2",)
     os.environ |= {name: str(free_port()) for name in published}
     os.environ |= {"COMPOSE_PROJECT_NAME": PROJECT, "COMPOSE_FILE": "docker-compose.yml", "AUTHFLEET_SUBNET": SUBNET}
+    os.environ["AUTHFLEET_STORE"] = machines.STORE
     try:
         code = main()
     except KeyboardInterrupt:

@@ -32,10 +32,11 @@ class Answer:
 
 
 class Client:
-    """One keep-alive connection to nginx."""
+    """One keep-alive connection, to nginx unless another port and host are given."""
 
-    def __init__(self) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", int(os.environ["AUTHFLEET_HTTP_PORT"]), timeout=40)
+    def __init__(self, port: int | None = None, timeout: float = 40, host: str = "127.0.0.1") -> None:
+        port = port or int(os.environ["AUTHFLEET_HTTP_PORT"])
+        self.connection = http.client.HTTPConnection(host, port, timeout=timeout)
 
     def ask(self, method: str, path: str, body: dict | None = None, cookie: str = "", traceparent: str = "") -> Answer:
         headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -65,8 +66,12 @@ class User:
     session_id: str = ""
 
     @classmethod
+    def new(cls, name: str) -> User:
+        return cls(f"{name}-{secrets.token_hex(4)}@example.com", secrets.token_urlsafe(18))
+
+    @classmethod
     def register(cls, name: str) -> User:
-        user = cls(f"{name}-{secrets.token_hex(4)}@example.com", secrets.token_urlsafe(18))
+        user = cls.new(name)
         answer = Client().ask("POST", "/auth/register", {"email": user.email, "password": user.password})
         expect(answer.status == 201, f"registration: {answer.says()}")
         return user

@@ -64,7 +64,9 @@ def up(*arguments: str) -> None:
 
 def down() -> None:
     command = ("docker", "compose", "--profile", "*", "down", "-v", "--remove-orphans", "-t", "1")
-    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=180, check=False)
+    # The larger of the fleets, so that its volumes go too.
+    every = os.environ | {"COMPOSE_FILE": "docker-compose.yml:deploy/compose/scale-out.yml"}
+    subprocess.run(command, cwd=ROOT, env=every, capture_output=True, timeout=180, check=False)
 
 
 def left_behind() -> str:

@@ -26,8 +26,8 @@ def judge(
     expect(gone == 0, f"{gone} sessions were lost")
 
 
-def table() -> str:
-    widths = [max(len(row[n]) for row in ROWS) for n in range(len(ROWS[0]))]
-    cells = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in ROWS]
+def table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    cells = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
