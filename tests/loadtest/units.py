@@ -51,6 +51,22 @@ class Counting(unittest.TestCase):
         chaos.events = [(1000.0, "kill Redis"), (1006.0, "Redis ready")]
         self.assertFalse(all(t.ok for t in scenarios.while_gone(chaos, k6.Recording())))
 
+    def test_a_503_must_have_a_failover_that_explains_it(self) -> None:
+        events = [(1000.0, "kill Redis's primary"), (1008.0, "Redis has another primary"), (1012.0, "Redis is whole")]
+        events += [(1020.0, "kill PostgreSQL's primary"), (1030.0, "PostgreSQL has another primary")]
+        fine = [(1004.0, "check"), (1025.0, "login")]
+        for more, ok in (
+            ([], [True] * 4),
+            ([(1015.0, "check")], [True, True, False, True]),
+            ([(1025.0, "check")], [True, True, True, False]),
+        ):
+            recording = k6.Recording()
+            chaos = scenarios.Chaos(lambda _: None, recording)
+            chaos.events = events
+            for at, op in fine + more:
+                recording.add(csv(at, 5, op, "unavailable"))
+            self.assertEqual([t.ok for t in scenarios.while_replaced(chaos, recording)], ok, more)
+
 
 class Judging(unittest.TestCase):
     def outcome(self, *oks: bool, interrupted: bool = False) -> scenarios.Outcome:
@@ -208,6 +224,7 @@ class Use(unittest.TestCase):
         alone = targets.Hooked([], "http://127.0.0.1:1", None)
         self.assertIn("replicas", scenarios.missing(scenarios.SCENARIOS["sharing"], alone))
         self.assertIn("--hook", scenarios.missing(scenarios.SCENARIOS["rolling-restart"], alone))
+        self.assertIn("compose-scale-out", scenarios.missing(scenarios.SCENARIOS["failover"], alone))
         self.assertIsNone(scenarios.missing(scenarios.SCENARIOS["smoke"], alone))
 
     def inspect(self, scenario: scenarios.Scenario, env: dict[str, str]) -> subprocess.CompletedProcess:
@@ -280,6 +297,24 @@ class Elsewhere(unittest.TestCase):
         self.tool("docker", '*"config --services"*) echo replica-1;;')
         with self.assertRaisesRegex(targets.TargetError, "docker compose up"):
             targets.Compose()
+
+    def test_volumes_that_replicas_share_are_named(self) -> None:
+        mounts = {"replica-1": "own-1 both", "replica-2": "own-2 both"}
+        cases = []
+        for name, volumes in mounts.items():
+            found = json.dumps([{"Mounts": [{"Name": volume} for volume in volumes.split()]}])
+            cases.append(f"\"inspect {name}\") echo '{found}';;")
+        services = '*"config --services"*) printf "replica-1\\nreplica-2\\n";;'
+        asked = (
+            '*"ps --services"*) echo sentinel-1;;\n*"ps -q replica-1 replica-2"*) printf "replica-1\\nreplica-2\\n";;'
+        )
+        self.tool(
+            "docker", "\n".join([services, asked, *cases, '*"ps -q"*) echo some;;', "*inspect*) echo 10.9.8.7;;"])
+        )
+        with mock.patch.object(targets, "connects", lambda *_: True):
+            target = targets.ComposeScaleOut()
+        self.assertEqual(target.shared_volumes(), {"both"})
+        self.assertIn("-f deploy/compose/scale-out.yml", self.calls.read_text())
 
     def test_kubernetes_takes_ready_pods_alone(self) -> None:
         ready = {"conditions": [{"type": "Ready", "status": "True"}]}

@@ -42,12 +42,13 @@ def documented(heading: str) -> list[str]:
     return [line for line in (re.sub(r"\s+# .*|^# .*", "", line) for line in block.splitlines()) if line]
 
 
-def perform(line: str) -> None:
-    """Runs one line of the documentation. `NAME=value` is a line of .env, which the environment replaces here."""
-    if found := re.fullmatch(r"(\w+)=(\S+)", line):
-        os.environ[found[1]] = found[2]
-    else:
-        run("bash", "-c", line.replace("compose up ", "compose up --no-build ").replace("run --rm", "run -T --rm"))
+def perform(*lines: str) -> None:
+    """Runs lines of the documentation. `NAME=value` is a line of .env, which the environment replaces here."""
+    for line in lines:
+        if found := re.fullmatch(r"(\w+)=(\S+)", line):
+            os.environ[found[1]] = found[2]
+        else:
+            run("bash", "-c", line.replace("compose up ", "compose up --no-build ").replace("run --rm", "run -T --rm"))
 
 
 # --- Which server is the primary --------------------------------------------------------------------------------------
@@ -272,89 +273,111 @@ class Isolated(threading.Thread):
         networks = json.loads(run("docker", "inspect", named(replica)))[0]["NetworkSettings"]["Networks"]
         self.address = networks[f"{PROJECT}_{machine}"]["IPAddress"]
         self.load, self.stop, self.accepted_until, self.asked = load, threading.Event(), 0.0, 0
-        self.begin = time.monotonic()
 
     def run(self) -> None:
-        client = Client(3000, 5, self.address)
+        client, begin = Client(3000, 5, self.address), time.monotonic()
         while not self.stop.wait(0.05):
             if client.ask("GET", "/profile", cookie=self.load.users[0].cookie).status == 200:
-                self.accepted_until = time.monotonic() - self.begin
+                self.accepted_until = time.monotonic() - begin
             for cookie in self.load.ended[-10:]:
                 self.load.asked(cookie, client)
                 self.asked += 1
 
 
-def taken_away(users: list[User], machine: str, *, cut: bool) -> None:
-    """Takes a machine away under load and brings it back; what an operator does is what the documentation says."""
-    parts = MACHINES[machine]
-    database, sessions = postgres_primary(), redis_primary(REDIS)
-    expect(sessions, "no Redis server is a primary with replicas")
-    standby = standby_of(database)
-    lost_parts = [part for part in parts if part.split("-")[0] in ("nginx", "replica")]
-    lost_parts += ["PostgreSQL's primary"] * (database in parts) + ["PostgreSQL's standby"] * (standby in parts)
-    lost_parts += ["Redis' primary" if sessions in parts else "a Redis replica"]
-    wires = attachments(parts)
-    seen = []
-    with Load(users) as load:
-        begin, isolated = time.monotonic(), None
-        if cut:
-            isolated = Isolated(load, machine)
-            each(lambda wire: run("docker", "network", "disconnect", wire[0], wire[1]), wires)
-            isolated.begin = time.monotonic()
-            isolated.start()
+@dataclasses.dataclass
+class Machine:
+    """A machine that is taken away, with what an operator does about it: the documented commands."""
+
+    name: str
+    cut: bool
+
+    def __post_init__(self) -> None:
+        self.parts = MACHINES[self.name]
+        self.database, sessions = postgres_primary(), redis_primary(REDIS)
+        expect(sessions, "no Redis server is a primary with replicas")
+        self.has_database, self.has_sessions = self.database in self.parts, sessions in self.parts
+        self.has_standby = standby_of(self.database) in self.parts
+        self.wires = attachments(self.parts)
+        self.whole = True
+
+    def holds(self) -> str:
+        found = [part for part in self.parts if part.split("-")[0] in ("nginx", "replica")]
+        found += ["PostgreSQL's primary"] * self.has_database + ["PostgreSQL's standby"] * self.has_standby
+        return ", ".join([*found, "Redis' primary" if self.has_sessions else "a Redis replica"])
+
+    def commands(self, heading: str) -> list[str]:
+        lines = documented(f"Compose: {heading}")
+        return lines if self.database == "postgres-1" else [exchanged(line) for line in lines]
+
+    def take_away(self) -> None:
+        self.whole = False
+        if self.cut:
+            each(lambda wire: run("docker", "network", "disconnect", wire[0], wire[1]), self.wires)
         else:
-            run("docker", "kill", *(named(part) for part in parts))
+            run("docker", "kill", *map(named, self.parts))
 
-        promotion = documented("Compose: PostgreSQL's primary is lost")
-        rejoin = documented("Compose: the old primary comes back")
-        if database == "postgres-2":
-            promotion, rejoin = ([exchanged(line) for line in lines] for lines in (promotion, rejoin))
-        if database in parts:
-            # A machine that is out of reach can't be told to stop.
-            fence, *others = promotion
-            for line in others if cut else [fence, *others]:
-                perform(line)
-            seen.append(f"promoted after {time.monotonic() - begin:.1f} s")
-        elif standby in parts:
-            alone = documented("Compose: PostgreSQL's standby is lost")
-            for line in alone if database == "postgres-1" else [exchanged(line) for line in alone]:
-                perform(line)
-        now = time.monotonic()
-        for kind in ("checks", "sign-ins", "registrations"):
-            within(120, f"{kind} work without {machine}", lambda kind=kind: load.works(kind, now))
-        if sessions in parts:
-            new = within(
-                60, "another Redis is the primary", lambda: redis_primary([r for r in REDIS if r not in parts])
-            )
-            expect(new is not None, "no Redis was elected")
-        if isolated:
-            # Long enough for sessions to end elsewhere that the isolated side still knows.
-            time.sleep(4)
-            isolated.stop.set()
-            isolated.join(20)
-            expect(isolated.asked > 0, "nobody asked the isolated replica for ended sessions")
-            seen.append(f"its own side accepted sessions for {isolated.accepted_until:.1f} s")
+    def do_without(self) -> None:
+        """Until everything works on the other machines."""
+        fence, *promote = self.commands("PostgreSQL's primary is lost")
+        if self.has_database:
+            # A server that is out of reach can't be told to stop.
+            perform(*promote) if self.cut else perform(fence, *promote)
+        elif self.has_standby:
+            perform(*self.commands("PostgreSQL's standby is lost"))
 
-        # The machine comes back. PostgreSQL's old primary doesn't, until it is a standby.
-        if cut and database in parts:
-            perform(promotion[0])
-            stopped = named(database)
-            wires = [wire for wire in wires if wire[1] != stopped]
-        if cut:
+    def bring_back(self) -> None:
+        """PostgreSQL's old primary comes back last, as a standby."""
+        if self.cut:
+            if self.has_database:
+                perform(self.commands("PostgreSQL's primary is lost")[0])
+            wires = [wire for wire in self.wires if not self.has_database or wire[1] != named(self.database)]
             each(lambda wire: run("docker", "network", "connect", *wire[2], wire[0], wire[1]), wires)
         else:
-            run("docker", "start", *(named(part) for part in parts if part != database))
-        if database in parts:
-            for line in rejoin:
-                perform(line)
-        elif standby in parts:
-            again = documented("Compose: the standby comes back")
-            for line in again if database == "postgres-1" else [exchanged(line) for line in again]:
-                perform(line)
+            run("docker", "start", *(named(part) for part in self.parts if part != self.database))
+        if self.has_database:
+            perform(*self.commands("the old primary comes back"))
+        elif self.has_standby:
+            perform(*self.commands("the standby comes back"))
         within(90, "every part is healthy", healthy)
-        within(90, "two replicas follow Redis' primary", whole)
-        time.sleep(2)
-    judge(f"{machine} {'cut off' if cut else 'killed'}", ", ".join(lost_parts), load, "; ".join(seen))
+        within(90, "two replicas follow Redis' primary", sessions_are_whole)
+        self.whole = True
+
+    def repair(self) -> None:
+        """After a drill that failed: as far as possible, the machine is there for the next one."""
+        for network, name, options in [] if self.whole else self.wires:
+            run("docker", "network", "connect", *options, network, name, check=False)
+        if not self.whole:
+            run("docker", "start", *map(named, self.parts), check=False)
+
+
+def taken_away(users: list[User], name: str, *, cut: bool) -> None:
+    """Takes a machine away under load, does without it, and brings it back."""
+    machine, seen = Machine(name, cut), []
+    try:
+        with Load(users) as load:
+            isolated = Isolated(load, name) if cut else None
+            begin = time.monotonic()
+            machine.take_away()
+            if isolated:
+                isolated.start()
+            machine.do_without()
+            if machine.has_database:
+                seen.append(f"promoted after {time.monotonic() - begin:.1f} s")
+            now = time.monotonic()
+            for kind in ("checks", "sign-ins", "registrations"):
+                within(120, f"{kind} work without {name}", lambda kind=kind: load.works(kind, now))
+            if isolated:
+                # Long enough for sessions to end elsewhere that the isolated side still knows.
+                time.sleep(4)
+                isolated.stop.set()
+                isolated.join(20)
+                expect(isolated.asked > 0, "nobody asked the isolated replica for ended sessions")
+                seen.append(f"its own side accepted sessions for {isolated.accepted_until:.1f} s")
+            machine.bring_back()
+            time.sleep(2)
+    finally:
+        machine.repair()
+    judge(f"{name} {'cut off' if cut else 'killed'}", machine.holds(), load, "; ".join(seen))
 
 
 def healthy() -> bool:
@@ -367,7 +390,7 @@ def exchanged(line: str) -> str:
     return re.sub(r"(postgres[-_]|POSTGRES_)([12])", lambda m: m[1] + ("2" if m[2] == "1" else "1"), line)
 
 
-def whole() -> bool:
+def sessions_are_whole() -> bool:
     primary = redis_primary(REDIS)
     return primary is not None and redis_info(primary).get("connected_slaves") == "2"
 
@@ -407,14 +430,13 @@ def judge(name: str, parts: str, load: Load, seen: str) -> None:
 def grown(users: list[User]) -> None:
     """A fleet on one machine becomes one on three. Everybody stays signed in, and can sign in again."""
     begin = time.monotonic()
-    for line in documented("The move, with compose"):
-        perform(line)
+    perform(*documented("The move, with compose"))
     taken = time.monotonic() - begin
     expect(lost(users) == 0, "sessions were lost in the move")
     for user in users:
         answer = dataclasses.replace(user).sign_in()
         expect(answer.status == 200, f"a user who moved: {answer.says()}")
-    within(60, "two replicas follow Redis' primary", whole)
+    within(60, "two replicas follow Redis' primary", sessions_are_whole)
     ROWS.append(
         ("(the move to three machines)", "", "", "", "", f"0 of {len(users)}", "", "", "", f"took {taken:.0f} s")
     )
