@@ -18,7 +18,7 @@ sys.dont_write_bytecode = True
 LOADTEST = Path(__file__).resolve().parents[2] / "loadtest"
 sys.path.insert(0, str(LOADTEST))
 
-from driver import cli, k6, report, results, scenarios, source, targets  # noqa: E402
+from driver import cli, k6, report, results, scenarios, simulation, source, targets  # noqa: E402
 
 
 def csv(at: float, ms: float, op: str = "check", outcome: str = "ok", replica: str = "replica-1") -> str:
@@ -192,6 +192,57 @@ class Results(unittest.TestCase):
     def test_changes_that_are_not_committed_are_said(self) -> None:
         self.assertIn("not committed", source.words({"commit": "c0ffee", "clean": False}))
         self.assertEqual(source.words({"commit": "c0ffee", "clean": True}), "commit c0ffee")
+
+
+class Simulation(unittest.TestCase):
+    """Compares the simulation with what queueing theory calculates."""
+
+    def test_checks_wait_as_theory_says(self) -> None:
+        shape = simulation.Shape(replicas=1, server=1e-3, redis=0, balancers=1)
+        for load, mean in ((0.5, 2.0), (0.8, 5.0)):
+            seen = simulation.checks(shape, load * 1e3, 30_000)
+            self.assertAlmostEqual(sum(seen.latencies) / len(seen.latencies) * 1e3 / mean, 1, delta=0.1)
+            self.assertAlmostEqual(seen.replica_load, load, delta=0.03)
+
+    def test_logins_are_refused_as_theory_says(self) -> None:
+        """M/M/1/K: one in service, and three that wait."""
+        load, places = 0.9, 4
+        shape = simulation.Shape(1, 0, 0, balancers=1, login=10e-3, room=places - 1)
+        seen = simulation.logins(shape, load / shape.login, 30_000)
+        refused = seen.refused / (seen.refused + len(seen.latencies))
+        self.assertAlmostEqual(refused, (1 - load) * load**places / (1 - load ** (places + 1)), delta=0.01)
+
+    def test_on_one_machine_the_cores_are_the_limit(self) -> None:
+        shape = simulation.Shape(replicas=3, server=30e-6, redis=10e-6, variation=0)
+        one = simulation.on_one_machine(shape, 1, think=0, client=10e-6, cores=2, count=1000)
+        self.assertAlmostEqual(one.quantile(0.5), 45e-6, delta=1e-7)
+        many = simulation.on_one_machine(shape, 60, think=0, client=10e-6, cores=2, count=20_000)
+        self.assertAlmostEqual(many.per_second / (2 / 50e-6), 1, delta=0.02)
+        # 60 clients, of which each waits for all the others.
+        self.assertAlmostEqual(many.quantile(0.5) * many.per_second / 60, 1, delta=0.1)
+
+    def test_a_full_redis_holds_up_many_replicas(self) -> None:
+        shape = simulation.Shape(replicas=30, server=30e-6, redis=10e-6, shards=3)
+        calm, full = (simulation.checks(shape, per_second, 20_000) for per_second in (100_000, 297_000))
+        self.assertGreater(full.quantile(0.99), 3 * calm.quantile(0.99))
+        self.assertGreater(full.redis_load, 0.9)
+        self.assertLess(full.replica_load, 0.4)
+
+    def simulate(self, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-B", str(LOADTEST / "simulate"), *arguments], capture_output=True, text=True, check=False
+        )
+
+    def test_the_table_of_latencies_is_what_is_simulated(self) -> None:
+        document = (LOADTEST.parent / "docs" / "capacity.md").read_text()
+        # The same seed gives the same figures. After new figures of the benchmark, paste what the command prints.
+        for line in self.simulate("--replicas", "3", "--loads", "60").stdout.splitlines():
+            self.assertIn(line, document)
+
+    def test_wrong_use_is_refused(self) -> None:
+        for wrong in (["--loads", "100"], ["--replicas", "0"], ["--variation", "-1"], ["--bench", "/nowhere"]):
+            done = self.simulate(*wrong)
+            self.assertEqual((done.returncode, "Traceback" in done.stderr), (2, False), done.stderr)
 
 
 class Use(unittest.TestCase):
