@@ -44,7 +44,7 @@ fn documents() -> Vec<Document> {
     found
 }
 
-/// Names that look like variables: a scheduling policy of the kernel, and a variable that libraries read.
+/// Names that look like variables: a scheduling policy of the kernel, a variable that libraries read, keys of a Secret.
 const NOT_OUR_VARIABLES: [&str; 4] = ["SCHED_IDLE", "HTTPS_PROXY", "ACCESS_KEY_ID", "ACCESS_SECRET_KEY"];
 
 /// Collects everything that is wrong, so that one run names all of it. `seen` guards against a check that finds nothing
