@@ -274,6 +274,10 @@ async fn a_frozen_replica_keeps_nobody_from_the_pages() {
     for path in ["/sign-in", "/register", "/account", "/sign-out"] {
         let answer = demo.call("GET", path).send().await;
         assert_eq!(answer.header("x-served-by"), Some("replica-2"), "{path}: {}", answer.status);
+        if answer.status == 200 {
+            let policy = answer.header("content-security-policy").expect("a policy");
+            assert!(policy.starts_with("default-src 'none'; style-src 'self';"), "the page's own policy: {policy}");
+        }
     }
     demo.part("resume", "replica-1");
 }

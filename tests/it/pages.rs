@@ -243,6 +243,8 @@ async fn where_registration_is_closed_nobody_makes_an_account() {
 #[tokio::test]
 async fn a_mistake_is_explained_beside_its_field() {
     let fleet = Fleet::start(1).await;
+    let page = expect_page(fleet[0].get("/register").send().await, 200);
+    assert!(page.contains("aria-describedby=\"password-hint\"") && page.contains("At least 8 characters."), "{page}");
     let register = async |email: &str, username: &str, password: &str| {
         let fields = [("email", email), ("username", username), ("password", password)];
         expect_page(submit(&fleet[0], "/register", &fields).await, 422)

@@ -60,6 +60,11 @@ impl PasswordPolicy {
         Self { min_length: config.min_length, blocklist: config.blocklist, brand: brand.to_owned() }
     }
 
+    /// The shortest password, in characters.
+    pub(crate) fn min_length(&self) -> usize {
+        self.min_length
+    }
+
     /// Checks a password as typed. `context` is what an attacker knows about the user: e-mail address, username.
     ///
     /// The blocklist compares whole passwords regardless of case, as NIST SP 800-63B-4 §3.1.1.2 asks, not substrings.

@@ -26,6 +26,7 @@ pub(super) struct Texts {
     pub(super) password: String,
     pub(super) current_password: String,
     pub(super) new_password: String,
+    pub(super) password_hint: String,
     pub(super) no_account: String,
     pub(super) have_account: String,
     pub(super) going_to: String,

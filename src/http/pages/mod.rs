@@ -106,6 +106,11 @@ impl Page {
         self.app.auth.registration == Registration::Open
     }
 
+    /// What a new password needs (WCAG 2.2, 3.3.2).
+    fn password_hint(&self) -> String {
+        self.texts.password_hint.replace("{min}", &self.app.auth.policy.min_length().to_string())
+    }
+
     /// What is wrong with a field, beside which it is shown.
     fn mistake(&self, name: &str) -> Option<&str> {
         self.mistakes.iter().find(|(field, _)| *field == name).map(|(_, text)| &**text)
