@@ -144,6 +144,16 @@ async fn the_doctor_names_the_server_and_its_version() {
 }
 
 #[tokio::test]
+async fn the_doctor_looks_at_the_logo() {
+    let fleet = Fleet::start(0).await;
+    for (content, expected) in [("<svg/>", "ok"), ("GIF89a", "fail")] {
+        fs::write(fleet.path().join("logo"), content).expect("a file");
+        let (_, found) = doctor(&fleet, &[("BRAND_LOGO", "logo")]).await;
+        assert_eq!(found["brand_logo"], expected, "{content}: {found}");
+    }
+}
+
+#[tokio::test]
 async fn the_doctor_reads_access_rules() {
     let fleet = Fleet::start(0).await;
     let rules = fleet.path().join("rules.toml");

@@ -175,10 +175,10 @@ Try, in another terminal:
   tail -f {fleet.path}/log/access.log
 
 Click through it, in a browser:
-  {fleet.url}/register      make an account, sign in; reload the account page and see another replica answer
+  {fleet.url}/register
+      Make an account and sign in. Reload the account page: another replica answers.
   {" and ".join(f"{fleet.app_url(name)}/" for name in fleet.apps)}
-                                      two applications: the first asks you to sign in, the second doesn't; sign out
-                                      at {fleet.url}/sign-out and neither lets you in any more
+      Two applications: one sign-in opens both. Sign out at {fleet.url}/sign-out: neither lets you in any more.
 Ctrl-C stops everything that was started."""
 
 

@@ -16,6 +16,7 @@ use super::{answer, memory};
 use crate::auth::rules::AccessRules;
 use crate::auth::target::Targets;
 use crate::config::{Config, ConfigErrors, Warning};
+use crate::http::Brand;
 use crate::telemetry;
 
 /// The result of a check.
@@ -62,6 +63,7 @@ pub(super) async fn doctor(config: &Config, json: bool) -> ExitCode {
     checks.push(cookie(config));
     checks.push(proxies(config));
     checks.extend(forward_auth(config));
+    checks.extend(logo(config));
     checks.extend(database::examine(&config.database).await);
     match &config.redis.url {
         Some(_) => checks.extend(redis::examine(&config.redis).await),
@@ -180,6 +182,16 @@ fn forward_auth(config: &Config) -> Option<Check> {
         Err(error) => fail(NAME, error.to_string(), "a server would not start with this file"),
         Ok(_) if hosts == 0 => ok(NAME, "no PROTECTED_HOSTS, so no forward auth"),
         Ok(rules) => ok(NAME, format!("{} for {hosts} entries of PROTECTED_HOSTS", rules.current().summary())),
+    })
+}
+
+/// Whether the logo can be used, if there is one.
+fn logo(config: &Config) -> Option<Check> {
+    const NAME: &str = "brand_logo";
+    let path = config.pages.brand_logo.as_deref()?;
+    Some(match Brand::open(&config.pages) {
+        Err(error) => fail(NAME, error.to_string(), "a server would not start with this file"),
+        Ok(_) => ok(NAME, path.display().to_string()),
     })
 }
 
