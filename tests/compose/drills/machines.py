@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import json
@@ -13,7 +14,7 @@ import time
 
 from bundle import confined
 from clients import Answer, Client, User, lost
-from engine import PROJECT, ROOT, compose, expect, run, within
+from engine import PROJECT, ROOT, compose, expect, run, say, within
 
 # Another network than that of a fleet with the defaults.
 STORE = "10.213.73"
@@ -136,6 +137,8 @@ class Load:
 
     def __post_init__(self) -> None:
         self.stop, self.lock = threading.Event(), threading.Lock()
+        # Not one of `users`, whose oldest session would end at SESSIONS_PER_USER.
+        self.visitor = User.register("visitor")
         works = [self.check] * CHECKERS + [self.sign_in, self.register, self.ask_for_ended]
         self.threads = [
             threading.Thread(target=self.guarded, args=(work, number), daemon=True, name=f"{work.__name__} {number}")
@@ -176,16 +179,16 @@ class Load:
                 self.errors.append("a check was answered about another session")
 
     def sign_in(self, client: TwoDoors) -> None:
-        user, keep = self.users[0], False
+        keep = False
         while not self.stop.wait(SIGN_IN_PAUSE):
-            body = {"email": user.email, "password": user.password}
+            body = {"email": self.visitor.email, "password": self.visitor.password}
             answer = self.timed("sign-ins", 200, client, "POST", "/auth/login", body)
             if answer.status != 200:
                 continue
             cookie = answer.headers["Set-Cookie"].split(";")[0]
             keep = not keep
             if keep:
-                self.kept.append(dataclasses.replace(user, cookie=cookie))
+                self.kept.append(dataclasses.replace(self.visitor, cookie=cookie))
             elif self.timed("sign-ins", 200, client, "POST", "/auth/logout", {}, cookie).status == 200:
                 self.ended.append(cookie)
 
@@ -397,6 +400,9 @@ def sessions_are_whole() -> bool:
 
 def judge(name: str, parts: str, load: Load, seen: str) -> None:
     """Adds a row to the table. Fails if something was lost, a stale session was accepted, or an answer was strange."""
+    for kind, requests in load.requests.items():
+        failed = collections.Counter(request.says for request in requests if request.says != "ok")
+        say(f"{name}: {len(requests)} {kind}, failed: {dict(failed) or 'none'}")
     gone, client = lost(load.users), TwoDoors(0)
     asked = ", ".join(f"('{user.email}')" for user in load.registered)
     missing = f"SELECT email FROM (VALUES {asked}) AS acknowledged(email) WHERE email NOT IN (SELECT email FROM users)"
