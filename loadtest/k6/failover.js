@@ -8,7 +8,7 @@ import { report } from './lib/summary.js';
 import { failingClosed } from './lib/thresholds.js';
 import * as traffic from './lib/traffic.js';
 
-const { rate, loginRate, duration } = size({ rate: 100, loginRate: 3, duration: 180 }, { rate: 60, loginRate: 2, duration: 120 });
+const { rate, loginRate, duration } = size({ rate: 100, loginRate: 3, duration: 240 }, { rate: 60, loginRate: 2, duration: 150 });
 
 export const options = {
   ...common,
