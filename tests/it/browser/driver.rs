@@ -40,6 +40,8 @@ impl Browser {
             .env("NO_PROXY", "*")
             // chromium writes its crash handler's state below HOME.
             .env("HOME", profile.path())
+            // Where both leave directories behind.
+            .env("TMPDIR", profile.path())
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a file"))
             .stderr(output)
@@ -135,7 +137,7 @@ impl Browser {
             if is_there(&found) {
                 return;
             }
-            assert!(begin.elapsed() < PATIENTLY / 4, "not {expected}, but {found}");
+            assert!(begin.elapsed() < PATIENTLY, "not {expected}, but {found}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
