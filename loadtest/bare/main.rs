@@ -1,12 +1,12 @@
 //! The least that a session check can cost, for comparison: a plain axum handler that does one pipelined HGETALL +
 //! EXPIRE over one multiplexed connection. It has no signature, limits, log, metrics or error envelope.
 //!
-//! Usage: `bare LISTEN_ADDR REDIS_URL`. The cookie `session=KEY` names the hash to read.
+//! Usage: `bare LISTEN_ADDR REDIS_URL`. The cookie `session=KEY` names the hash to read, whatever the path, so that a proxy
+//! can ask it too.
 use std::collections::HashMap;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::routing::get;
 use axum::{Json, Router};
 use redis::aio::MultiplexedConnection;
 
@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, address, url] = arguments.as_slice() else { return Err("usage: bare LISTEN_ADDR REDIS_URL".into()) };
     let redis = redis::Client::open(url.as_str())?.get_multiplexed_async_connection().await?;
-    let router = Router::new().route("/profile", get(profile)).with_state(redis);
+    let router = Router::new().fallback(profile).with_state(redis);
     axum::serve(tokio::net::TcpListener::bind(address).await?, router).await?;
     Ok(())
 }
