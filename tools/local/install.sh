@@ -39,8 +39,15 @@ if $dev; then have openssl || need openssl openssl; fi
 if $dev && ! have ip && have apt-get; then need iproute2 ''; fi
 if $dev && ! have nft && have apt-get; then need nftables ''; fi
 # The pages are tested in a real browser. Without recommended packages it would come without a font.
-if $dev && ! have chromedriver; then need chromium-driver chromedriver; fi
-if $dev && ! have chromium && ! have google-chrome && have apt-get; then need chromium ''; fi
+if $dev && ! have chromedriver; then
+    if grep -qs '^ID=ubuntu' /etc/os-release; then
+        say "Ubuntu has Chromium as a snap only, so no browser will look at the pages. If you want that: sudo snap install"
+        say "chromium, and a link named chromedriver, in PATH, to /snap/bin/chromium.chromedriver"
+    else
+        need chromium-driver chromedriver
+        if have apt-get && ! have chromium && ! have google-chrome; then need chromium ''; fi
+    fi
+fi
 if $dev && have apt-get && ! [ -d /usr/share/fonts/truetype/dejavu ]; then need fonts-dejavu-core ''; fi
 # The demo uses it if it is installed; the tests of rules and dashboards need it.
 if $bundle && ! have prometheus; then need prometheus prometheus; services+=(prometheus); fi
@@ -90,7 +97,9 @@ for name in redis-server nginx curl $($bundle && echo prometheus promtool); do
     have "$name" || fail "$name is still missing after the installation"
 done
 if $dev; then have haproxy || fail "haproxy is still missing after the installation"; fi
-if $dev; then have chromedriver || fail "chromedriver is still missing after the installation"; fi
+if $dev && [[ " ${apt_packages[*]} " == *' chromium-driver '* ]]; then
+    have chromedriver || fail "chromedriver is still missing after the installation"
+fi
 if $dev; then have pgbouncer || fail "pgbouncer is still missing after the installation"; fi
 if $dev; then have_postgres || fail "PostgreSQL's server is still missing after the installation"; fi
 python_fits || fail "python3 is older than 3.9"

@@ -3,6 +3,7 @@
 //! Written by hand although there are crates: `thirtyfour` switches on `preserve_order` of `serde_json`, so the server
 //! under test would be another one than ships, and `fantoccini` brings second copies of `http` and ICU. What is needed
 //! here is a dozen calls.
+use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -30,6 +31,20 @@ pub struct Browser {
 }
 
 impl Browser {
+    /// Whether there is a browser. If not, says on standard error that `test` leaves everything out, even though the
+    /// test passes then; with `AUTHFLEET_TEST_BROWSER=required` it fails.
+    pub fn is_there(test: &str) -> bool {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        if std::env::split_paths(&path).any(|directory| directory.join("chromedriver").exists()) {
+            return true;
+        }
+        let what = format!("{test}: no chromedriver, so no browser looks at the pages (tools/local/install.sh --dev)");
+        assert!(std::env::var("AUTHFLEET_TEST_BROWSER").as_deref() != Ok("required"), "{what}");
+        // Not by a macro, whose output is shown only if the test fails.
+        writeln!(std::io::stderr(), "{what}").expect("standard error takes it");
+        false
+    }
+
     /// Starts a browser whose user reads `language`.
     pub async fn start(language: &str) -> Self {
         let profile = tempfile::Builder::new().prefix("browser-").tempdir().expect("a temporary directory");

@@ -79,6 +79,9 @@ async fn sign_in(browser: &Browser, name: &str, password: &str) {
 
 #[tokio::test]
 async fn a_whole_visit_on_three_replicas() {
+    if !Browser::is_there("browser::a_whole_visit_on_three_replicas") {
+        return;
+    }
     let demo = Demo::start(3, &[]);
     let host = demo.host();
     let base = format!("http://{host}");
@@ -175,6 +178,9 @@ async fn a_whole_visit_on_three_replicas() {
 /// One sign-in opens both applications; one sign-out ends both.
 #[tokio::test]
 async fn the_front_door_of_two_applications() {
+    if !Browser::is_there("browser::the_front_door_of_two_applications") {
+        return;
+    }
     let demo = Demo::start_with_applications(3);
     let (host, [app1, app2]) = (demo.host(), demo.applications()) else { panic!("two applications") };
     let register = json!({ "email": "ada@example.org", "username": "ada", "password": PASSWORD });
@@ -223,6 +229,9 @@ async fn the_front_door_of_two_applications() {
 /// Everything can be done with Tab and Enter, and the focus can be seen (WCAG 2.2, 2.1.1, 2.4.7).
 #[tokio::test]
 async fn the_keyboard_alone_will_do() {
+    if !Browser::is_there("browser::the_keyboard_alone_will_do") {
+        return;
+    }
     let demo = Demo::start(1, &[]);
     let host = demo.host();
     let browser = Browser::start("en").await;
