@@ -53,7 +53,7 @@ FLEETS = [
     ("", ["docker-compose.yml"], {}, DRILLS),
     (" (small disk for users, traces)", ["docker-compose.yml", DISK_FULL, OBSERVABILITY], TRACES, SECOND_DRILLS),
     # The first of these drills moves the fleet to three machines.
-    (" (to be moved to three machines)", ["docker-compose.yml"], {}, machines.DRILLS),
+    (" (to be moved to three machines)", ["docker-compose.yml"], {}, [*machines.DRILLS, *machines.UNRELIABLE]),
 ]
 # Settings of one fleet that another one must not have.
 FOREIGN = {*TRACES, "AUTHFLEET_POSTGRES_1", "AUTHFLEET_POSTGRES_2"}
@@ -96,12 +96,14 @@ def perform(drills: list, results: list[bool]) -> None:
 
 
 def main() -> int:
-    known = {drill.__name__.replace("_", "-"): drill for drill in [*DRILLS, *SECOND_DRILLS, *machines.DRILLS]}
+    known = {drill.__name__.replace("_", "-"): drill for fleet in FLEETS for drill in fleet[3]}
     unknown = [name for name in sys.argv[1:] if name not in known]
     if unknown:
         print(f"unknown drills: {' '.join(unknown)}; known: {' '.join(known)}", file=sys.stderr)
         return 2
-    wanted = [known[name] for name in sys.argv[1:]] or list(known.values())
+    wanted = [known[name] for name in sys.argv[1:]] or [
+        drill for drill in known.values() if drill not in machines.UNRELIABLE
+    ]
 
     lock = open(__file__)  # noqa: SIM115  held until the end
     try:
@@ -124,7 +126,7 @@ def main() -> int:
             chosen = [drill for drill in drills if drill in wanted]
             if not chosen:
                 continue
-            if drills is machines.DRILLS and chosen[0] is not machines.grown:
+            if machines.grown in drills and chosen[0] is not machines.grown:
                 chosen.insert(0, machines.grown)
             for name in FOREIGN:
                 os.environ.pop(name, None)
@@ -144,6 +146,8 @@ def main() -> int:
     for rows in (ROWS, machines.ROWS):
         if len(rows) > 1:
             print(f"\n{table(rows)}\n")
+    if left_out := [name for name, drill in known.items() if drill in machines.UNRELIABLE and drill not in wanted]:
+        print(f"NOT RUN, because they fail now and then (tests/compose/drills/machines.py): {', '.join(left_out)}")
     print(f"{results.count(True)} passed, {results.count(False)} failed", flush=True)
     return 0 if all(results) else 1
 
