@@ -503,6 +503,6 @@ DRILLS = [
     other_machine_killed,
     redis_machine_cut_off,
 ]
-# Only by name. `docker network disconnect` also takes the names of that network out of /etc/hosts, for good, and a Sentinel
-# that has to ask Docker's resolver goes into TILT. The loss of the next machine may then find no majority, and these fail.
+# Only by name. `docker network disconnect` also takes the names of that network out of /etc/hosts, for good. A Sentinel
+# that has to ask Docker's resolver goes into TILT, and the next loss may find no majority. Then these fail.
 UNRELIABLE = [postgres_machine_cut_off, other_machine_cut_off]
