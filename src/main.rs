@@ -1,8 +1,7 @@
 //! See [`authfleet::cli`].
 use std::process::ExitCode;
 
-/// A session check allocates some dozens of times, and another thread frees most of it. This allocator saves an eighth of a
-/// check's CPU time over glibc's (`loadtest/bench --against`).
+/// It saves an eighth of the CPU time of a session check (`loadtest/bench --against`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

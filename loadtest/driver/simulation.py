@@ -170,51 +170,12 @@ class Shape:
     room: int = 16
 
 
-def checks(shape: Shape, per_second: float, count: int, seed: int = 1) -> Seen:
-    """Session checks that arrive at random, whether or not the fleet keeps up. The first tenth is not counted."""
-    draw, clock, seen = Draw(seed, shape.variation), Clock(), Seen()
-    replicas = [Station(clock) for _ in range(shape.replicas)]
-    redis = [Station(clock) for _ in range(shape.shards)]
-    balancers = [LeastBusy(shape.replicas, draw) for _ in range(shape.balancers)]
-    state = {"begun": 0, "ended": 0, "from": 0.0}
-
-    def arrive() -> None:
-        state["begun"] += 1
-        if state["begun"] < count:
-            clock.after(draw.gap(per_second), arrive)
-        began, balancer = clock.now, draw.random.choice(balancers)
-        number = balancer.pick()
-        replica, shard = replicas[number], draw.random.choice(redis)
-
-        def answered() -> None:
-            balancer.done(number)
-            state["ended"] += 1
-            if state["ended"] * 10 <= count:
-                state["from"] = clock.now
-            else:
-                seen.latencies.append(clock.now - began + 2 * shape.network)
-
-        # A check is half done when it asks Redis.
-        def back() -> None:
-            replica.take(draw.service(shape.server / 2), answered)
-
-        def ask() -> None:
-            shard.take(draw.service(shape.redis), lambda: clock.after(shape.network, back))
-
-        replica.take(draw.service(shape.server / 2), lambda: clock.after(shape.network, ask))
-
-    clock.after(draw.gap(per_second), arrive)
-    clock.run(lambda: state["ended"] >= count)
-    seen.elapsed = clock.now - state["from"]
-    seen.redis_load = max(station.busy for station in redis) / clock.now
-    seen.replica_load = sum(station.busy for station in replicas) / shape.replicas / clock.now
-    return seen
-
-
-def logins(shape: Shape, per_second: float, count: int, seed: int = 1) -> Seen:
-    """Logins that arrive at random. Those that find a replica's queue full are refused, as with 503 `overloaded`."""
-    draw, clock, seen = Draw(seed, shape.variation), Clock(), Seen()
-    replicas = [Station(clock, shape.hashing, shape.room) for _ in range(shape.replicas)]
+def offered(
+    shape: Shape, clock: Clock, draw: Draw, per_second: float, count: int, serve: Callable[[int, Callable], None]
+) -> Seen:
+    """Requests that arrive at random, whether or not the fleet keeps up. `serve` gets a replica's number and what to
+    call with the answer: `answered()` or `answered(is_refused=True)`. The first tenth is not counted."""
+    seen = Seen()
     balancers = [LeastBusy(shape.replicas, draw) for _ in range(shape.balancers)]
     state = {"begun": 0, "ended": 0, "from": 0.0}
 
@@ -235,12 +196,48 @@ def logins(shape: Shape, per_second: float, count: int, seed: int = 1) -> Seen:
             else:
                 seen.latencies.append(clock.now - began + 2 * shape.network)
 
-        if not replicas[number].take(draw.service(shape.login), answered):
-            answered(is_refused=True)
+        serve(number, answered)
 
     clock.after(draw.gap(per_second), arrive)
     clock.run(lambda: state["ended"] >= count)
     seen.elapsed = clock.now - state["from"]
+    return seen
+
+
+def checks(shape: Shape, per_second: float, count: int, seed: int = 1) -> Seen:
+    """Session checks that arrive at random."""
+    draw, clock = Draw(seed, shape.variation), Clock()
+    replicas = [Station(clock) for _ in range(shape.replicas)]
+    redis = [Station(clock) for _ in range(shape.shards)]
+
+    def serve(number: int, answered: Callable) -> None:
+        replica, shard = replicas[number], draw.random.choice(redis)
+
+        # A check is half done when it asks Redis.
+        def back() -> None:
+            replica.take(draw.service(shape.server / 2), answered)
+
+        def ask() -> None:
+            shard.take(draw.service(shape.redis), lambda: clock.after(shape.network, back))
+
+        replica.take(draw.service(shape.server / 2), lambda: clock.after(shape.network, ask))
+
+    seen = offered(shape, clock, draw, per_second, count, serve)
+    seen.redis_load = max(station.busy for station in redis) / clock.now
+    seen.replica_load = sum(station.busy for station in replicas) / shape.replicas / clock.now
+    return seen
+
+
+def logins(shape: Shape, per_second: float, count: int, seed: int = 1) -> Seen:
+    """Logins that arrive at random. Those that find a replica's queue full are refused, as with 503 `overloaded`."""
+    draw, clock = Draw(seed, shape.variation), Clock()
+    replicas = [Station(clock, shape.hashing, shape.room) for _ in range(shape.replicas)]
+
+    def serve(number: int, answered: Callable) -> None:
+        if not replicas[number].take(draw.service(shape.login), answered):
+            answered(is_refused=True)
+
+    seen = offered(shape, clock, draw, per_second, count, serve)
     seen.replica_load = sum(station.busy for station in replicas) / shape.replicas / shape.hashing / clock.now
     return seen
 

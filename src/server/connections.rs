@@ -44,6 +44,8 @@ const READ_BUFFER: usize = HEAD_LIMIT + 8 * 1024;
 /// Bytes of answers that the kernel buffers for a slow client. (Linux doubles the value.) Without a limit it would
 /// buffer several MiB.
 const SEND_BUFFER: usize = 128 * 1024;
+/// Connections that wait in the kernel, at most (as tokio's listener asks for).
+const BACKLOG: usize = 1024;
 /// The pause after a failed accept, for example when no file descriptors are left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -132,7 +134,7 @@ impl Acceptor {
         // Closing the listener resets connections that wait in the kernel, with the requests that clients have sent. Asks
         // the kernel itself, because tokio may not have heard of all of them yet.
         let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, peer)) = listener.accept() {
+        for (stream, peer) in (0..BACKLOG).map_while(|_| listener.accept().ok()) {
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
                 self.admit(&server, stream, peer);
             }

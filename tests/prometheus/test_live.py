@@ -70,10 +70,10 @@ def wait(what: str, truth: Callable[[], object], timeout: float = SOON) -> objec
     return found
 
 
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory) -> Iterator[fleets.Fleet]:
-    directory = tmp_path_factory.mktemp("fleet")
-    up = fleets.up(directory, auto_ports=True, prometheus=True, env={"RUST_LOG": "warn"})
+@contextlib.contextmanager
+def running(directory: Path, **env: str) -> Iterator[fleets.Fleet]:
+    """A fleet with Prometheus. If a test fails, its logs are shown."""
+    up = fleets.up(directory, auto_ports=True, prometheus=True, env={"RUST_LOG": "warn", **env})
     try:
         yield up
     except BaseException:
@@ -82,6 +82,12 @@ def fleet(tmp_path_factory) -> Iterator[fleets.Fleet]:
         raise
     finally:
         fleets.down(up)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory) -> Iterator[fleets.Fleet]:
+    with running(tmp_path_factory.mktemp("fleet")) as up:
+        yield up
 
 
 @pytest.fixture(scope="module")

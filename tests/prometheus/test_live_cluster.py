@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from rules import ROOT
-from test_live import Client, Prometheus, fires, shortened, wait
+from test_live import Client, Prometheus, fires, running, shortened, wait
 
 sys.path.insert(0, str(ROOT / "tools" / "local"))
 import fleet as fleets
@@ -107,17 +107,9 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def fleet(cluster, tmp_path_factory) -> Iterator[fleets.Fleet]:
-    env = {"RUST_LOG": "warn", "REDIS_URL": cluster.url}
-    up = fleets.up(tmp_path_factory.mktemp("fleet"), auto_ports=True, prometheus=True, env=env)
-    try:
+    with running(tmp_path_factory.mktemp("fleet"), REDIS_URL=cluster.url) as up:
         shortened(up)
         yield up
-    except BaseException:
-        for name in up.parts:
-            print(f"the end of {up.log(name)}:\n{fleets.tail(up.log(name))}", file=sys.stderr)
-        raise
-    finally:
-        fleets.down(up)
 
 
 @pytest.fixture(scope="module")

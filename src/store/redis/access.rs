@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::batches::Batches;
+use super::batches::in_batches;
 use super::stream::{Dialer, Stream};
 use crate::config::{RedisNode, RedisUrl};
 use crate::metrics::REDIS_CONNECTED;
@@ -89,7 +89,7 @@ pub(super) async fn open(
     let opened = MultiplexedConnection::new_with_config(info, stream, config).await;
     let failed = |error| StoreError::caused(&format!("REDIS_URL: {name} refuses the connection"), error);
     let (connection, driver) = opened.map_err(failed)?;
-    Ok((connection, AbortOnDropHandle::new(tokio::spawn(Batches::new(driver)))))
+    Ok((connection, AbortOnDropHandle::new(tokio::spawn(in_batches(driver)))))
 }
 
 /// Collects the answers of several servers that were asked at the same time: those that arrive within `limit`, and at

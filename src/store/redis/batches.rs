@@ -1,47 +1,32 @@
 //! Requests that are ready at the same time share one write and one read.
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 
-pin_project_lite::pin_project! {
-    /// The task that moves a connection's bytes, polled after all tasks that are ready when it wakes.
-    ///
-    /// The first request or reply wakes the task, and polled at once it would move just that one. After the other tasks
-    /// it finds what they have sent meanwhile: one system call serves several requests, here and in Redis, which answers
-    /// what it reads at once in one write. Under load this takes half of Redis's CPU time per session check and a
-    /// tenth of the server's (`loadtest/bench --against`); an idle server has no other task that is ready, so nothing
-    /// waits.
-    #[derive(Debug)]
-    pub(super) struct Batches<F> {
-        #[pin]
-        driver: F,
-        has_given_way: bool,
-    }
-}
-
-impl<F> Batches<F> {
-    pub(super) fn new(driver: F) -> Self {
-        Self { driver, has_given_way: false }
-    }
-}
-
-impl<F: Future> Future for Batches<F> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        if !std::mem::replace(this.has_given_way, true) {
+/// Runs the task that moves a connection's bytes, and polls it after all tasks that are ready when it wakes.
+///
+/// The first request or reply wakes the task, and polled at once it would move just that one. After the other tasks it
+/// finds what they have sent meanwhile: one system call serves several requests, here and in Redis, which answers at once
+/// what it reads at once. Under load this saves half of Redis's CPU time per session check and a tenth of the server's
+/// (`loadtest/bench --against`). An idle server has no other task that is ready, so nothing waits.
+pub(super) async fn in_batches<F: Future>(driver: F) -> F::Output {
+    let mut driver = pin!(driver);
+    let mut has_given_way = false;
+    poll_fn(|context| {
+        has_given_way = !has_given_way;
+        if has_given_way {
             // Tokio puts a task that wakes itself behind all others.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        *this.has_given_way = false;
-        this.driver.poll(context)
-    }
+        driver.as_mut().poll(context)
+    })
+    .await
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -90,7 +75,7 @@ mod tests {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).build().expect("a runtime");
         let (alone, batched) = runtime
-            .block_on(runtime.spawn(async { (writes(|driver| driver).await, writes(Batches::new).await) }))
+            .block_on(runtime.spawn(async { (writes(|driver| driver).await, writes(in_batches).await) }))
             .expect("the test's task ends");
         assert_eq!(batched, [REQUESTS]);
         assert!(alone.len() > 1, "nothing is gained by giving way: {alone:?}");

@@ -267,6 +267,17 @@ def attachments(services: list[str]) -> list[tuple[str, str, list[str]]]:
     return found
 
 
+def give_back_names(service: str) -> None:
+    """Docker takes the names of a network that is disconnected out of the container's /etc/hosts, `extra_hosts` too,
+    and doesn't put them back. A network that fails doesn't do that. A Sentinel without them waits for Docker's
+    resolver and goes into TILT, so the loss of the next machine would find no majority."""
+    found = json.loads(run("docker", "inspect", named(service)))[0]
+    names = "".join("{1}\t{0}\n".format(*entry.split(":", 1)) for entry in found["HostConfig"]["ExtraHosts"] or [])
+    image = run("docker", "inspect", "-f", "{{.Config.Image}}", named("redis")).strip()
+    write = ("-v", f"{found['HostsPath']}:/hosts", "--entrypoint", "sh", image, "-c", 'printf %s "$1" >>/hosts', "sh")
+    run("docker", "run", "--rm", "--network", "none", "--user", "0", *write, names)
+
+
 class Isolated(threading.Thread):
     """Asks the replica of a machine that is cut off, as a client on its side of the network can."""
 
@@ -316,6 +327,7 @@ class Machine:
         self.whole = False
         if self.cut:
             each(lambda wire: run("docker", "network", "disconnect", wire[0], wire[1]), self.wires)
+            each(give_back_names, self.parts)
         else:
             run("docker", "kill", *map(named, self.parts))
 
@@ -500,9 +512,8 @@ DRILLS = [
     nothing_shared,
     redis_machine_killed,
     postgres_machine_killed,
-    other_machine_killed,
     redis_machine_cut_off,
+    postgres_machine_cut_off,
+    other_machine_killed,
+    other_machine_cut_off,
 ]
-# Only by name. `docker network disconnect` also takes the names of that network out of /etc/hosts, for good. A Sentinel
-# that has to ask Docker's resolver goes into TILT, and the next loss may find no majority. Then these fail.
-UNRELIABLE = [postgres_machine_cut_off, other_machine_cut_off]
