@@ -31,13 +31,15 @@ def say(text: str) -> None:
 
 def rotating(path: Path, cookies: list[str]) -> Path:
     """Writes a wrk script that sends a different session's cookie with each request."""
-    lines = ",\n".join(json.dumps(cookie) for cookie in cookies)
+    # In a file of their own, because a Lua program holds 65,536 constants at most.
+    data = path.with_suffix(".cookies")
+    data.write_text("".join(f"{cookie}\n" for cookie in cookies))
     path.write_text(
-        f"local cookies = {{\n{lines}\n}}\nlocal n = 0\n"
+        "local n = 0\n"
         "local requests = {}\n"
         "function init(args)\n"
-        "  for i, cookie in ipairs(cookies) do\n"
-        '    requests[i] = wrk.format("GET", "/profile", {["Host"] = wrk.host, ["Cookie"] = cookie})\n'
+        f"  for cookie in io.lines({json.dumps(str(data))}) do\n"
+        '    requests[#requests + 1] = wrk.format("GET", "/profile", {["Host"] = wrk.host, ["Cookie"] = cookie})\n'
         "  end\n"
         "end\n"
         "function request() n = n % #requests + 1; return requests[n] end\n"

@@ -69,14 +69,14 @@ def compared(args: argparse.Namespace, cores: int) -> str:
     return f"Per check {costs}; {cores} cores.\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def sessions(redis: Redis, server: Server) -> list[str]:
-    """Cookies of a thousand sessions, made like one of the server's own."""
+def sessions(redis: Redis, server: Server, count: int = 1000, keep: int = 1000) -> list[str]:
+    """Makes sessions like one of the server's own. Returns the cookies of `keep` of them."""
     who = {"email": "session@example.com", "password": secrets.token_urlsafe(18)}
     for path, wanted in (("/auth/register", 201), ("/auth/login", 200)):
         if (status := server.post(path, who)[0]) != wanted:
             raise BenchError(f"{path}: {status}")
     flat = redis.cli("HGETALL", redis.cli("KEYS", "session:*")).splitlines()
-    return fill(redis, server.secret, 1000, dict(zip(flat[::2], flat[1::2], strict=True)), 1000)[0]
+    return fill(redis, server.secret, count, dict(zip(flat[::2], flat[1::2], strict=True)), keep)[0]
 
 
 def children() -> float:

@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +23,8 @@ from pathlib import Path
 from .targets import ROOT, connects, end, fleets, free_port
 
 TICK = os.sysconf("SC_CLK_TCK")
+# Seconds that a process may take until it listens, and a server until it is ready.
+PATIENCE = 30
 # The number of slots in a Redis Cluster.
 SLOTS = 16_384
 # A browser's user agent. It is the longest value of a session, and decides how Redis encodes the hash.
@@ -55,7 +57,7 @@ def resident(pid: int, field: str = "VmRSS") -> float:
 
 @contextlib.contextmanager
 def process(
-    command: list[str], directory: Path, port: int, env: dict[str, str] | None = None
+    command: list[str], directory: Path, port: int, env: dict[str, str] | None = None, patience: float = PATIENCE
 ) -> Iterator[subprocess.Popen[bytes]]:
     name = Path(command[0]).name
     with open(directory / f"{name}-{port}.log", "ab") as log:
@@ -63,7 +65,7 @@ def process(
             command, cwd=directory, stdout=log, stderr=log, env={**os.environ, **(env or {})}, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patience
         while not connects("127.0.0.1", port):
             if child.poll() is not None or time.monotonic() > deadline:
                 raise BenchError(
@@ -291,7 +293,15 @@ class Server:
 
     @staticmethod
     @contextlib.contextmanager
-    def started(directory: Path, binary: Path, redis: Redis | RedisCluster, **more: str) -> Iterator[Server]:
+    def started(
+        directory: Path,
+        binary: Path,
+        redis: Redis | RedisCluster,
+        under: Sequence[str] = (),
+        patience: float = PATIENCE,
+        **more: str,
+    ) -> Iterator[Server]:
+        """`under` is a command that runs it, such as valgrind's; `more` are variables."""
         port, ops = free_port(), free_port()
         env = {
             "REPLICA_ID": "replica-1",
@@ -311,14 +321,14 @@ class Server:
         }
         subprocess.run([binary, "migrate"], cwd=directory, env={**os.environ, **env}, check=True, capture_output=True)
         began = time.monotonic()
-        with process([str(binary), "serve"], directory, port, env) as child:
+        with process([*under, str(binary), "serve"], directory, port, env, patience) as child:
             while True:
                 try:
                     with urllib.request.urlopen(f"http://127.0.0.1:{ops}/readyz", timeout=2):
                         break
                 except OSError:
-                    if time.monotonic() - began > 30:
-                        raise BenchError("the server is not ready after 30 s") from None
+                    if time.monotonic() - began > patience:
+                        raise BenchError(f"the server is not ready after {patience} s") from None
                     time.sleep(0.002)
             ready_ms = (time.monotonic() - began) * 1000
             yield Server(
