@@ -41,7 +41,7 @@ bench: ## CPU per session check, beside a bare handler and redis-benchmark
 
 # --- make test: everything that needs a Rust toolchain and apt or Homebrew, nothing else ------------------------------
 .PHONY: test test-steps test-parts build format lint environments clippy rustdoc chaos test-unit test-it test-local \
-	test-schemathesis test-forward-auth test-litestream test-loadtest check
+	test-schemathesis test-forward-auth test-litestream test-loadtest test-cost check
 
 test: ## the server, the local fleet, the contract, races, hostile input, load-test proofs; installs what it needs
 	@tools/ci/table $(MAKE) --no-print-directory test-steps
@@ -52,7 +52,7 @@ test-steps:
 
 # In the order in which they start. All use one build of one profile.
 test-parts: build format lint environments test-it test-unit test-schemathesis test-local test-forward-auth \
-	test-litestream test-loadtest clippy rustdoc
+	test-litestream test-loadtest test-cost clippy rustdoc
 export SIDE_BY_SIDE
 
 build:
@@ -96,6 +96,9 @@ test-litestream: build ## a backup of users in SQLite by the real Litestream, re
 
 test-loadtest: build ## the load-test suite itself, in short: proofs, broken fleets, restarts
 	@$(STEP) "Load-test suite in short, and on fleets broken on purpose" tests/loadtest/run --binary target/debug/authfleet
+
+test-cost: build ## instructions, allocations and system calls of a session check, counted by callgrind
+	@$(STEP) "What a session check costs, counted" tests/cost/run --binary target/debug/authfleet
 
 # After the build, because cargo's lock serialises them anyway.
 clippy: build

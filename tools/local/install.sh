@@ -38,6 +38,10 @@ if $dev; then have openssl || need openssl openssl; fi
 # Tests that cut servers off from each other do so in a network namespace, which only Linux has.
 if $dev && ! have ip && have apt-get; then need iproute2 ''; fi
 if $dev && ! have nft && have apt-get; then need nftables ''; fi
+# Counts what a session check costs (tests/cost). There is none for macOS.
+if $dev && ! have valgrind; then
+    if have apt-get; then need valgrind ''; else say "there is no valgrind here, so nobody will count what a session check costs"; fi
+fi
 # The pages are tested in a real browser. Without recommended packages it would come without a font.
 if $dev && ! have chromedriver; then
     if grep -qs '^ID=ubuntu' /etc/os-release; then
@@ -58,7 +62,7 @@ if $dev && ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then need pyth
 have cargo || fail "no Rust toolchain: install one from https://rustup.rs and try again"
 
 if [ ${#apt_packages[@]} -eq 0 ]; then
-    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer, haproxy, openssl, ip, nft, chromedriver')$($bundle && echo ', prometheus') are installed"
+    say "nothing to install: redis-server, nginx, curl, cc, python3$($dev && echo ', PostgreSQL, pgbouncer, haproxy, openssl, ip, nft, valgrind, chromedriver')$($bundle && echo ', prometheus') are installed"
     exit 0
 fi
 
