@@ -91,7 +91,7 @@ impl Auth {
         let opened = self.open(User { epoch, password_hash: new_hash, ..user }, Vec::new(), client).await?;
         tracing::info!(target: "audit", event = "session_created", reason = "password_changed",
             user_id = %opened.user.id, session_id = %opened.claims.session_id, ip = %client.ip,
-            request_id = %client.request_id);
+            user_agent = client.user_agent, request_id = %client.request_id);
         Ok(opened)
     }
 

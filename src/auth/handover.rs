@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::token::{Claims, HostHash};
 use super::{Auth, AuthError, Client, SignedIn, key_of};
-use crate::store::sessions::NewCode;
+use crate::store::sessions::{NewCode, SessionKey};
 
 /// Bytes of a code: the user's id, then random ones.
 const CODE: usize = 48;
@@ -124,7 +124,8 @@ impl Auth {
         let hash = hex::encode(Sha256::digest(bytes));
         let taken =
             self.sessions.take_code(user_id, &hash, host, &start.hash()).await?.ok_or(AuthError::SessionInvalid)?;
-        let claims = Claims { user_id, session_id: taken.session_id, expires_at_ms: taken.expires_at_ms };
+        let SessionKey { session_id, format, .. } = taken.key;
+        let claims = Claims { user_id, session_id, format, expires_at_ms: taken.expires_at_ms };
         tracing::info!(target: "audit", event = "session_opened_host", user_id = %user_id,
             session_id = %claims.session_id, host, ip = %client.ip, request_id = %client.request_id);
         Ok(HandedOver { token: self.keys.issue_bound(&claims, HostHash::of(host)), to: taken.to })

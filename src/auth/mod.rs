@@ -5,6 +5,7 @@
 //! is cut off, no session lives that should be dead.
 mod accounts;
 pub(crate) mod admin;
+pub(crate) mod device;
 mod flows;
 pub(crate) mod handover;
 pub(crate) mod hosts;
@@ -36,7 +37,7 @@ use self::password::{HashError, HashGate, Origin, PasswordPolicy};
 use self::throttle::Throttle;
 use self::token::{Claims, TokenKeys};
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, SessionFormat};
 use crate::store::StoreError;
 use crate::store::sessions::{Limits, Session, SessionKey, SessionStore};
 pub(crate) use crate::store::sessions::{SessionEntry, SessionId};
@@ -56,6 +57,8 @@ pub(crate) struct Auth {
     pub throttle: Throttle,
     pub keys: TokenKeys,
     pub limits: Limits,
+    /// How new sessions are kept.
+    pub format: SessionFormat,
     pub clock: Clock,
     /// This replica's name.
     pub replica: String,
@@ -217,7 +220,7 @@ impl AuthError {
 }
 
 fn key_of(claims: &Claims) -> SessionKey {
-    SessionKey { user_id: claims.user_id, session_id: claims.session_id }
+    SessionKey { user_id: claims.user_id, session_id: claims.session_id, format: claims.format }
 }
 
 /// When an account was made: the time in its id (UUIDv7, RFC 9562 §5.7).

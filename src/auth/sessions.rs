@@ -120,12 +120,8 @@ impl Auth {
         let mut idle_for = self.idle_for(now_ms, claims.expires_at_ms).ok_or(Refused::Expired)?;
         let key = key_of(&claims);
         let session = self.sessions.check(key, idle_for).await?.ok_or(Refused::Unknown)?;
-        let Ok(created_at) = session.created_at.parse::<Timestamp>() else {
-            tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its time ignored");
-            return Err(Refused::Unknown);
-        };
         let ends = Timestamp::from_millisecond(claims.expires_at_ms).unwrap_or(Timestamp::MAX);
-        let ends_ms = self.limits.end_of(created_at, ends).as_millisecond();
+        let ends_ms = self.limits.end_of(session.created_at, ends).as_millisecond();
         if ends_ms < claims.expires_at_ms {
             // `SESSION_MAX_AGE` was lowered after the session was created. Only then, and only within the last idle
             // period, does a check take a second round trip, because the first one renewed the session for too long.
@@ -228,9 +224,12 @@ impl Auth {
         session_id: SessionId,
         client: &Client,
     ) -> Result<(), AuthError> {
-        let key = SessionKey { user_id: claims.user_id, session_id };
-        let was_alive = self.end(key, "revoked", Some(claims.session_id), client).await?;
-        if was_alive { Ok(()) } else { Err(AuthError::SessionNotFound) }
+        for key in SessionKey::named(claims.user_id, session_id) {
+            if self.end(key, "revoked", Some(claims.session_id), client).await? {
+                return Ok(());
+            }
+        }
+        Err(AuthError::SessionNotFound)
     }
 
     /// Ends all sessions of the user who is signed in, or all except the one that asks. Returns how many.

@@ -1,4 +1,5 @@
 //! Sign in: verify a password, create a session.
+use jiff::Timestamp;
 use metrics::counter;
 use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
@@ -6,7 +7,8 @@ use uuid::Uuid;
 
 use super::password::Verdict;
 use super::token::Claims;
-use super::{Auth, AuthError, Client, Opened, key_of};
+use super::{Auth, AuthError, Client, Opened, device, key_of};
+use crate::config::SessionFormat;
 use crate::metrics::{LOGINS, SESSIONS_CREATED};
 use crate::store::sessions::{Created, NewSession, SessionKey};
 use crate::store::users::{User, login_key};
@@ -34,7 +36,7 @@ impl Auth {
         match &result {
             Ok(Opened { user, claims, .. }) => {
                 tracing::info!(target: "audit", event = "login", user_id = %user.id, session_id = %claims.session_id,
-                    ip = %client.ip, request_id = %client.request_id);
+                    ip = %client.ip, user_agent = client.user_agent, request_id = %client.request_id);
             }
             Err(error) => {
                 // The name as typed isn't recorded, because people type passwords there.
@@ -82,17 +84,22 @@ impl Auth {
         brought: Vec<Claims>,
         client: &Client,
     ) -> Result<Opened, AuthError> {
-        let created_at = self.clock.now();
+        let now = self.clock.now();
+        let created_at = match self.format {
+            SessionFormat::Classic => now,
+            // Cut off rather than rounded, so that a session never outlives a limit.
+            SessionFormat::Compact => Timestamp::from_second(now.as_second()).unwrap_or(now),
+        };
         let expires_at = created_at + self.limits.max_age;
-        let (token, claims) = self.keys.issue(user.id, expires_at.as_millisecond());
+        let (token, claims) = self.keys.issue(user.id, self.format, expires_at.as_millisecond());
         let key = key_of(&claims);
         let mut predecessor = None;
         for old in brought {
-            if old.user_id == user.id && predecessor.is_none() {
+            if old.user_id == user.id && old.format == self.format && predecessor.is_none() {
                 predecessor = Some(old.session_id);
             } else {
-                // Another user's session is in another slot of the cluster and can't end in the same step, so it ends
-                // first.
+                // A session of another user or another format is in another slot of the cluster and can't end in the
+                // same step, so it ends first.
                 self.end(key_of(&old), "replaced", None, client).await?;
             }
         }
@@ -105,7 +112,7 @@ impl Auth {
             expires_at,
             created_by: self.replica.clone(),
             ip: client.ip.to_string(),
-            user_agent: client.user_agent.clone(),
+            user_agent: device::name(&client.user_agent).unwrap_or_else(|| client.user_agent.clone()),
             epoch: user.epoch,
             replaces: predecessor,
         };
@@ -128,12 +135,12 @@ impl Auth {
         }
         counter!(SESSIONS_CREATED).increment(1);
         if let Some(old) = predecessor.filter(|_| replaced) {
-            Self::ended(SessionKey { user_id: user.id, session_id: old }, "replaced", None, client);
+            Self::ended(SessionKey { session_id: old, ..key }, "replaced", None, client);
         }
         if evicted > 0 {
             Self::ended_many(user.id, evicted, "evicted", Some(claims.session_id), client);
         }
-        let idle_expires_at = expires_at.min(created_at + self.limits.idle);
+        let idle_expires_at = expires_at.min(now + self.limits.idle);
         Ok(Opened { user, token, claims, created_at, idle_expires_at, expires_at })
     }
 }

@@ -75,6 +75,15 @@ pub(crate) enum Registration {
     Closed,
 }
 
+/// How a new session is kept in Redis. A server reads, lists and ends sessions of both formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum SessionFormat {
+    /// The only one that builds without `SESSION_FORMAT` know.
+    Classic,
+    /// The one that takes less memory.
+    Compact,
+}
+
 /// How traces are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OtlpProtocol {

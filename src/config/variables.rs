@@ -11,7 +11,8 @@ use super::formats::{self, Format, whole};
 use super::sources::Values;
 use super::table::{DefaultValue, Field, Scope, Variable, setting, settings};
 use super::{
-    Color, DatabaseUrl, LogFormat, OtlpProtocol, PublicUrl, RedisUrl, Registration, SitePattern, TraceSampler, Warning,
+    Color, DatabaseUrl, LogFormat, OtlpProtocol, PublicUrl, RedisUrl, Registration, SessionFormat, SitePattern,
+    TraceSampler, Warning,
 };
 
 settings! {
@@ -237,6 +238,14 @@ settings! {
         /// Sessions that one user may have; a further one ends the oldest.
         #[setting("SESSIONS_PER_USER", values: whole(1..=10_000), default: "100", scope: Fleet)]
         pub per_user: u32,
+
+        /// How new sessions are kept in Redis; those of both formats are accepted. With many sessions, `compact` takes
+        /// two thirds of the memory. Builds without this variable refuse such sessions: set it when all replicas know it.
+        #[setting("SESSION_FORMAT",
+            values: formats::one_of([("classic", SessionFormat::Classic), ("compact", SessionFormat::Compact)]),
+            default: "classic",
+            scope: Fleet)]
+        pub format: SessionFormat,
 
         /// `true`: the cookie is `__Host-session`, sent over https only. `false`: it is `session`, for a demo over
         /// plain http.

@@ -188,7 +188,7 @@ pub(super) struct ProfileSession<'a> {
     #[schema(value_type = String, example = "q83vEjRWeJASNFZ4kBI0Vg")]
     session_id: SessionId,
     #[schema(format = DateTime)]
-    created_at: &'a str,
+    created_at: String,
     /// When it ends unless it's used before.
     #[schema(format = DateTime)]
     idle_expires_at: String,
@@ -217,7 +217,7 @@ pub(super) async fn profile(SignedIn { claims, session, idle_expires_at }: Signe
         created_at: auth::account_created_at(claims.user_id).to_string(),
         session: ProfileSession {
             session_id: claims.session_id,
-            created_at: &session.created_at,
+            created_at: session.created_at.to_string(),
             idle_expires_at: idle_expires_at.to_string(),
             expires_at: expires_at.to_string(),
             created_by: &session.created_by,
@@ -256,7 +256,8 @@ pub(super) struct ListedSession {
     /// The client's address when it was made.
     #[schema(example = "203.0.113.7")]
     ip: String,
-    /// The client's `User-Agent` when it was made.
+    /// The client's browser and system when it was made, or its `User-Agent` if they weren't recognised.
+    #[schema(example = "Firefox 140, Linux")]
     user_agent: String,
 }
 

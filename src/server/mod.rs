@@ -102,6 +102,7 @@ pub(crate) async fn build(config: &Config, clock: Clock) -> Result<Arc<App>, Sta
         throttle,
         keys: TokenKeys::new(&config.session.secrets),
         limits,
+        format: config.session.format,
         clock: clock.clone(),
         replica: config.replica_id.clone(),
     };

@@ -152,7 +152,7 @@ async fn no_login_slips_past_a_disable_on(engine: Engine) {
         for session in &opened {
             assert_eq!(fleet[1].check(session).await, 401, "round {round}");
         }
-        assert_eq!(fleet.redis.keys(&format!("session:{{{}}}:*", user.id)), Vec::<String>::new());
+        assert_eq!(fleet.redis.sessions_of(&user.id), Vec::<String>::new());
     }
 }
 

@@ -25,6 +25,7 @@ async fn stored(fleet: &Fleet) -> Vec<String> {
         let value = match fleet.redis.run::<String>(&["TYPE", &key]).as_str() {
             "hash" => fleet.redis.run::<redis::Value>(&["HGETALL", &key]),
             "zset" => fleet.redis.run::<redis::Value>(&["ZRANGE", &key, "0", "-1", "WITHSCORES"]),
+            "list" => fleet.redis.run::<redis::Value>(&["LRANGE", &key, "0", "-1"]),
             _ => fleet.redis.run::<redis::Value>(&["GET", &key]),
         };
         stored.push(format!("{key} {value:?}"));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use crate::fleet::{Answer, Engine, Fleet, PASSWORD, PATIENTLY, Session, within};
+use crate::fleet::{Answer, Engine, Fleet, PASSWORD, PATIENTLY, Session, bucket, within};
 
 const NEW_PASSWORD: &str = "staple a battery horse";
 
@@ -13,8 +13,15 @@ fn change(current: &str, new: &str) -> Value {
     json!({ "current_password": current, "new_password": new })
 }
 
-fn fence(user_id: &str) -> String {
-    format!("user:{{{user_id}}}:fence")
+/// The keys of a user's fences, one for each format of sessions.
+fn fences(user_id: &str) -> [String; 2] {
+    [format!("user:{{{user_id}}}:fence"), format!("user:{{{}}}:{user_id}:fence", bucket(user_id))]
+}
+
+async fn fenced_off(fleet: &Fleet, user_id: &str) {
+    let [classic, compact] = fences(user_id);
+    let are_there = async || fleet.redis.run::<i64>(&["EXISTS", &classic, &compact]) == 2;
+    within(PATIENTLY, "the sessions are fenced off", are_there).await;
 }
 
 /// What must overtake a login that is under way.
@@ -71,14 +78,16 @@ async fn overtake_on(engine: Engine, overtaking: Overtaking) {
         }
     }
     if matches!(overtaking, Overtaking::PasswordChangeForgottenByRedis | Overtaking::DisablingForgottenByRedis) {
-        assert_eq!(fleet.redis.run::<i64>(&["DEL", &fence(&ada.id)]), 1);
+        for fence in fences(&ada.id) {
+            assert_eq!(fleet.redis.run::<i64>(&["DEL", &fence]), 1);
+        }
     }
     fleet[0].signal(rustix::process::Signal::CONT);
     let answer = overtaken.await.expect("no panic").expect("an answer");
     answer.expect_problem(401, "invalid_credentials");
     // Its session was never created, or has ended.
     let expected: Vec<_> = successor.iter().map(Session::key).collect();
-    assert_eq!(fleet.redis.keys(&format!("session:{{{}}}:*", ada.id)), expected);
+    assert_eq!(fleet.redis.sessions_of(&ada.id), expected);
     assert_eq!(fleet[1].check(&session).await, 401);
     if let Some(successor) = successor {
         assert_eq!((fleet[0].check(&successor).await, fleet[1].check(&successor).await), (200, 200));
@@ -181,8 +190,7 @@ async fn a_crash_within_a_password_change_leaves_no_session_and_locks_nobody_out
     let held = fleet.hold_writers().await;
     let body = change(PASSWORD, NEW_PASSWORD);
     let changing = tokio::spawn(fleet[0].post("/auth/password").session(&asking).json(&body).try_send());
-    within(PATIENTLY, "the sessions are fenced off", async || fleet.redis.run::<bool>(&["EXISTS", &fence(&ada.id)]))
-        .await;
+    fenced_off(&fleet, &ada.id).await;
     fleet[0].kill();
     assert!(changing.await.expect("no panic").is_err(), "nobody answered");
     fleet.writers_have_given_up().await;
@@ -213,7 +221,9 @@ async fn a_fence_without_its_change_locks_nobody_out_on(engine: Engine) {
     let ada = fleet[0].register("ada").await;
     for epoch in ["2", "3", "41"] {
         let before = fleet[0].login(&ada).await;
-        fleet.redis.run::<String>(&["SET", &fence(&ada.id), epoch, "PX", "3600000"]);
+        for fence in fences(&ada.id) {
+            fleet.redis.run::<String>(&["SET", &fence, epoch, "PX", "3600000"]);
+        }
         fleet.redis.run::<i64>(&["DEL", &before.key()]);
         let logins = join_all((0..6).map(|n| fleet[n % 3].try_login("ada", PASSWORD).send())).await;
         // Logins that raced for the repair may have to try again, but one succeeded, and none is half signed in.
@@ -246,7 +256,7 @@ async fn logins_meanwhile_do_not_stop_a_password_change_on(engine: Engine) {
         let held = fleet.hold_writers().await;
         let body = change(PASSWORD, NEW_PASSWORD);
         let changing = tokio::spawn(fleet[0].post("/auth/password").session(&session).json(&body).try_send());
-        within(PATIENTLY, "fenced off", async || fleet.redis.run::<bool>(&["EXISTS", &fence(&ada.id)])).await;
+        fenced_off(&fleet, &ada.id).await;
         let logins: Vec<_> =
             (0..6).map(|n| tokio::spawn(fleet[1 + n % 2].try_login(&ada.email, PASSWORD).try_send())).collect();
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -262,7 +272,7 @@ async fn logins_meanwhile_do_not_stop_a_password_change_on(engine: Engine) {
                 _ => drop(answer.expect_problem(401, "invalid_credentials")),
             }
         }
-        assert_eq!(fleet.redis.keys(&format!("session:{{{}}}:*", ada.id)), [changed.key()]);
+        assert_eq!(fleet.redis.sessions_of(&ada.id), [changed.key()]);
         assert_eq!(fleet[2].check(&changed).await, 200);
     }
 }
@@ -348,10 +358,8 @@ async fn revoking_all_misses_no_session_that_was_there_on(engine: Engine) {
             assert!(seen == [200; 3] || seen == [401; 3], "{seen:?}");
         }
         // Each living session is in the index, where the next revocation finds it.
-        let mut listed: Vec<String> = fleet.redis.run(&["ZRANGE", &format!("user:{{{}}}:sessions", ada.id), "0", "-1"]);
-        listed.sort();
-        let keys = fleet.redis.keys(&format!("session:{{{}}}:*", ada.id));
-        let alive: Vec<_> = keys.iter().map(|key| key.rsplit(':').next().expect("an id")).collect();
-        assert_eq!(listed, alive);
+        let mut listed = fleet.redis.indexed();
+        listed.retain(|key| fleet.redis.run::<bool>(&["EXISTS", key]));
+        assert_eq!(listed, fleet.redis.sessions_of(&ada.id));
     }
 }

@@ -45,6 +45,7 @@ mod redis_urls;
 
 mod registration;
 mod revocation;
+mod session_formats;
 mod session_list;
 mod sessions;
 mod shutdown;

@@ -61,7 +61,7 @@ async fn asvs_7_1_2_one_session_too_many_ends_the_oldest() {
         count += u32::from(fleet[0].check(session).await == 200);
     }
     assert_eq!(count, 3);
-    assert_eq!(fleet.redis.keys(&format!("session:{{{}}}:*", ada.id)).len(), 3);
+    assert_eq!(fleet.redis.sessions_of(&ada.id).len(), 3);
     let survivor = fleet[1].login(&ada).await;
     assert_eq!(listed(&fleet, 2, &survivor).await.len(), 3);
     expect_alive(&fleet, &[(&of_eve, true)]).await;
@@ -190,7 +190,7 @@ async fn of_two_changes_at_once_one_wins() {
         }
         let opened = Session::opened_by(&answers[winner]);
         assert_eq!(fleet[0].check(&opened).await, 200);
-        assert_eq!(fleet.redis.keys(&format!("session:{{{}}}:*", ada.id)), [opened.key()]);
+        assert_eq!(fleet.redis.sessions_of(&ada.id), [opened.key()]);
         for (n, password) in passwords.iter().enumerate() {
             let expected = if n == winner { 200 } else { 401 };
             fleet[n].try_login(&ada.email, password).send().await.expect(expected);
@@ -319,7 +319,7 @@ async fn a_revocation_finds_sessions_that_were_made_under_other_limits() {
 /// it last.
 #[tokio::test]
 async fn an_index_of_the_previous_version_is_taken_over() {
-    let fleet = Fleet::start(1).await;
+    let fleet = Fleet::builder().session_format("classic").start().await;
     let ada = fleet[0].register("ada").await;
     let index = format!("user:{{{}}}:sessions", ada.id);
     let old = fleet[0].login(&ada).await;

@@ -84,6 +84,7 @@ async fn tokens_and_passwords_are_kept_nowhere() {
         let value = match fleet.redis.run::<String>(&["TYPE", &key]).as_str() {
             "hash" => fleet.redis.run::<Value>(&["HGETALL", &key]),
             "zset" => fleet.redis.run::<Value>(&["ZRANGE", &key, "0", "-1", "WITHSCORES"]),
+            "list" => fleet.redis.run::<Value>(&["LRANGE", &key, "0", "-1"]),
             "string" => fleet.redis.run::<Value>(&["GET", &key]),
             kind => panic!("{key} is a {kind}"),
         };

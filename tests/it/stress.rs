@@ -19,7 +19,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use self::history::{Event, Generation, SessionNumber, Token, UserNumber, What, figures, violations};
-use crate::fleet::{APP, Builder, Engine, Fleet, LOGIN_HOST, Proxy, Question, Server, Settings, WIKI, authfleet};
+use crate::fleet::{
+    APP, Builder, Engine, Fleet, LOGIN_HOST, MIXED, Proxy, Question, Server, Settings, WIKI, authfleet,
+};
 
 const USERS: usize = 6;
 
@@ -471,16 +473,21 @@ fn seconds() -> u64 {
 /// ASVS 5.0 7.4.1 to 7.4.3 and 15.4.2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asvs_7_4_1_no_acknowledged_revocation_is_undone() {
-    stress(Engine::Sqlite).await;
+    stress(Fleet::builder(), "users in SQLite").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asvs_7_4_1_no_acknowledged_revocation_is_undone_with_users_in_postgresql() {
-    stress(Engine::OwnPostgres).await;
+    stress(Fleet::builder().users_in(Engine::OwnPostgres), "users in PostgreSQL").await;
 }
 
-async fn stress(engine: Engine) {
-    let mut fleet = Fleet::builder().users_in(engine).for_stress().start().await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asvs_7_4_1_no_acknowledged_revocation_is_undone_with_sessions_of_both_formats() {
+    stress(Fleet::builder().session_format(MIXED), "sessions of both formats").await;
+}
+
+async fn stress(builder: Builder, what: &str) {
+    let mut fleet = builder.for_stress().start().await;
     let clients = Clients::of(&fleet).await;
     let tasks = clients.start();
     let (until, mut kills) = (Instant::now() + Duration::from_secs(seconds()), 0);
@@ -518,7 +525,7 @@ async fn stress(engine: Engine) {
     let history = clients.history.lock().clone();
     let found = violations(&history);
     println!(
-        "stress, users in {engine:?}: {} in {} s on 3 replicas, {kills} kills, {} sessions opened; {} alive at the end; violations: {}",
+        "stress, {what}: {} in {} s on 3 replicas, {kills} kills, {} sessions opened; {} alive at the end; violations: {}",
         figures(&history),
         seconds(),
         sessions.len(),
@@ -547,12 +554,7 @@ fn agree(seen: &[Option<bool>]) -> bool {
 
 /// Living sessions that are missing from their user's index, by which all sessions of a user are ended.
 fn unlisted(redis: &Server) -> Vec<String> {
-    let mut keys = redis.keys("session:*");
-    for index in redis.keys("user:*:sessions") {
-        let user = index.trim_start_matches("user:").trim_end_matches(":sessions");
-        for id in redis.run::<Vec<String>>(&["ZRANGE", &index, "0", "-1"]) {
-            keys.retain(|key| *key != format!("session:{user}:{id}"));
-        }
-    }
+    let (indexed, mut keys) = (redis.indexed(), redis.keys("session:*"));
+    keys.retain(|key| indexed.binary_search(key).is_err());
     keys
 }

@@ -4,6 +4,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 
 use super::{Actor, Admin, AdminError};
+use crate::auth::key_of;
 use crate::auth::token::{Inspected, TokenKeys};
 use crate::store::sessions::{Session, SessionEntry, SessionId, SessionKey};
 
@@ -55,8 +56,9 @@ impl Admin {
     /// Ends a session. Returns whose it was.
     pub(crate) async fn revoke(&self, session_id: SessionId) -> Result<Uuid, AdminError> {
         let sessions = self.sessions()?;
-        let user_id = sessions.owner(session_id).await?.ok_or(AdminError::NoSuchSession(session_id))?;
-        let ended = sessions.end(SessionKey { user_id, session_id }).await;
+        let key = sessions.owner(session_id).await?.ok_or(AdminError::NoSuchSession(session_id))?;
+        let user_id = key.user_id;
+        let ended = sessions.end(key).await;
         if !ended.inspect_err(|_| self.audit_unconfirmed("revoked", user_id, Some(session_id)))? {
             return Err(AdminError::NoSuchSession(session_id));
         }
@@ -76,28 +78,29 @@ impl Admin {
 
     /// Inspects a session by its name.
     pub(crate) async fn inspect(&self, session_id: SessionId) -> Result<Inspection, AdminError> {
-        let user_id = self.sessions()?.owner(session_id).await?;
-        self.look_at(session_id, user_id, None).await
+        let key = self.sessions()?.owner(session_id).await?;
+        self.look_at(session_id, key, None).await
     }
 
     /// Inspects a cookie and its session; `None` if the value doesn't have the form of a cookie's.
     pub(crate) async fn inspect_cookie(&self, value: &SecretString) -> Result<Option<Inspection>, AdminError> {
         let keys = TokenKeys::new(&self.config.session.secrets);
         let Some(cookie) = keys.inspect(value.expose_secret().as_bytes()) else { return Ok(None) };
-        let claims = cookie.claims;
-        self.look_at(claims.session_id, Some(claims.user_id), Some(cookie)).await.map(Some)
+        let key = key_of(&cookie.claims);
+        self.look_at(key.session_id, Some(key), Some(cookie)).await.map(Some)
     }
 
     async fn look_at(
         &self,
         session_id: SessionId,
-        user_id: Option<Uuid>,
+        key: Option<SessionKey>,
         cookie: Option<Inspected>,
     ) -> Result<Inspection, AdminError> {
-        let session = match user_id {
-            Some(user_id) => self.sessions()?.inspect(SessionKey { user_id, session_id }).await?,
+        let session = match key {
+            Some(key) => self.sessions()?.inspect(key).await?,
             None => None,
         };
+        let user_id = key.map(|key| key.user_id);
         let keys = self.config.session.secrets.len();
         Ok(Inspection { session_id, user_id, cookie, keys, session, now: self.clock.now() })
     }

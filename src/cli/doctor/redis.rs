@@ -266,6 +266,7 @@ async fn permissions(redis: &RedisHandle) -> Check {
     let probe = format!("{:016x}", fastrand::u64(..));
     let session = format!("session:{{doctor}}:{probe}");
     let user = format!("user:{{doctor}}:{probe}");
+    let list = format!("user:{{doctor}}:list:{probe}");
     let code = format!("user:{{doctor}}:code:{probe}");
     let throttle = format!("throttle:{{doctor}}:{probe}");
     let on = |name: &str, key: &str, rest: &[&str]| {
@@ -302,6 +303,9 @@ async fn permissions(redis: &RedisHandle) -> Check {
         ("ZRANGE REV user:*", on("ZRANGE", &user, &["0", "-1", "REV"])),
         ("ZREMRANGEBYSCORE user:*", on("ZREMRANGEBYSCORE", &user, &["-inf", "0"])),
         ("ZREM user:*", on("ZREM", &user, &["probe"])),
+        ("RPUSH user:*", on("RPUSH", &list, &["probe"])),
+        ("LRANGE user:*", on("LRANGE", &list, &["0", "-1"])),
+        ("LREM user:*", on("LREM", &list, &["1", "probe"])),
         ("SET user:*", on("SET", &user, &["1", "PX", &ttl])),
         ("GET user:*", on("GET", &user, &[])),
         ("HSET user:*", on("HSET", &code, &["session_id", "doctor"])),

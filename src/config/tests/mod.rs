@@ -209,6 +209,7 @@ fn the_fingerprint_is_of_what_all_replicas_share() {
         ("SESSION_IDLE_TTL", "1799s"),
         ("SESSION_MAX_AGE", "23h"),
         ("SESSIONS_PER_USER", "99"),
+        ("SESSION_FORMAT", "compact"),
         ("COOKIE_SECURE", "false"),
         ("PUBLIC_URL", "https://login.example.org"),
         ("PROTECTED_HOSTS", "app.example.org"),

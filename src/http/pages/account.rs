@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use super::form::Form;
 use super::language::Texts;
 use super::sign_out::gone;
-use super::{Asked, Page, device, redirect, sign_in};
-use crate::auth::{AuthError, Client, SessionEntry, SessionId, SignedIn};
+use super::{Asked, Page, redirect, sign_in};
+use crate::auth::{AuthError, Client, SessionEntry, SessionId, SignedIn, device};
 use crate::http::App;
 use crate::http::error::Problem;
 use crate::http::extract::cookies;
@@ -55,6 +55,7 @@ impl Listed {
     fn new(entry: SessionEntry, current: SessionId, texts: &Texts) -> Self {
         let time = |time: Timestamp| time.strftime(&texts.time).to_string();
         let said = Some(entry.user_agent).filter(|text| !text.trim().is_empty());
+        // Older sessions have the text as it was sent.
         let device = said.as_deref().and_then(device::name);
         let (device, user_agent) = match (device, said) {
             (Some(device), said) => (device, said),

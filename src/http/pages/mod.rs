@@ -4,7 +4,6 @@
 //! `/register`, `/account`, `/sign-out`, `/.well-known/change-password`, and style sheet and icon under their hashes.
 mod account;
 pub(super) mod brand;
-mod device;
 mod form;
 mod language;
 mod register;

@@ -2,9 +2,9 @@
 //!
 //! | key | type | what | time to live |
 //! | --- | --- | --- | --- |
-//! | `user:{USER_ID}:code:HASH` | hash | a code that was handed out, by the SHA-256 of it: `session_id`, `expires_at_ms`, `host`, `start`, `to` | [`CODE_TTL`] |
+//! | `user:{USER_ID}:code:HASH`, or `user:{BUCKET}:USER_ID:code:HASH` | hash | a code that was handed out, by the SHA-256 of it: `session_id`, `expires_at_ms`, `host`, `start`, `to` | [`CODE_TTL`] |
 //!
-//! It is in the user's slot, so that one script can take it and look at the session. A leak of the store gives no code
+//! It is in the slot of its session, so that one script can take it and look at the session. A leak of the store gives no code
 //! away.
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -12,9 +12,10 @@ use std::time::Duration;
 use redis::Script;
 use uuid::Uuid;
 
-use super::redis::{RedisSessions, session_key};
+use super::redis::{Keys, RedisSessions, session_key};
 use super::{SessionId, SessionKey};
 use crate::clock::millis;
+use crate::config::SessionFormat;
 use crate::store::StoreError;
 use crate::store::redis::{Operation, operation};
 
@@ -42,7 +43,8 @@ pub(crate) struct NewCode {
 /// A code that was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
-    pub session_id: SessionId,
+    /// The session that it was handed out for.
+    pub key: SessionKey,
     pub expires_at_ms: i64,
     pub to: String,
 }
@@ -86,13 +88,10 @@ return {code[1], code[2], code[5]}
     )
 });
 
-fn code_key(user_id: Uuid, hash: &str) -> String {
-    format!("user:{{{}}}:code:{hash}", user_id.hyphenated())
-}
-
 impl RedisSessions {
     pub(super) async fn put_code(&self, code: &NewCode) -> Result<bool, StoreError> {
-        let mut call = PUT.key(code_key(code.key.user_id, &code.hash));
+        let keys = Keys::of(code.key.user_id, code.key.format);
+        let mut call = PUT.key(keys.code(&code.hash));
         call.key(session_key(code.key)).arg(millis(CODE_TTL));
         for (field, value) in [
             ("session_id", code.key.session_id.as_str()),
@@ -113,13 +112,18 @@ impl RedisSessions {
         host: &str,
         start: &str,
     ) -> Result<Option<Taken>, StoreError> {
-        let mut call = TAKE.key(code_key(user_id, hash));
-        call.arg(super::redis::prefix(user_id)).arg(host).arg(start).arg(HOSTS_KEPT);
-        let found: Vec<String> = self.redis.script(&TAKE_TRIP, &call).await?;
-        let Ok([session_id, expires_at_ms, to]) = <[String; 3]>::try_from(found) else { return Ok(None) };
-        let (Some(session_id), Ok(expires_at_ms)) = (SessionId::parse(&session_id), expires_at_ms.parse()) else {
-            return Ok(None);
-        };
-        Ok(Some(Taken { session_id, expires_at_ms, to }))
+        // The code doesn't say which format its session has. Most are of the last one.
+        for format in [SessionFormat::Compact, SessionFormat::Classic] {
+            let keys = Keys::of(user_id, format);
+            let mut call = TAKE.key(keys.code(hash));
+            call.arg(keys.prefix()).arg(host).arg(start).arg(HOSTS_KEPT);
+            let found: Vec<String> = self.redis.script(&TAKE_TRIP, &call).await?;
+            let Ok([session_id, expires_at_ms, to]) = <[String; 3]>::try_from(found) else { continue };
+            let (Some(session_id), Ok(expires_at_ms)) = (SessionId::parse(&session_id), expires_at_ms.parse()) else {
+                continue;
+            };
+            return Ok(Some(Taken { key: SessionKey { user_id, session_id, format }, expires_at_ms, to }));
+        }
+        Ok(None)
     }
 }

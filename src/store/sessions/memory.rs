@@ -2,6 +2,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -38,7 +39,7 @@ struct Entry {
     id: SessionId,
     idle_expires_at_ms: i64,
     session: Session,
-    expires_at: String,
+    expires_at: Timestamp,
     ip: String,
     user_agent: String,
     /// Separated by commas, the latest first.
@@ -77,11 +78,11 @@ impl MemorySessions {
             session: Session {
                 username: new.username.clone(),
                 email: new.email.clone(),
-                created_at: new.created_at.to_string(),
+                created_at: new.created_at,
                 created_by: new.created_by.clone(),
                 groups: new.groups.clone(),
             },
-            expires_at: new.expires_at.to_string(),
+            expires_at: new.expires_at,
             ip: new.ip.clone(),
             user_agent: new.user_agent.clone(),
             hosts: String::new(),
@@ -111,7 +112,7 @@ impl MemorySessions {
         let others = entry.hosts.split(',').filter(|known| !known.is_empty() && *known != host).take(HOSTS_KEPT - 1);
         entry.hosts = std::iter::once(host).chain(others).collect::<Vec<_>>().join(",");
         let NewCode { key, expires_at_ms, to, .. } = code;
-        Some(Taken { session_id: key.session_id, expires_at_ms, to })
+        Some(Taken { key, expires_at_ms, to })
     }
 
     pub(super) fn end(&self, key: SessionKey) -> bool {
@@ -162,11 +163,12 @@ impl MemorySessions {
         Some((entry.session.clone(), entry.shown(now, &self.limits)?))
     }
 
-    pub(super) fn owner(&self, session_id: SessionId) -> Option<Uuid> {
+    pub(super) fn owner(&self, session_id: SessionId) -> Option<SessionKey> {
         let now = self.clock.now_ms();
         let state = self.state.lock();
         let owns = |user: &User| user.sessions.iter().any(|entry| entry.id == session_id && entry.is_alive(now));
-        state.users.iter().find(|(_, user)| owns(user)).map(|(id, _)| *id)
+        let (&user_id, _) = state.users.iter().find(|(_, user)| owns(user))?;
+        SessionKey::named(user_id, session_id).next()
     }
 
     pub(super) fn count(&self) -> u64 {
@@ -227,6 +229,6 @@ impl Entry {
 
     fn shown(&self, now: i64, limits: &Limits) -> Option<SessionEntry> {
         let client = ClientOf { ip: &self.ip, user_agent: &self.user_agent, hosts: &self.hosts };
-        limits.entry(self.id, &self.session, &self.expires_at, client, now, self.idle_expires_at_ms - now)
+        limits.entry(self.id, &self.session, self.expires_at, client, now, self.idle_expires_at_ms - now)
     }
 }

@@ -4,6 +4,7 @@ mod codes;
 mod conformance;
 mod id;
 mod memory;
+mod place;
 mod redis;
 
 use std::time::Duration;
@@ -17,21 +18,32 @@ pub(crate) use self::memory::MemorySessions;
 pub(crate) use self::redis::RedisSessions;
 use super::{ServerState, StoreError};
 use crate::clock::millis;
+use crate::config::SessionFormat;
 use crate::store::users::groups::Groups;
 
-/// Identifies a session: its user and its id.
+/// Identifies a session: its user, its id, and how it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SessionKey {
     pub user_id: Uuid,
     pub session_id: SessionId,
+    /// Where in Redis it is. Memory has one place for all.
+    pub format: SessionFormat,
 }
 
-/// What a check reads. Times are RFC 3339 as stored.
+impl SessionKey {
+    /// The keys that a user's session with this name may have: its format is part of the token, not of the name.
+    pub(crate) fn named(user_id: Uuid, session_id: SessionId) -> impl Iterator<Item = Self> {
+        let compact = session_id.has_tag_of(user_id).then_some(SessionFormat::Compact);
+        compact.into_iter().chain([SessionFormat::Classic]).map(move |format| Self { user_id, session_id, format })
+    }
+}
+
+/// What a check reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Session {
     pub username: String,
     pub email: String,
-    pub created_at: String,
+    pub created_at: Timestamp,
     /// The replica that created it.
     pub created_by: String,
     /// The groups that the user is in. Changing them ends the session.
@@ -55,7 +67,7 @@ pub(crate) struct SessionEntry {
     pub created_by: String,
     /// The client's address when it was created.
     pub ip: String,
-    /// The client's `User-Agent` when it was created.
+    /// Browser and system of the client that created it, or its `User-Agent` if they weren't recognised.
     pub user_agent: String,
     /// The hosts of applications at which it was opened, the latest first.
     pub hosts: Vec<String>,
@@ -69,16 +81,17 @@ pub(crate) struct NewSession {
     pub username: String,
     pub email: String,
     pub groups: Groups,
+    /// In whole seconds in the compact format, as the absolute limit.
     pub created_at: Timestamp,
     /// The absolute limit.
     pub expires_at: Timestamp,
     pub created_by: String,
     pub ip: String,
-    /// The client's `User-Agent`, bounded.
+    /// Browser and system of the client, or its `User-Agent`, bounded.
     pub user_agent: String,
     /// The user's epoch as read before the password was verified.
     pub epoch: i64,
-    /// A session of the same user that the new one replaces.
+    /// A session of the same user and the same format that the new one replaces.
     pub replaces: Option<SessionId>,
 }
 
@@ -126,19 +139,18 @@ impl Limits {
         created_at.checked_add(self.max_age).unwrap_or(Timestamp::MAX).min(expires_at)
     }
 
-    /// The entry of a session that has `left_ms` to live. `None` if it has outlived a lowered limit, or its times can't
-    /// be parsed.
+    /// The entry of a session that has `left_ms` to live. `None` if it has outlived a lowered limit.
     fn entry(
         &self,
         session_id: SessionId,
         session: &Session,
-        expires_at: &str,
+        expires_at: Timestamp,
         client: ClientOf<'_>,
         now_ms: i64,
         left_ms: i64,
     ) -> Option<SessionEntry> {
-        let created_at: Timestamp = session.created_at.parse().ok()?;
-        let expires_at = self.end_of(created_at, expires_at.parse().ok()?);
+        let created_at = session.created_at;
+        let expires_at = self.end_of(created_at, expires_at);
         let at = |ms| Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX);
         let now = at(now_ms);
         if expires_at <= now {
@@ -318,12 +330,12 @@ impl SessionStore {
         either!(self.inspect(key))
     }
 
-    /// The user whose living session this is, for operators who have only its name. Looks through all sessions.
+    /// The key of the living session with this name, for operators who have only its name. Looks through all sessions.
     ///
     /// # Errors
     ///
     /// When the store doesn't answer.
-    pub(crate) async fn owner(&self, session_id: SessionId) -> Result<Option<Uuid>, StoreError> {
+    pub(crate) async fn owner(&self, session_id: SessionId) -> Result<Option<SessionKey>, StoreError> {
         either!(self.owner(session_id))
     }
 

@@ -1,16 +1,35 @@
-//! Sessions in Redis: every key, time to live and script. Queries that change nothing are in [`queries`].
+//! Sessions in Redis: every key, time to live and script. The names of keys are in [`keys`], scripts in [`scripts`],
+//! queries that change nothing in [`queries`].
+//!
+//! There are two formats (`SESSION_FORMAT`). New sessions have that of the replica that creates them. Everything else
+//! works on both: a session is read, renewed, listed and ended in the format that its token names, and whatever is
+//! about all of a user's sessions is about those of both formats.
+//!
+//! **The classic format** has all keys of a user in one slot of Redis Cluster, by the braces:
 //!
 //! | key | type | what | time to live |
 //! | --- | --- | --- | --- |
-//! | `session:{USER_ID}:SESSION_ID` | hash | one session, readable | the idle limit, never past the absolute one |
+//! | `session:{USER_ID}:SESSION_ID` | hash | one session, readable, with times in RFC 3339 | the idle limit, never past the absolute one |
 //! | `user:{USER_ID}:sessions` | sorted set | the index: the user's session ids, scored by the session's absolute limit, in ms since the epoch | to the last of these, and [`CLOCK_MARGIN`] |
 //! | `user:{USER_ID}:code:HASH` | hash | see [`super::codes`] | 30 s |
 //! | `user:{USER_ID}:fence` | string | the lowest epoch that a new session may have | an hour |
 //! | `user:{USER_ID}:confirm` | string | nothing: see below | a second |
 //! | `user:{USER_ID}:unconfirmed:SESSION_ID` | string | the session was ended, but replicas didn't confirm it | [`UNCONFIRMED_TTL`] |
 //!
-//! The braces put all keys of one user into one Redis Cluster slot. `DEL` of a session's key is a logout. The entry
-//! that it leaves in the index is removed when it is next read.
+//! **The compact format** has one index for all users of a bucket ([`super::place`]), because one of its own for each
+//! user takes as much memory as half a session:
+//!
+//! | key | type | what | time to live |
+//! | --- | --- | --- | --- |
+//! | `session:{BUCKET}:SESSION_ID` | hash | one session, readable, with times in seconds since the epoch | the idle limit, never past the absolute one |
+//! | `user:{BUCKET}:sessions` | list | the index: the bucket's session ids, oldest first | to the last absolute limit, and [`CLOCK_MARGIN`] |
+//! | `user:{BUCKET}:USER_ID:…` | | `code:HASH`, `fence`, `confirm` and `unconfirmed:SESSION_ID`, as above | as above |
+//!
+//! The bucket's number has four hexadecimal digits. The first three characters of an id say which entries of the index
+//! may be a user's; the `user_id` of the hash says which of them are.
+//!
+//! `DEL` of a session's key is a logout. The entry that it leaves in the index is removed when it is next read, or in
+//! the compact format by other sessions' creations, each of which looks at a few entries.
 //!
 //! A revocation finds sessions only through the index. So an entry stays as long as its session's key exists, and the
 //! index's time to live is only ever extended. Neither depends on the limits in force at the time of reading, which may
@@ -21,19 +40,27 @@
 //! writes `confirm`, in the slot of the user's other keys. A replica that has this key also has everything written
 //! before it.
 //!
-//! Builds before the first release scored entries by creation. Such an entry has a score in the past while its session
-//! lives, and the next session of the same user gives it its proper score. A replica of such a build takes a score in
-//! the future for a very young session, and keeps it.
+//! Builds before the first release scored entries of the classic index by creation. Such an entry has a score in the
+//! past while its session lives, and the next session of the same user gives it its proper score. A replica of such a
+//! build takes a score in the future for a very young session, and keeps it.
+mod keys;
 mod queries;
+mod scripts;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Script, Value, cmd};
+use jiff::Timestamp;
+use redis::{Script, ScriptInvocation, Value, cmd};
 use uuid::Uuid;
 
+use self::keys::SESSIONS;
+pub(super) use self::keys::{Keys, session_key};
+use self::scripts::{CONFIRM, Scripts};
+use super::id::tag_text;
 use super::{Created, Limits, NewSession, Session, SessionId, SessionKey};
 use crate::clock::{Clock, millis};
+use crate::config::SessionFormat;
 use crate::store::redis::{Operation, RedisHandle, operation};
 use crate::store::users::groups::Groups;
 use crate::store::{ServerState, Shard, StoreError};
@@ -49,132 +76,8 @@ const FENCE_TTL: Duration = Duration::from_hours(1);
 /// How much longer than its sessions an index lives. A replica whose clock is behind renews a session for longer, and
 /// the index must not expire before it.
 const CLOCK_MARGIN: Duration = Duration::from_hours(24);
-/// The beginning of all keys of sessions.
-const SESSIONS: &str = "session:";
-
-/// Lua code at the beginning of several scripts: the time that a session's hash has in `field` (RFC 3339, UTC), in ms
-/// since the epoch, or nil. Days are counted as in
-/// <https://howardhinnant.github.io/date_algorithms.html#days_from_civil>.
-const TIME_OF: &str = r"
-local function time_of(key, field)
-  local text = redis.call('HGET', key, field) or ''
-  local y, m, d, h, min, sec, rest = string.match(text, '^(%d%d%d%d)%-(%d%d)%-(%d%d)T(%d%d):(%d%d):(%d%d)(.*)Z$')
-  if not y then return nil end
-  y, m, d = tonumber(y), tonumber(m), tonumber(d)
-  if m <= 2 then y = y - 1 end
-  local era = math.floor(y / 400)
-  local year = y - era * 400
-  local day = math.floor((153 * ((m + 9) % 12) + 2) / 5) + d - 1
-  local days = era * 146097 + year * 365 + math.floor(year / 4) - math.floor(year / 100) + day - 719468
-  local seconds = ((days * 24 + tonumber(h)) * 60 + tonumber(min)) * 60 + tonumber(sec)
-  return seconds * 1000 + math.floor((tonumber('0' .. rest) or 0) * 1000)
-end
-";
-
-/// KEYS: session, index, fence. ARGV: epoch, created ms, idle ms, expires ms, limit, key prefix, id, replaced id or '',
-/// margin ms, then the hash's fields and values. Returns {1, evicted, replaced} or {0, fence}.
-static CREATE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(&format!(
-        "{TIME_OF}{}",
-        r"
-local fence = tonumber(redis.call('GET', KEYS[3]) or '0')
-if fence > tonumber(ARGV[1]) then return {0, fence, 0} end
-local created, expires, limit, prefix = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
-local replaced = 0
-if ARGV[8] ~= '' then
-  replaced = redis.call('DEL', prefix .. ARGV[8])
-  redis.call('ZREM', KEYS[2], ARGV[8])
-end
--- What should have ended by its score is forgotten only if it has: a clock may be wrong, and an entry of an older version
--- has the time of its session's creation.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', created)) do
-  local key = prefix .. id
-  if redis.call('EXISTS', key) == 0 then
-    redis.call('ZREM', KEYS[2], id)
-  else
-    redis.call('ZADD', KEYS[2], time_of(key, 'expires_at') or expires, id)
-  end
-end
-local evicted = 0
-if redis.call('ZCARD', KEYS[2]) >= limit then
-  -- Idle or deleted sessions don't count: forget them before a live one has to go.
-  local alive = {}
-  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-    local key = prefix .. id
-    if redis.call('EXISTS', key) == 0 then
-      redis.call('ZREM', KEYS[2], id)
-    else
-      alive[#alive + 1] = {id, time_of(key, 'created_at') or 0}
-    end
-  end
-  local excess = #alive - limit + 1
-  if excess > 0 then
-    table.sort(alive, function(a, b) return a[2] < b[2] or (a[2] == b[2] and a[1] < b[1]) end)
-    for n = 1, excess do
-      evicted = evicted + redis.call('DEL', prefix .. alive[n][1])
-      redis.call('ZREM', KEYS[2], alive[n][1])
-    end
-  end
-end
-redis.call('HSET', KEYS[1], unpack(ARGV, 10))
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('ZADD', KEYS[2], expires, ARGV[7])
-local last = tonumber(redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2])
-redis.call('PEXPIRE', KEYS[2], math.max(redis.call('PTTL', KEYS[2]), last - created + tonumber(ARGV[9])))
-return {1, evicted, replaced}
-"
-    ))
-});
-
-/// KEYS: confirm. ARGV: its life in ms. Writes, so that replicas have something to confirm.
-static CONFIRM: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"#!lua flags=allow-oom
-return redis.call('SET', KEYS[1], 1, 'PX', ARGV[1])
-",
-    )
-});
-
-/// KEYS: session, index; and if replicas must confirm it, confirm and unconfirmed. ARGV: id, confirm's life in ms.
-/// Returns whether the session was alive, or had been ended without confirmation. It removes more than it adds, so it
-/// may run while Redis is full.
-static END: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"#!lua flags=allow-oom
-redis.call('ZREM', KEYS[2], ARGV[1])
-local alive = redis.call('DEL', KEYS[1])
-if KEYS[3] then
-  redis.call('SET', KEYS[3], 1, 'PX', ARGV[2])
-  alive = math.max(alive, redis.call('DEL', KEYS[4]))
-end
-return alive
-",
-    )
-});
-
-/// KEYS: index, fence, and confirm if replicas must confirm it. ARGV: key prefix, id to keep or '', epoch or '',
-/// fence's life in ms, '1' to end nothing if the fence is at this epoch or above, confirm's life in ms. Returns how
-/// many were alive. It removes more than the fence adds, so it may run while Redis is full.
-static END_ALL: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"#!lua flags=allow-oom
-if KEYS[3] then redis.call('SET', KEYS[3], 1, 'PX', ARGV[6]) end
-if ARGV[3] ~= '' then
-  local fence, epoch = tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[3])
-  redis.call('SET', KEYS[2], math.max(fence, epoch), 'PX', math.max(redis.call('PTTL', KEYS[2]), tonumber(ARGV[4])))
-  if ARGV[5] == '1' and fence >= epoch then return 0 end
-end
-local ended = 0
-for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  if id ~= ARGV[2] then
-    ended = ended + redis.call('DEL', ARGV[1] .. id)
-    redis.call('ZREM', KEYS[1], id)
-  end
-end
-return ended
-",
-    )
-});
+/// Both formats.
+const FORMATS: [SessionFormat; 2] = [SessionFormat::Classic, SessionFormat::Compact];
 
 static CHECK_TRIP: Operation = operation!("check");
 static CONFIRM_TRIP: Operation = operation!("confirm");
@@ -191,29 +94,19 @@ pub(crate) struct RedisSessions {
     limits: Limits,
 }
 
-pub(super) fn prefix(user_id: Uuid) -> String {
-    format!("session:{{{}}}:", user_id.hyphenated())
+/// Begins a call of one of a format's scripts.
+fn call(script: &Script, keys: Keys, first: String) -> ScriptInvocation<'_> {
+    let mut call = script.key(first);
+    call.arg(keys.user_id.hyphenated().to_string()).arg(&tag_text(keys.user_id)[..]);
+    call
 }
 
-pub(super) fn session_key(key: SessionKey) -> String {
-    let mut text = String::with_capacity(8 + 38 + 1 + 22);
-    text.push_str("session:{");
-    text.push_str(key.user_id.hyphenated().encode_lower(&mut [0; 36]));
-    text.push_str("}:");
-    text.push_str(key.session_id.as_str());
-    text
-}
-
-fn index_key(user_id: Uuid) -> String {
-    format!("user:{{{}}}:sessions", user_id.hyphenated())
-}
-
-fn fence_key(user_id: Uuid) -> String {
-    format!("user:{{{}}}:fence", user_id.hyphenated())
-}
-
-fn confirm_key(user_id: Uuid) -> String {
-    format!("user:{{{}}}:confirm", user_id.hyphenated())
+/// A time that a hash has: in seconds since the epoch, or in RFC 3339. `None` if somebody has written something else.
+fn time(text: &str) -> Option<Timestamp> {
+    match text.parse() {
+        Ok(seconds) => Timestamp::from_second(seconds).ok(),
+        Err(_) => text.parse().ok(),
+    }
 }
 
 impl RedisSessions {
@@ -245,7 +138,9 @@ impl RedisSessions {
             _ => None,
         });
         let mut next = || fields.next().flatten();
-        let (Some(username), Some(email), Some(created_at), Some(created_by)) = (next(), next(), next(), next()) else {
+        let (Some(username), Some(email), Some(created_at), Some(created_by)) =
+            (next(), next(), next().and_then(|text| time(&text)), next())
+        else {
             // Not written by us, or edited by hand.
             tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its fields ignored");
             return Ok(None);
@@ -255,19 +150,24 @@ impl RedisSessions {
     }
 
     pub(super) async fn create(&self, session: &NewSession) -> Result<Created, StoreError> {
-        let SessionKey { user_id, session_id } = session.key;
+        let SessionKey { user_id, session_id, format } = session.key;
         let idle = self.limits.idle.min(session.expires_at.duration_since(session.created_at).unsigned_abs());
+        let written = |time: Timestamp| match format {
+            SessionFormat::Classic => time.to_string(),
+            SessionFormat::Compact => time.as_second().to_string(),
+        };
         let (user, created_at, expires_at) =
-            (user_id.to_string(), session.created_at.to_string(), session.expires_at.to_string());
-        let mut call = CREATE.key(session_key(session.key));
-        call.key(index_key(user_id))
-            .key(fence_key(user_id))
+            (user_id.to_string(), written(session.created_at), written(session.expires_at));
+        let keys = Keys::of(user_id, format);
+        let mut call = call(&Scripts::of(format).create, keys, session_key(session.key));
+        call.key(keys.index())
+            .key(keys.fence())
             .arg(session.epoch)
             .arg(session.created_at.as_millisecond())
             .arg(millis(idle))
             .arg(session.expires_at.as_millisecond())
             .arg(self.limits.per_user)
-            .arg(prefix(user_id))
+            .arg(keys.prefix())
             .arg(session_id.as_str())
             .arg(session.replaces.as_ref().map_or("", SessionId::as_str))
             .arg(millis(CLOCK_MARGIN));
@@ -287,10 +187,40 @@ impl RedisSessions {
             call.arg("groups").arg(session.groups.as_str());
         }
         let (done, first, second): (u8, i64, u8) = self.redis.script(&CREATE_TRIP, &call).await?;
-        Ok(match done {
-            1 => Created::Done { evicted: u32::try_from(first).unwrap_or(0), replaced: second == 1 },
-            _ => Created::Overtaken { fence: first },
-        })
+        if done != 1 {
+            return Ok(Created::Overtaken { fence: first });
+        }
+        let more = self.evict_of_both(session.key).await.unwrap_or_else(|error| {
+            // The session exists. In a cluster, the shard that has the user's other sessions may be down; the next
+            // creation ends what is too much.
+            tracing::warn!(%error, user_id = %user_id, "limit of sessions not checked over both formats");
+            0
+        });
+        Ok(Created::Done { evicted: u32::try_from(first).unwrap_or(0) + more, replaced: second == 1 })
+    }
+
+    /// Ends the user's oldest sessions if there are too many of both formats together. The script that creates a
+    /// session knows only those of its own format. Of several creations at once, the last one sees all sessions, so the
+    /// limit holds as soon as each has returned. They may end more than they have to, if they don't agree on which are
+    /// the oldest: each spares its own, and the compact format keeps whole seconds. Returns how many have ended.
+    async fn evict_of_both(&self, created: SessionKey) -> Result<u32, StoreError> {
+        let other = match created.format {
+            SessionFormat::Classic => SessionFormat::Compact,
+            SessionFormat::Compact => SessionFormat::Classic,
+        };
+        let mut all = self.list_of(&CREATE_TRIP, Keys::of(created.user_id, other)).await?;
+        // Users have sessions of both formats only for a time after the format was changed.
+        if all.is_empty() {
+            return Ok(0);
+        }
+        all.extend(self.list_of(&CREATE_TRIP, Keys::of(created.user_id, created.format)).await?);
+        all.sort_by_key(|(_, entry)| entry.created_at);
+        let excess = all.len().saturating_sub(self.limits.per_user as usize);
+        let mut evicted = 0;
+        for (key, _) in all.iter().filter(|(key, _)| *key != created).take(excess) {
+            evicted += u32::from(self.remove(&CREATE_TRIP, *key).await?);
+        }
+        Ok(evicted)
     }
 
     pub(super) fn confirms(&self) -> bool {
@@ -301,18 +231,25 @@ impl RedisSessions {
         if !self.redis.confirms() {
             return Ok(());
         }
-        let mut call = CONFIRM.key(confirm_key(user_id));
+        let of = |format| self.confirmable_in(Keys::of(user_id, format));
+        let (classic, compact) = tokio::join!(of(SessionFormat::Classic), of(SessionFormat::Compact));
+        classic.and(compact)
+    }
+
+    async fn confirmable_in(&self, keys: Keys) -> Result<(), StoreError> {
+        let mut call = CONFIRM.key(keys.confirm());
         call.arg(CONFIRM_TTL);
         let (_, confirmation): (Value, _) = self.redis.confirmed(&CONFIRM_TRIP, &call).await?;
         confirmation
     }
 
     pub(super) async fn end(&self, key: SessionKey) -> Result<bool, StoreError> {
-        let mut call = END.key(session_key(key));
-        call.key(index_key(key.user_id)).arg(key.session_id.as_str());
-        let mark = format!("user:{{{}}}:unconfirmed:{}", key.user_id.hyphenated(), key.session_id);
+        let keys = Keys::of(key.user_id, key.format);
+        let mut call = call(&Scripts::of(key.format).end, keys, session_key(key));
+        call.key(keys.index()).arg(key.session_id.as_str());
+        let mark = keys.unconfirmed(key.session_id);
         if self.redis.confirms() {
-            call.key(confirm_key(key.user_id)).key(&mark).arg(CONFIRM_TTL);
+            call.key(keys.confirm()).key(&mark).arg(CONFIRM_TTL);
         }
         let (was_alive, confirmation) = self.redis.confirmed(&END_TRIP, &call).await?;
         if was_alive && confirmation.is_err() {
@@ -325,9 +262,15 @@ impl RedisSessions {
     }
 
     pub(super) async fn forget(&self, key: SessionKey) -> Result<(), StoreError> {
-        let mut call = END.key(session_key(key));
-        call.key(index_key(key.user_id)).arg(key.session_id.as_str());
-        self.redis.script::<Value>(&FORGET_TRIP, &call).await.map(drop)
+        self.remove(&FORGET_TRIP, key).await.map(drop)
+    }
+
+    /// Ends a session without waiting for replicas. Returns whether it was alive.
+    async fn remove(&self, operation: &Operation, key: SessionKey) -> Result<bool, StoreError> {
+        let keys = Keys::of(key.user_id, key.format);
+        let mut call = call(&Scripts::of(key.format).end, keys, session_key(key));
+        call.key(keys.index()).arg(key.session_id.as_str());
+        self.redis.script(operation, &call).await
     }
 
     pub(super) async fn end_all(
@@ -343,6 +286,7 @@ impl RedisSessions {
         self.run_end_all(user_id, None, Some(epoch), true).await
     }
 
+    /// Does it in both formats at the same time, and waits for both even if one fails.
     async fn run_end_all(
         &self,
         user_id: Uuid,
@@ -350,17 +294,29 @@ impl RedisSessions {
         fence: Option<i64>,
         only_if_raised: bool,
     ) -> Result<u32, StoreError> {
-        let mut call = END_ALL.key(index_key(user_id));
-        call.key(fence_key(user_id))
-            .arg(prefix(user_id))
+        let of = |format| self.end_all_in(Keys::of(user_id, format), keep, fence, only_if_raised);
+        let (classic, compact) = tokio::join!(of(SessionFormat::Classic), of(SessionFormat::Compact));
+        Ok(classic? + compact?)
+    }
+
+    async fn end_all_in(
+        &self,
+        keys: Keys,
+        keep: Option<SessionId>,
+        fence: Option<i64>,
+        only_if_raised: bool,
+    ) -> Result<u32, StoreError> {
+        let mut call = call(&Scripts::of(keys.format).end_all, keys, keys.index());
+        call.key(keys.fence())
+            .arg(keys.prefix())
             .arg(keep.as_ref().map_or("", SessionId::as_str))
             .arg(fence.map_or(String::new(), |epoch| epoch.to_string()))
             .arg(millis(FENCE_TTL))
             .arg(u8::from(only_if_raised));
         if self.redis.confirms() {
-            call.key(confirm_key(user_id)).arg(CONFIRM_TTL);
+            call.key(keys.confirm()).arg(CONFIRM_TTL);
         }
-        let (ended, confirmation) = self.redis.confirmed(&END_ALL_TRIP, &call).await?;
+        let (ended, confirmation): (u32, _) = self.redis.confirmed(&END_ALL_TRIP, &call).await?;
         confirmation.map(|()| ended)
     }
 

@@ -195,7 +195,15 @@ impl Session {
 
     /// Its key in Redis.
     pub fn key(&self) -> String {
+        if self.is_compact() {
+            return format!("session:{{{}}}:{}", bucket(&self.user_id), self.id);
+        }
         format!("session:{{{}}}:{}", self.user_id, self.id)
+    }
+
+    /// Whether it is kept in the compact format, by the first byte of its token.
+    pub fn is_compact(&self) -> bool {
+        self.token.starts_with("Aw")
     }
 
     /// The same cookie with a different signature.
@@ -203,6 +211,19 @@ impl Session {
         let last = if self.cookie.ends_with('A') { 'B' } else { 'A' };
         format!("{}{last}", &self.cookie[..self.cookie.len() - 1])
     }
+}
+
+/// The number of the bucket that has a user's sessions in the compact format, as it is in keys. Written anew from the
+/// description, because sessions in a Redis that is in use depend on it.
+pub fn bucket(user_id: &str) -> String {
+    let mix = |bits: u64| {
+        let bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        let bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        bits ^ (bits >> 33)
+    };
+    let digits = user_id.replace('-', "");
+    let half = |digits: &str| u64::from_str_radix(digits, 16).expect("a user's id");
+    format!("{:04x}", mix(mix(half(&digits[..16])) ^ half(&digits[16..])) >> 50)
 }
 
 /// A connection to which a test writes any bytes.

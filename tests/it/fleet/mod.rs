@@ -42,7 +42,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 
 pub use self::applications::{APP, LOGIN_HOST, Proxy, Question, Visitor, WIKI, identity, opened_at};
-pub use self::client::{Answer, Call, PASSWORD, Raw, Session};
+pub use self::client::{Answer, Call, PASSWORD, Raw, Session, bucket};
 pub use self::collector::{Collector, Span};
 pub use self::demo::Demo;
 pub use self::network::{Cut, Way, Whom, in_own_network};
@@ -64,6 +64,9 @@ pub const PROMPTLY: Duration = Duration::from_secs(3);
 pub const PATIENTLY: Duration = Duration::from_secs(20);
 /// `SESSION_SECRET` of every fleet that sets no other.
 pub const SECRET: &str = "the-secret-of-a-fleet-under-test-0";
+
+/// For [`Builder::session_format`].
+pub const MIXED: &str = "mixed";
 
 /// The engine of a fleet's users' database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +94,8 @@ pub struct Fleet {
     pub postgres: Option<Postgres>,
     shared: Option<postgres::Empty>,
     settings: Settings,
+    /// Whether its replicas keep new sessions in both formats in turn.
+    is_mixed: bool,
     // Last, because dropping it removes the directory that the others use.
     directory: tempfile::TempDir,
 }
@@ -150,7 +155,10 @@ impl Fleet {
             ("LOGIN_ATTEMPTS_PER_ACCOUNT", "100000000"),
             ("LOGIN_ATTEMPTS_PER_ADDRESS", "100000000"),
         ];
-        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let mut settings: Settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        if let Ok(format) = std::env::var("SESSION_FORMAT") {
+            settings.insert("SESSION_FORMAT".to_owned(), format);
+        }
         let engine = Engine::Sqlite;
         Builder { replicas: 1, settings, redis: Some(true), redis_over_tcp: false, engine, migrate: true, rules: None }
     }
@@ -242,8 +250,12 @@ impl Fleet {
 
     /// Starts one more.
     pub async fn add_replica(&mut self) {
-        let name = format!("replica-{}", self.replicas.len() + 1);
-        let mut replica = Replica::new(self.path(), &name, &self.settings);
+        let number = self.replicas.len();
+        let mut settings = self.settings.clone();
+        if self.is_mixed {
+            settings.insert("SESSION_FORMAT".to_owned(), ["classic", "compact"][number % 2].to_owned());
+        }
+        let mut replica = Replica::new(self.path(), &format!("replica-{}", number + 1), &settings);
         replica.start().await;
         self.replicas.push(replica);
     }
@@ -291,6 +303,13 @@ impl Builder {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.settings.insert(name.to_owned(), value.to_owned());
         self
+    }
+
+    /// Keeps new sessions in one of the two formats, or with [`MIXED`] in turn: the first replica in the classic one,
+    /// the second in the compact one, and so on. The default is the variable `SESSION_FORMAT` of the tests' process, so
+    /// that any test can be run in each.
+    pub fn session_format(self, format: &str) -> Self {
+        self.env("SESSION_FORMAT", format)
     }
 
     /// Hashes with the default parameters, for tests about hashing.
@@ -367,8 +386,13 @@ impl Builder {
             }
         };
         self.settings.entry("DATABASE_URL".to_owned()).or_insert(database);
-        let settings = self.settings;
-        let mut fleet = Fleet { replicas: Vec::new(), redis, postgres: own, shared, settings, directory };
+        let mut settings = self.settings;
+        let is_mixed = settings.get("SESSION_FORMAT").is_some_and(|format| format == MIXED);
+        if is_mixed {
+            settings.remove("SESSION_FORMAT");
+        }
+        let replicas = Vec::new();
+        let mut fleet = Fleet { replicas, redis, postgres: own, shared, settings, is_mixed, directory };
         if self.migrate {
             fleet.command(&["migrate"], &[]).await.expect_code(0);
         }

@@ -194,6 +194,26 @@ impl Server {
         keys
     }
 
+    /// The keys of sessions that are in an index, where a revocation finds them, sorted.
+    pub fn indexed(&self) -> Vec<String> {
+        let mut keys = Vec::new();
+        for index in self.keys("user:*:sessions") {
+            let read = if self.run::<String>(&["TYPE", &index]) == "list" { "LRANGE" } else { "ZRANGE" };
+            let tag = index.trim_start_matches("user:").trim_end_matches(":sessions");
+            let ids: Vec<String> = self.run(&[read, &index, "0", "-1"]);
+            keys.extend(ids.into_iter().map(|id| format!("session:{tag}:{id}")));
+        }
+        keys.sort();
+        keys
+    }
+
+    /// The key of every session that this user has, sorted, whatever index it is in.
+    pub fn sessions_of(&self, user_id: &str) -> Vec<String> {
+        let mut keys = self.keys("session:*");
+        keys.retain(|key| self.run::<Option<String>>(&["HGET", key, "user_id"]).as_deref() == Some(user_id));
+        keys
+    }
+
     fn log_path(&self) -> PathBuf {
         self.directory.join("redis.log")
     }

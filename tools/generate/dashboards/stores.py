@@ -41,7 +41,7 @@ def now():
     )
     yield stat(
         "Redis memory in use",
-        "Share of `maxmemory`, or of the container's limit if `maxmemory` is not set. A session takes about 0.8 KiB. "
+        "Share of `maxmemory`, or of the container's limit if `maxmemory` is not set. A session takes about 0.7 KiB. "
         "A full Redis refuses writes, so nobody can sign in.",
         "max(authfleet_redis_memory_bytes{@}) / max(job:authfleet_redis_memory_limit:bytes{fleet})",
         "percentunit",

@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use redis::{Value, cmd};
 use uuid::Uuid;
 
-use super::{RedisSessions, SESSIONS, index_key, session_key, unexpected};
+use super::scripts::COMPACT_IDS;
+use super::{FORMATS, Keys, RedisSessions, SESSIONS, call, session_key, time, unexpected};
+use crate::config::SessionFormat;
 use crate::store::redis::{Operation, operation};
 use crate::store::sessions::{ClientOf, Session, SessionEntry, SessionId, SessionKey};
 use crate::store::users::groups::Groups;
@@ -25,38 +27,64 @@ static SCAN_TRIP: Operation = operation!("scan");
 
 impl RedisSessions {
     pub(in crate::store::sessions) async fn list(&self, user_id: Uuid) -> Result<Vec<SessionEntry>, StoreError> {
-        let mut index = cmd("ZRANGE");
-        index.arg(index_key(user_id)).arg(0).arg(-1);
-        let ids: Vec<String> = self.redis.command(&LIST_TRIP, &index).await?;
-        let ids: Vec<_> = ids.iter().filter_map(|id| SessionId::parse(id)).collect();
-        let mut found = self.read(&LIST_TRIP, user_id, &ids).await?;
-        found.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.created_at));
-        Ok(found.into_iter().map(|(_, entry)| entry).collect())
+        let of = |format| self.list_of(&LIST_TRIP, Keys::of(user_id, format));
+        let (classic, compact) = tokio::try_join!(of(SessionFormat::Classic), of(SessionFormat::Compact))?;
+        let mut found: Vec<_> = classic.into_iter().chain(compact).map(|(_, entry)| entry).collect();
+        found.sort_by_key(|entry| entry.created_at);
+        found.reverse();
+        Ok(found)
+    }
+
+    /// The user's living sessions of one format. Those that were created at the same time are in the order of creation
+    /// if the index knows it.
+    pub(super) async fn list_of(
+        &self,
+        operation: &Operation,
+        keys: Keys,
+    ) -> Result<Vec<(SessionKey, SessionEntry)>, StoreError> {
+        let ids: Vec<String> = match keys.format {
+            SessionFormat::Classic => {
+                let mut index = cmd("ZRANGE");
+                index.arg(keys.index()).arg(0).arg(-1);
+                self.redis.command(operation, &index).await?
+            }
+            SessionFormat::Compact => self.redis.script(operation, &call(&COMPACT_IDS, keys, keys.index())).await?,
+        };
+        let key = |session_id| SessionKey { user_id: keys.user_id, session_id, format: keys.format };
+        let names: Vec<_> = ids.iter().filter_map(|id| SessionId::parse(id)).map(key).collect();
+        let found = self.read(operation, &names).await?;
+        Ok(found.into_iter().map(|(key, _, entry)| (key, entry)).collect())
     }
 
     pub(in crate::store::sessions) async fn inspect(
         &self,
         key: SessionKey,
     ) -> Result<Option<(Session, SessionEntry)>, StoreError> {
-        Ok(self.read(&INSPECT_TRIP, key.user_id, &[key.session_id]).await?.pop())
+        Ok(self.read(&INSPECT_TRIP, &[key]).await?.pop().map(|(_, session, entry)| (session, entry)))
     }
 
-    /// The user who has this session. Finds every session that is alive during the whole search.
-    pub(in crate::store::sessions) async fn owner(&self, session_id: SessionId) -> Result<Option<Uuid>, StoreError> {
-        let pattern = format!("session:{{*}}:{session_id}");
-        let user_id = |name: &[u8]| {
-            let name = std::str::from_utf8(name).ok()?;
-            name.strip_prefix("session:{")?.split_once('}')?.0.parse::<Uuid>().ok()
-        };
+    /// The key of the session with this name. Finds every session that is alive during the whole search.
+    pub(in crate::store::sessions) async fn owner(
+        &self,
+        session_id: SessionId,
+    ) -> Result<Option<SessionKey>, StoreError> {
+        let pattern = format!("{SESSIONS}{{*}}:{session_id}");
         for shard in self.redis.shards().await? {
-            let mut found = None;
+            let mut found = Vec::new();
             self.scan(&SCAN_TRIP, &shard, &pattern, |names| {
-                found = names.iter().find_map(|name| user_id(name));
-                found.is_none()
+                found.extend(names);
+                true
             })
             .await?;
-            if found.is_some() {
-                return Ok(found);
+            for name in found {
+                let mut owner = cmd("HGET");
+                owner.arg(&name).arg("user_id");
+                let user_id: Option<String> = self.redis.command(&SCAN_TRIP, &owner).await?;
+                let Some(user_id) = user_id.and_then(|text| text.parse().ok()) else { continue };
+                let key = FORMATS.map(|format| SessionKey { user_id, session_id, format });
+                if let Some(key) = key.into_iter().find(|key| session_key(*key).as_bytes() == name) {
+                    return Ok(Some(key));
+                }
             }
         }
         Ok(None)
@@ -82,25 +110,24 @@ impl RedisSessions {
         }
     }
 
-    /// Reads the user's living sessions, in the order of `ids`.
+    /// Reads those of these sessions that are alive, in the same order.
     async fn read(
         &self,
         operation: &Operation,
-        user_id: Uuid,
-        ids: &[SessionId],
-    ) -> Result<Vec<(Session, SessionEntry)>, StoreError> {
-        let mut pipeline = redis::Pipeline::with_capacity(ids.len() * 2);
-        for session_id in ids {
-            let name = session_key(SessionKey { user_id, session_id: *session_id });
+        keys: &[SessionKey],
+    ) -> Result<Vec<(SessionKey, Session, SessionEntry)>, StoreError> {
+        let mut pipeline = redis::Pipeline::with_capacity(keys.len() * 2);
+        for key in keys {
+            let name = session_key(*key);
             pipeline.cmd("HGETALL").arg(&name).cmd("PTTL").arg(&name);
         }
-        if ids.is_empty() {
+        if keys.is_empty() {
             return Ok(Vec::new());
         }
         let now_ms = self.clock.now_ms();
         let mut replies = self.redis.pipeline(operation, &pipeline).await?.into_iter();
-        let mut found = Vec::with_capacity(ids.len());
-        for &session_id in ids {
+        let mut found = Vec::with_capacity(keys.len());
+        for &key in keys {
             let (Some(hash), Some(left)) = (replies.next(), replies.next()) else { return Err(unexpected(())) };
             let mut hash: HashMap<String, String> = redis::from_redis_value(hash).map_err(unexpected)?;
             let left_ms: i64 = redis::from_redis_value(left).map_err(unexpected)?;
@@ -109,20 +136,26 @@ impl RedisSessions {
                 continue;
             }
             let mut take = |field| hash.remove(field).unwrap_or_default();
+            // Of another user, which an index of the compact format can't tell.
+            if key.format == SessionFormat::Compact && take("user_id") != key.user_id.to_string() {
+                continue;
+            }
+            let (Some(created_at), Some(expires_at)) = (time(&take("created_at")), time(&take("expires_at"))) else {
+                continue;
+            };
             let session = Session {
                 username: take("username"),
                 email: take("email"),
-                created_at: take("created_at"),
+                created_at,
                 created_by: take("created_by"),
                 groups: Groups::parse(&take("groups")),
             };
-            let (expires_at, ip, user_agent, hosts) =
-                (take("expires_at"), take("ip"), take("user_agent"), take("hosts"));
+            let (ip, user_agent, hosts) = (take("ip"), take("user_agent"), take("hosts"));
             let client = ClientOf { ip: &ip, user_agent: &user_agent, hosts: &hosts };
-            let Some(entry) = self.limits.entry(session_id, &session, &expires_at, client, now_ms, left_ms) else {
-                continue;
-            };
-            found.push((session, entry));
+            let entry = self.limits.entry(key.session_id, &session, expires_at, client, now_ms, left_ms);
+            if let Some(entry) = entry {
+                found.push((key, session, entry));
+            }
         }
         Ok(found)
     }
