@@ -15,12 +15,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .parts import BenchError, Postgres, Redis, RedisCluster, Server, cpu, encode, resident
+from .parts import USER_AGENT, BenchError, Postgres, Redis, RedisCluster, Server, cpu, encode, resident
 from .sessions import fill
 
 CONNECTIONS = 32
 CHECKED = ("username", "email", "created_at", "created_by", "groups")
 # Arms of the table of session checks.
+COMPACT = "authfleet, compact sessions"
 BARE = "bare axum handler, all fields"
 SMALLEST = "bare axum handler, two fields"
 
@@ -104,9 +105,13 @@ def checks(
     variants: dict[str, Server],
     bare: tuple[int, str],
     real: dict[str, str],
+    compact: dict[str, str],
 ) -> dict:
-    """Measures the server, the server with other settings and the bare handler in alternation, then redis-benchmark."""
+    """Measures the server with sessions of both formats, the server with other settings and the bare handler in
+    alternation, then redis-benchmark."""
     cookies, keys = fill(redis, server.secret, 1000, real, 1000)
+    compact_cookies, compact_keys = fill(redis, server.secret, 1000, compact, 1000)
+    in_less = rotating(directory / "compact.lua", compact_cookies)
     mine = rotating(directory / "cookies.lua", cookies)
     theirs = rotating(directory / "keys.lua", [f"session={key}" for key in keys])
     # The smallest session that an application could keep: who it is, by number and by name.
@@ -117,6 +122,8 @@ def checks(
         f"authfleet{name}": lambda seconds, it=it: wrk(it.base, mine, seconds, it.pid, redis)
         for name, it in {"": server, **variants}.items()
     }
+    # A server accepts sessions of both formats.
+    arms[COMPACT] = lambda seconds: wrk(server.base, in_less, seconds, server.pid, redis)
     arms[BARE] = lambda seconds: wrk(bare[1], theirs, seconds, bare[0], redis)
     arms[SMALLEST] = lambda seconds: wrk(bare[1], smallest, seconds, bare[0], redis)
     for run in arms.values():
@@ -143,6 +150,8 @@ def checks(
         + redis_benchmark(redis, n, "EXPIRE", key, "1800"),
         "HMGET + PEXPIRE": redis_benchmark(redis, n, "HMGET", key, *CHECKED)
         + redis_benchmark(redis, n, "PEXPIRE", key, "1800000"),
+        "HMGET + PEXPIRE, compact": redis_benchmark(redis, n, "HMGET", compact_keys[0], *CHECKED)
+        + redis_benchmark(redis, n, "PEXPIRE", compact_keys[0], "1800000"),
     }
     time.sleep(2)
     # The exporter drops spans when its queue is full, so this shows how many were sent.
@@ -159,32 +168,49 @@ def checks(
     }
 
 
-def sizes(directory: Path, args: argparse.Namespace, redis: Redis, server: Server, real: dict[str, str]) -> list[dict]:
-    """Measures memory per session and cost per check, for each number of sessions."""
+def sizes(directory: Path, args: argparse.Namespace, reals: dict[str, dict[str, str]]) -> list[dict]:
+    """Measures memory per session and cost per check, for each number of sessions, in both formats in alternation.
+    Each format has a Redis and a server of its own. The default format comes last."""
     rows = []
-    for count in args.sizes:
-        redis.cli("FLUSHALL")
-        before = int(redis.info("memory")["used_memory"])
-        say(f"{count} sessions into Redis")
-        cookies, _ = fill(redis, server.secret, count, real, 10_000)
-        memory = redis.info("memory")
-        per_session = (int(memory["used_memory"]) - before) / count
-        script = rotating(directory / f"size-{count}.lua", cookies)
-        wrk(server.base, script, 1 if args.quick else 2, server.pid, redis)
-        say(f"checks among {count} sessions")
-        cost = median(
-            [wrk(server.base, script, args.seconds, server.pid, redis) for _ in range(1 if args.quick else 3)]
-        )
-        rss = int(memory["used_memory_rss"])
-        rows.append(
-            {"sessions": count, "bytes_per_session": round(per_session), "used_memory_rss": rss, **cost.__dict__}
-        )
-    redis.cli("FLUSHALL")
+    with contextlib.ExitStack() as stack:
+        stores = {}
+        for name in reals:
+            (directory / name).mkdir()
+            redis = stack.enter_context(Redis.started(directory / name, "--appendonly", "no"))
+            stores[name] = (redis, stack.enter_context(Server.started(directory, args.binary, redis)))
+        for count in args.sizes:
+            arms: dict[str, tuple[Server, Path, Redis, dict[str, str], int]] = {}
+            for name, (redis, server) in stores.items():
+                redis.cli("FLUSHALL")
+                before = int(redis.info("memory")["used_memory"])
+                say(f"{count} {name} sessions into Redis")
+                cookies, _ = fill(redis, server.secret, count, reals[name], 10_000)
+                memory = redis.info("memory")
+                script = rotating(directory / f"size-{count}-{name}.lua", cookies)
+                arms[name] = (server, script, redis, memory, int(memory["used_memory"]) - before)
+                wrk(server.base, script, 1 if args.quick else 2, server.pid, redis)
+            costs: dict[str, list[Cost]] = {name: [] for name in arms}
+            for turn in range(1 if args.quick else args.rounds):
+                for name, (server, script, redis, *_) in arms.items():
+                    say(f"round {turn + 1}: checks among {count} {name} sessions")
+                    costs[name].append(wrk(server.base, script, args.seconds, server.pid, redis))
+            rows += [
+                {
+                    "sessions": count,
+                    "format": name,
+                    "bytes_per_session": round(used / count),
+                    "used_memory_rss": int(memory["used_memory_rss"]),
+                    **median(costs[name]).__dict__,
+                }
+                for name, (_, _, _, memory, used) in arms.items()
+            ]
     return rows
 
 
 def encodings(directory: Path, args: argparse.Namespace, real: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Measures one session's memory and a check's cost in Redis, by `hash-max-listpack-value`."""
+    """Measures memory and a check's cost in Redis, by `hash-max-listpack-value`, of sessions whose user agent was kept
+    as it was sent: by builds before this one, or because it wasn't recognised."""
+    real = {**real, "user_agent": USER_AGENT}
     found: dict[str, dict[str, float]] = {}
     for limit in ("64", "512"):
         with Redis.started(directory, "--appendonly", "no", "--hash-max-listpack-value", limit) as redis:

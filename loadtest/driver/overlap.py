@@ -17,7 +17,7 @@ from pathlib import Path
 from . import simulation
 from .measurements import rotating, say, wrk
 from .parts import BenchError, Missing, Redis, Server
-from .sessions import fill
+from .sessions import fill, sample
 from .targets import ROOT
 
 REPLICAS = 3
@@ -71,12 +71,7 @@ def compared(args: argparse.Namespace, cores: int) -> str:
 
 def sessions(redis: Redis, server: Server, count: int = 1000, keep: int = 1000) -> list[str]:
     """Makes sessions like one of the server's own. Returns the cookies of `keep` of them."""
-    who = {"email": "session@example.com", "password": secrets.token_urlsafe(18)}
-    for path, wanted in (("/auth/register", 201), ("/auth/login", 200)):
-        if (status := server.post(path, who)[0]) != wanted:
-            raise BenchError(f"{path}: {status}")
-    flat = redis.cli("HGETALL", redis.cli("KEYS", "session:*")).splitlines()
-    return fill(redis, server.secret, count, dict(zip(flat[::2], flat[1::2], strict=True)), keep)[0]
+    return fill(redis, server.secret, count, sample(redis, server)[1], keep)[0]
 
 
 def children() -> float:

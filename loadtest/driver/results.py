@@ -153,6 +153,8 @@ def of_the_load_tests(run: dict, bench: dict) -> str:
 
 def of_the_capacity(bench: dict) -> str:
     each, login, largest, storm = bench["persistent"], bench["login"], bench["sizes"][-1], bench["storm"]
+    # Sessions of the default format come last. Before there were others, it had no name.
+    formats = {s.get("format", "classic"): s["bytes_per_session"] for s in bench["sizes"]}
     by_redis = 0.6e6 / each["redis"]
     command = [sys.executable, "-B", str(ROOT / "loadtest" / "capacity"), "--bench", "/dev/stdin"]
     loads = subprocess.run(command, input=json.dumps(bench), capture_output=True, text=True, check=True).stdout
@@ -161,7 +163,10 @@ def of_the_capacity(bench: dict) -> str:
         ["CPU of the server per session check", f"{each['server']:.1f} µs", "authfleet, shipped persistence: server"],
         ["CPU of Redis per session check", f"{each['redis']:.1f} µs", "authfleet, shipped persistence: Redis"],
         ["CPU of the server per login (Argon2id, 19 MiB, two passes)", f"{login['server_ms']:.1f} ms", "login"],
-        ["memory of Redis per session, one per user", f"{largest['bytes_per_session']} bytes", "the largest size"],
+        *(
+            [f"memory of Redis per session, one per user, {name}", f"{each} bytes", "the largest size"]
+            for name, each in formats.items()
+        ),
         ["session checks for the CPU of one login", thousand(login["server_ms"] * 1e3 / each["server"]), "calculated"],
         ["server's CPU per check, divided by Redis's", f"{each['server'] / each['redis']:.1f}", "calculated"],
         ["checks per second at 60 % of one Redis", thousand(by_redis // 1000 * 1000), "calculated"],
@@ -175,7 +180,7 @@ def of_the_capacity(bench: dict) -> str:
         ["memory of a replica afterwards", f"{storm['after_mib']:.1f} MiB", "resident memory"],
         *(
             [
-                f"a session with `hash-max-listpack-value {limit}`",
+                f"a session with a long user agent, `hash-max-listpack-value {limit}`",
                 f"{v['bytes']} bytes, {v['redis']:.1f} µs",
                 "HMGET + PEXPIRE",
             ]
@@ -183,13 +188,20 @@ def of_the_capacity(bench: dict) -> str:
         ),
     ]
     sizes = [
-        [thousand(s["sessions"]), str(s["bytes_per_session"]), f"{s['server']:.1f}", f"{s['redis']:.1f}"]
+        [
+            thousand(s["sessions"]),
+            s.get("format", "classic"),
+            str(s["bytes_per_session"]),
+            f"{s['server']:.1f}",
+            f"{s['redis']:.1f}",
+        ]
         for s in bench["sizes"]
     ]
+    head = ["sessions in Redis", "format", "bytes per session", "server, µs per check", "Redis, µs per check"]
     return (
         f"{measured(bench)}; Redis {bench['redis_version']}.\n\n"
         + table(["figure", "here", "in `loadtest/bench`"], figures)
         + f"\nWhat a load needs, calculated by `loadtest/capacity`:\n\n{loads}\n"
         + "How the cost of a check depends on the number of sessions, without persistence:\n\n"
-        + table(["sessions in Redis", "bytes per session", "server, µs per check", "Redis, µs per check"], sizes, 4)
+        + table(head, sizes, 5)
     )
