@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | `stream.rs` | TCP, TLS, Unix sockets |
 //! | `access.rs` | what all connections have in common: credentials, TLS, time limits |
+//! | `frames.rs` | the protocol: packing commands, finding the end of replies |
+//! | `wire.rs` | one connection, over which any number of requests go at once |
 //! | `batches.rs` | how requests that are ready at the same time share a write |
 //! | `link.rs` | one connection to one server, which is replaced when it breaks |
 //! | `sentinel.rs` | which server is the primary |
@@ -14,6 +16,7 @@
 mod access;
 mod batches;
 mod cluster;
+mod frames;
 mod link;
 mod map;
 mod primary;
@@ -21,10 +24,12 @@ mod sentinel;
 mod server;
 mod slots;
 mod stream;
+mod wire;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use metrics::{Counter, Histogram};
 use redis::{RedisError, Value};
@@ -33,6 +38,7 @@ use tracing::field;
 
 use self::access::Access;
 use self::cluster::Cluster;
+pub(crate) use self::frames::Reader;
 use self::link::Target;
 use self::primary::{CONFIRMATION, Primary};
 use self::sentinel::Sentinels;
@@ -113,6 +119,40 @@ impl Shard {
     }
 }
 
+/// Commands that all have the same key, packed without the client library because they are sent so often.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request<'a> {
+    /// Decides which server of a cluster gets the commands.
+    pub(crate) key: &'a [u8],
+    /// Each command's words.
+    pub(crate) commands: &'a [&'a [&'a [u8]]],
+}
+
+/// The replies to a [`Request`], none of which is an error.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// As they came, for [`Reader`].
+    Bytes(Bytes),
+    /// Those of commands that were sent again, because a cluster's slots moved.
+    Values(Vec<Value>),
+}
+
+impl Request<'_> {
+    fn pack(&self, to: &mut Vec<u8>) {
+        self.commands.iter().for_each(|command| frames::pack(command, to));
+    }
+
+    fn pipeline(&self) -> redis::Pipeline {
+        let mut pipeline = redis::Pipeline::with_capacity(self.commands.len());
+        for command in self.commands {
+            let mut packed = redis::Cmd::new();
+            packed.arg(command);
+            pipeline.add_command(packed);
+        }
+        pipeline
+    }
+}
+
 impl RedisHandle {
     /// Prepares a handle. It connects when it is first used. `None` without `REDIS_URL`.
     ///
@@ -157,6 +197,25 @@ impl RedisHandle {
         pipeline: &redis::Pipeline,
     ) -> Result<Vec<Value>, StoreError> {
         timed(operation, "PIPELINE", Some(pipeline.len()), self.run(pipeline, None, false)).await
+    }
+
+    /// As [`RedisHandle::pipeline`], for what must cost as little as possible.
+    ///
+    /// # Errors
+    ///
+    /// As [`RedisHandle::pipeline`].
+    pub(crate) async fn ask(&self, operation: &Operation, request: &Request<'_>) -> Result<Answer, StoreError> {
+        let trip = async {
+            let answer = match &self.servers {
+                Servers::One(primary) => primary.ask(request).await,
+                Servers::Cluster(cluster) => cluster.ask(request).await,
+            };
+            Ok(match answer? {
+                Answer::Values(replies) => Answer::Values(sound(replies)?),
+                bytes @ Answer::Bytes(_) => bytes,
+            })
+        };
+        timed(operation, "PIPELINE", Some(request.commands.len()), trip).await
     }
 
     /// Runs a script by its hash, loading it where Redis doesn't know it.

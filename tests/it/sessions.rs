@@ -25,6 +25,44 @@ async fn any_replica_knows_every_session() {
     }
 }
 
+/// All requests of a replica share one connection to Redis, whose replies are told apart by their order alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_reach_those_who_asked_while_others_hang_up() {
+    const USERS: usize = 8;
+    let fleet = Fleet::start(1).await;
+    let mut sessions = Vec::new();
+    for user in 0..USERS {
+        let user = fleet[0].register(&format!("user-{user}")).await;
+        sessions.push((user.id.clone(), fleet[0].login(&user).await));
+    }
+    // The last one is nobody's: its answers differ from the others'.
+    fleet[0].post("/auth/logout").session(&sessions[USERS - 1].1).send().await.expect(200);
+    let (fleet, sessions) = (&fleet, &sessions);
+    let clients = (0..64).map(|_| async move {
+        let (mut answered, mut gone) = (0, 0);
+        for _ in 0..60 {
+            let user = fastrand::usize(..USERS);
+            let request = fleet[0].get("/profile").session(&sessions[user].1).send();
+            let patience =
+                if fastrand::bool() { Duration::from_secs(20) } else { Duration::from_micros(fastrand::u64(..9000)) };
+            let Ok(answer) = tokio::time::timeout(patience, request).await else {
+                gone += 1;
+                continue;
+            };
+            answered += 1;
+            if user == USERS - 1 {
+                answer.expect_problem(401, "session_invalid");
+            } else {
+                assert_eq!(answer.expect(200).text_at("user_id"), sessions[user].0);
+            }
+        }
+        (answered, gone)
+    });
+    let counts = futures::future::join_all(clients).await;
+    let (answered, gone) = counts.iter().fold((0, 0), |(all, none), (answered, gone)| (all + answered, none + gone));
+    assert!(answered > 500 && gone > 50, "{answered} answered, {gone} gone: too few to mean anything");
+}
+
 #[tokio::test]
 async fn a_session_can_be_read_in_redis() {
     let fleet = Fleet::start(1).await;

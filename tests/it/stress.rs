@@ -18,7 +18,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use self::history::{Event, Generation, SessionNumber, Token, UserNumber, What, figures, violations};
+use self::history::{Event, Generation, SessionNumber, Token, UserNumber, What, figures, story, violations};
 use crate::fleet::{
     APP, Builder, Engine, Fleet, LOGIN_HOST, MIXED, Proxy, Question, Server, Settings, WIKI, authfleet,
 };
@@ -331,7 +331,7 @@ impl Clients {
             }
             Some(Answered { status: 403, .. }) => {
                 // `from` was not the password.
-                self.record(event, What::Unknown);
+                self.record(event, What::ChangeRefused { user: session.user });
                 user.passwords.lock().retain(|generation| *generation != to);
                 None
             }
@@ -532,6 +532,9 @@ async fn stress(builder: Builder, what: &str) {
         alive.len(),
         found.len(),
     );
+    if let Some(first) = found.first() {
+        println!("{first:?}:\n{}", story(&history, first));
+    }
     assert_eq!(found, [], "of {} operations", history.len());
     assert!(kills >= 3 && sessions.len() > 50 && !alive.is_empty(), "too little happened to mean anything");
     let count = |is: fn(&What) -> bool| history.iter().filter(|event| is(&event.what)).count();

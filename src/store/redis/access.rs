@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo};
+use redis::{ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, Value};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::batches::in_batches;
 use super::stream::{Dialer, Stream};
+use super::wire::Wire;
 use crate::config::{RedisNode, RedisUrl};
 use crate::metrics::REDIS_CONNECTED;
 use crate::store::StoreError;
@@ -76,7 +76,7 @@ pub(super) fn login(username: Option<&str>, password: Option<&SecretString>) -> 
 }
 
 /// A connection, and the task that moves its bytes.
-pub(super) type Opened = (MultiplexedConnection, AbortOnDropHandle<()>);
+pub(super) type Opened = (Wire, AbortOnDropHandle<()>);
 
 /// Logs in over a stream. Each reply may take up to `patience`.
 pub(super) async fn open(
@@ -85,11 +85,48 @@ pub(super) async fn open(
     patience: Duration,
     name: &(dyn std::fmt::Display + Sync),
 ) -> Result<Opened, StoreError> {
-    let config = AsyncConnectionConfig::new().set_response_timeout(Some(patience));
-    let opened = MultiplexedConnection::new_with_config(info, stream, config).await;
+    let (wire, driver) = Wire::new(stream, patience);
+    let driver = AbortOnDropHandle::new(tokio::spawn(in_batches(driver)));
     let failed = |error| StoreError::caused(&format!("REDIS_URL: {name} refuses the connection"), error);
-    let (connection, driver) = opened.map_err(failed)?;
-    Ok((connection, AbortOnDropHandle::new(tokio::spawn(in_batches(driver)))))
+    shake_hands(&wire, info).await.map_err(failed)?;
+    Ok((wire, driver))
+}
+
+/// User, password, protocol, database; and the server learns who is connected, for `CLIENT LIST`.
+async fn shake_hands(wire: &Wire, info: &RedisConnectionInfo) -> RedisResult<()> {
+    let mut steps = redis::Pipeline::new();
+    // What a failure of each step means; `None` if it doesn't matter.
+    let mut meanings = Vec::new();
+    let credentials = info.password().map(|password| [info.username().unwrap_or("default"), password]);
+    if info.protocol() == ProtocolVersion::RESP2 {
+        if let Some(password) = info.password() {
+            // Without a user's name as a server without ACLs knows it.
+            steps.cmd("AUTH").arg(info.username()).arg(password);
+            meanings.push(Some("the server refuses the user or the password"));
+        }
+    } else {
+        steps.cmd("HELLO").arg(3);
+        if let Some(credentials) = &credentials {
+            steps.arg("AUTH").arg(credentials);
+        }
+        meanings.push(Some("the server refuses RESP3, the user or the password"));
+    }
+    if info.db() != 0 {
+        steps.cmd("SELECT").arg(info.db());
+        meanings.push(Some("the server refuses the database"));
+    }
+    for (what, is) in [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
+        // An ACL may refuse it, and servers before Redis 7.2 don't know it.
+        steps.cmd("CLIENT").arg("SETINFO").arg(what).arg(is);
+        meanings.push(None);
+    }
+    for (reply, meaning) in wire.pipeline(&steps).await?.into_iter().zip(meanings) {
+        if let (Value::ServerError(error), Some(meaning)) = (reply, meaning) {
+            let error = RedisError::from(error);
+            return Err((ErrorKind::AuthenticationFailed, meaning, error.to_string()).into());
+        }
+    }
+    Ok(())
 }
 
 /// Collects the answers of several servers that were asked at the same time: those that arrive within `limit`, and at

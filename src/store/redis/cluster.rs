@@ -19,12 +19,12 @@ use futures_util::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, Value};
 
-use super::Shard;
 use super::access::{Access, CONNECT_TIMEOUT, first_answers};
 use super::link::Target;
 use super::map::Map;
 use super::primary::Primary;
-use super::slots::{Detour, SLOTS, View, slot_of};
+use super::slots::{Detour, SLOTS, View, slot, slot_of};
+use super::{Answer, Request, Shard};
 use crate::config::RedisNode;
 use crate::metrics::REDIS_FAILOVERS;
 use crate::store::StoreError;
@@ -104,6 +104,20 @@ impl Cluster {
         }
         // Boxed, because few requests get here.
         Box::pin(self.detour(pipeline, script, confirm, steps, begin)).await
+    }
+
+    /// As [`Cluster::run`], for a request that is packed by hand.
+    pub(super) async fn ask(self: &Arc<Self>, request: &Request<'_>) -> Result<Answer, StoreError> {
+        let begin = Instant::now();
+        let mut steps = Vec::new();
+        let server = self.map.read().shard(slot(request.key)).map(|shard| Arc::clone(&shard.primary));
+        if let Some(server) = server {
+            match server.ask(request).await.inspect_err(|_| self.look_soon())? {
+                Answer::Values(replies) => steps = replies.into_iter().map(Step::Done).collect(),
+                bytes @ Answer::Bytes(_) => return Ok(bytes),
+            }
+        }
+        Box::pin(async { self.detour(&request.pipeline(), None, false, steps, begin).await.map(Answer::Values) }).await
     }
 
     /// The server that has the keys of all commands, if there is one.
@@ -313,7 +327,7 @@ impl Cluster {
         nodes.extend(self.seeds.iter().cloned());
         let mut seen = HashSet::new();
         nodes.retain(|node| seen.insert(node.clone()));
-        let asked = nodes.iter().map(|node| self.ask(node)).collect::<FuturesUnordered<_>>();
+        let asked = nodes.iter().map(|node| self.view_of(node)).collect::<FuturesUnordered<_>>();
         let (views, error) = first_answers(asked, CONNECT_TIMEOUT, GRACE).await;
         // A member that is cut off still names the primaries that it knew.
         let best = views.into_iter().max_by_key(|view| (view.is_ok, view.epoch, view.covered()));
@@ -330,7 +344,7 @@ impl Cluster {
         }
     }
 
-    async fn ask(&self, node: &RedisNode) -> Result<View, StoreError> {
+    async fn view_of(&self, node: &RedisNode) -> Result<View, StoreError> {
         let mut questions = redis::Pipeline::with_capacity(2);
         questions.cmd("CLUSTER").arg("SLOTS").cmd("CLUSTER").arg("INFO");
         let replies = self.member(node).exchange(&questions, None, false).await?;

@@ -14,13 +14,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
-use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::access::{Access, CONNECT_TIMEOUT, Opened, open};
 use super::sentinel::Sentinels;
 use super::stream;
+use super::wire::Wire;
+use super::{Answer, Request};
 use crate::config::RedisNode;
 use crate::metrics::{REDIS_CONNECTS, REDIS_FAILOVERS};
 use crate::store::StoreError;
@@ -70,7 +71,7 @@ pub(super) struct Link {
 }
 
 struct Lease {
-    connection: MultiplexedConnection,
+    wire: Wire,
     driver: AbortOnDropHandle<()>,
     generation: u64,
     since: Instant,
@@ -117,17 +118,35 @@ impl Link {
         pipeline: &redis::Pipeline,
         script: Option<&redis::ScriptInvocation<'_>>,
     ) -> Result<Vec<Value>, StoreError> {
-        let (mut connection, generation) = self.connection().await?;
-        let mut replies = connection.send_packed_commands(pipeline, 0, pipeline.len()).await;
+        let (mut wire, generation) = self.connection().await?;
+        let mut replies = wire.pipeline(pipeline).await;
         if let (Ok(received), Some(script)) = (&replies, script)
             && received.iter().any(is_unknown_script)
         {
-            replies = match script.load_async(&mut connection).await {
-                Ok(_) => connection.send_packed_commands(pipeline, 0, pipeline.len()).await,
+            replies = match script.load_async(&mut wire).await {
+                Ok(_) => wire.pipeline(pipeline).await,
                 Err(error) => Err(error),
             };
         }
-        let failed = match &replies {
+        self.look_at(generation, &replies);
+        Ok(replies?)
+    }
+
+    /// As [`Link::exchange`], for a request that is packed by hand.
+    pub(super) async fn ask(&self, request: &Request<'_>) -> Result<Answer, StoreError> {
+        let (wire, generation) = self.connection().await?;
+        let answer = match wire.ask(request.commands.len(), |to| request.pack(to)).await {
+            Ok(replies) if !replies.has_error => return Ok(Answer::Bytes(replies.bytes)),
+            Ok(replies) => replies.values(),
+            Err(error) => Err(error),
+        };
+        self.look_at(generation, &answer);
+        Ok(Answer::Values(answer?))
+    }
+
+    /// Gives the connection up if the answer shows that it has become useless.
+    fn look_at(&self, generation: u64, answer: &Result<Vec<Value>, RedisError>) {
+        let failed = match answer {
             // For the client library, an error is a reply like any other.
             Ok(replies) => replies.iter().find_map(|reply| match reply {
                 Value::ServerError(error) => Some(RedisError::from(error.clone())),
@@ -138,10 +157,9 @@ impl Link {
         if let Some(error) = failed {
             self.give_up_if_useless(generation, &error);
         }
-        Ok(replies?)
     }
 
-    async fn connection(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
+    async fn connection(&self) -> Result<(Wire, u64), StoreError> {
         match self.lent() {
             Some(lent) => Ok(lent),
             // Boxed: inline, its states would make the future of every request several times as large.
@@ -149,12 +167,12 @@ impl Link {
         }
     }
 
-    fn lent(&self) -> Option<(MultiplexedConnection, u64)> {
-        self.lease.read().as_ref().map(|lease| (lease.connection.clone(), lease.generation))
+    fn lent(&self) -> Option<(Wire, u64)> {
+        self.lease.read().as_ref().map(|lease| (lease.wire.clone(), lease.generation))
     }
 
     #[cold]
-    async fn connect(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
+    async fn connect(&self) -> Result<(Wire, u64), StoreError> {
         let known = self.away.read().clone();
         let _turn = match known.clone() {
             None => self.connecting.lock().await,
@@ -179,11 +197,11 @@ impl Link {
             Err(StoreError::new(format!("REDIS_URL: no connection to {target} within {limit} ms{hint}")))
         });
         match attempt {
-            Ok((connection, driver)) => {
+            Ok((wire, driver)) => {
                 let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-                let lent = connection.clone();
+                let lent = wire.clone();
                 self.access.count(true);
-                *self.lease.write() = Some(Lease { connection, driver, generation, since: Instant::now() });
+                *self.lease.write() = Some(Lease { wire, driver, generation, since: Instant::now() });
                 metrics::counter!(REDIS_CONNECTS).increment(1);
                 if self.away.write().take().is_some() || generation > 1 {
                     tracing::info!(server = %self.target, "redis answers again");

@@ -7,6 +7,7 @@ use redis::Value;
 
 use super::access::{Access, RESPONSE_TIMEOUT};
 use super::link::{Link, Target};
+use super::{Answer, Request};
 use crate::config::RedisNode;
 use crate::store::StoreError;
 
@@ -50,6 +51,11 @@ impl Primary {
             Some(link) if confirm => link.exchange(pipeline, script).await,
             _ => self.link.exchange(pipeline, script).await,
         }
+    }
+
+    /// See [`Link::ask`].
+    pub(super) async fn ask(&self, request: &Request<'_>) -> Result<Answer, StoreError> {
+        self.link.ask(request).await
     }
 
     /// Records the primary that the Sentinels name.

@@ -92,11 +92,11 @@ impl Sentinels {
 
     async fn ask(&self, dialer: &Dialer, node: &RedisNode) -> Result<Opinion, StoreError> {
         let name = format!("the Sentinel {node}");
-        let (mut connection, _driver) = open(dialer.tcp(node).await?, &self.info, RESPONSE_TIMEOUT, &name).await?;
+        let (connection, _driver) = open(dialer.tcp(node).await?, &self.info, RESPONSE_TIMEOUT, &name).await?;
         let mut questions = redis::Pipeline::with_capacity(2);
         questions.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.primary);
         questions.cmd("SENTINEL").arg("MASTER").arg(&self.primary);
-        let replies = connection.send_packed_commands(&questions, 0, 2).await?;
+        let replies = connection.pipeline(&questions).await?;
         self.opinion(replies).map_err(|error| StoreError::new(format!("REDIS_URL: {name}: {error}")))
     }
 

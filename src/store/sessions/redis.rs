@@ -61,7 +61,7 @@ use super::id::tag_text;
 use super::{Created, Limits, NewSession, Session, SessionId, SessionKey};
 use crate::clock::{Clock, millis};
 use crate::config::SessionFormat;
-use crate::store::redis::{Operation, RedisHandle, operation};
+use crate::store::redis::{Answer, Operation, Reader, RedisHandle, Request, operation};
 use crate::store::users::groups::Groups;
 use crate::store::{ServerState, Shard, StoreError};
 
@@ -117,35 +117,26 @@ impl RedisSessions {
 
     pub(super) async fn check(&self, key: SessionKey, idle_for: Duration) -> Result<Option<Session>, StoreError> {
         let name = session_key(key);
-        let mut pipeline = redis::Pipeline::with_capacity(2);
-        pipeline
-            .cmd("HMGET")
-            .arg(&name)
-            .arg(&["username", "email", "created_at", "created_by", "groups"])
-            // EXPIRE, unlike HSET, can't bring back a key that was deleted meanwhile.
-            .cmd("PEXPIRE")
-            .arg(&name)
-            .arg(millis(idle_for));
-        let replies = self.redis.pipeline(&CHECK_TRIP, &pipeline).await?;
-        let [Value::Array(fields), Value::Int(renewed)] = <[Value; 2]>::try_from(replies).map_err(unexpected)? else {
-            return Err(unexpected(()));
+        let name = name.as_bytes();
+        let idle_ms = millis(idle_for).to_string();
+        let request = Request {
+            key: name,
+            commands: &[
+                &[b"HMGET", name, b"username", b"email", b"created_at", b"created_by", b"groups"],
+                // EXPIRE, unlike HSET, can't bring back a key that was deleted meanwhile.
+                &[b"PEXPIRE", name, idle_ms.as_bytes()],
+            ],
         };
-        if renewed == 0 {
+        let answer = self.redis.ask(&CHECK_TRIP, &request).await?;
+        let (fields, is_renewed) = checked(answer).ok_or_else(|| unexpected(()))?;
+        if !is_renewed {
             return Ok(None);
         }
-        let mut fields = fields.into_iter().map(|field| match field {
-            Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
-            _ => None,
-        });
-        let mut next = || fields.next().flatten();
-        let (Some(username), Some(email), Some(created_at), Some(created_by)) =
-            (next(), next(), next().and_then(|text| time(&text)), next())
-        else {
-            // Not written by us, or edited by hand.
-            tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its fields ignored");
-            return Ok(None);
+        let [Some(username), Some(email), created_at, Some(created_by), groups] = fields else {
+            return Ok(ignored(key));
         };
-        let groups = next().map(|text| Groups::parse(&text)).unwrap_or_default();
+        let Some(created_at) = created_at.and_then(|text| time(&text)) else { return Ok(ignored(key)) };
+        let groups = groups.map(|text| Groups::parse(&text)).unwrap_or_default();
         Ok(Some(Session { username, email, created_at, created_by, groups }))
     }
 
@@ -339,6 +330,39 @@ impl RedisSessions {
             self.redis.command::<Value>(&PING_TRIP, &renewal).await.map(drop)
         };
         self.redis.unreachable(renew).await
+    }
+}
+
+/// For a session that we didn't write, or that was edited by hand.
+fn ignored(key: SessionKey) -> Option<Session> {
+    tracing::warn!(session_id = %key.session_id, user_id = %key.user_id, "session without its fields ignored");
+    None
+}
+
+/// The fields that a check reads, those that exist and are UTF-8, and whether the session was renewed. `None` for replies
+/// of another shape.
+fn checked(answer: Answer) -> Option<([Option<String>; 5], bool)> {
+    let mut fields = [const { None }; 5];
+    match answer {
+        Answer::Bytes(replies) => {
+            let mut replies = Reader::new(&replies);
+            if replies.array()? != fields.len() {
+                return None;
+            }
+            for field in &mut fields {
+                *field = replies.text()?.and_then(|text| std::str::from_utf8(text).ok()).map(str::to_owned);
+            }
+            Some((fields, replies.natural()? == 1))
+        }
+        Answer::Values(replies) => {
+            let [Value::Array(texts), Value::Int(renewed)] = <[Value; 2]>::try_from(replies).ok()? else { return None };
+            for (field, text) in fields.iter_mut().zip(texts) {
+                if let Value::BulkString(text) = text {
+                    *field = String::from_utf8(text).ok();
+                }
+            }
+            Some((fields, renewed == 1))
+        }
     }
 }
 
