@@ -38,7 +38,7 @@ use tracing::field;
 
 use self::access::Access;
 use self::cluster::Cluster;
-pub(crate) use self::frames::Reader;
+pub(crate) use self::frames::{Reader, Unexpected};
 use self::link::Target;
 use self::primary::{CONFIRMATION, Primary};
 use self::sentinel::Sentinels;

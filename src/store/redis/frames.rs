@@ -158,13 +158,12 @@ impl Replies {
         let mut values = Vec::new();
         let mut rest = &self.bytes[..];
         while !rest.is_empty() {
-            let end = match push(rest)? {
-                Some(end) => end,
-                None => {
-                    let (end, _) = Search::default().end(rest, 1)?.ok_or_else(|| garbled("a reply without its end"))?;
-                    values.push(redis::parse_redis_value(&rest[..end])?);
-                    end
-                }
+            let end = if let Some(end) = push(rest)? {
+                end
+            } else {
+                let (end, _) = Search::default().end(rest, 1)?.ok_or_else(|| garbled("a reply without its end"))?;
+                values.push(redis::parse_redis_value(&rest[..end])?);
+                end
             };
             rest = &rest[end..];
         }
@@ -182,7 +181,11 @@ pub(super) fn push(bytes: &[u8]) -> io::Result<Option<usize>> {
     Ok(elements.end(bytes, 0)?.map(|(end, _)| end))
 }
 
-/// Reads replies of known shapes one after the other. Everything is `None` if another shape comes.
+/// Another shape came than the reader was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unexpected;
+
+/// Reads replies of known shapes one after the other.
 #[derive(Debug)]
 pub(crate) struct Reader<'a>(&'a [u8]);
 
@@ -192,35 +195,35 @@ impl<'a> Reader<'a> {
     }
 
     /// The number of elements of an array, which follow.
-    pub(crate) fn array(&mut self) -> Option<usize> {
-        self.head(b'*')?
+    pub(crate) fn array(&mut self) -> Result<usize, Unexpected> {
+        self.head(b'*')?.ok_or(Unexpected)
     }
 
     /// A string, or null.
-    pub(crate) fn text(&mut self) -> Option<Option<&'a [u8]>> {
+    pub(crate) fn text(&mut self) -> Result<Option<&'a [u8]>, Unexpected> {
         if self.0.first() == Some(&b'_') {
-            self.0 = self.0.strip_prefix(b"_\r\n")?;
-            return Some(None);
+            self.0 = self.0.strip_prefix(b"_\r\n").ok_or(Unexpected)?;
+            return Ok(None);
         }
-        let Some(length) = self.head(b'$')? else { return Some(None) };
-        let text = self.0.get(..length)?;
-        self.0 = self.0.get(length + 2..)?;
-        Some(Some(text))
+        let Some(length) = self.head(b'$')? else { return Ok(None) };
+        let (text, rest) = self.0.split_at_checked(length).ok_or(Unexpected)?;
+        self.0 = rest.strip_prefix(b"\r\n").ok_or(Unexpected)?;
+        Ok(Some(text))
     }
 
     /// An integer of at least 0.
-    pub(crate) fn natural(&mut self) -> Option<usize> {
-        let rest = self.0.strip_prefix(b":")?;
-        let length = rest.iter().position(|&byte| byte == b'\r')?;
-        let number = decimal(&rest[..length]).ok()??;
-        self.0 = rest.get(length + 2..)?;
-        Some(number)
+    pub(crate) fn natural(&mut self) -> Result<usize, Unexpected> {
+        let rest = self.0.strip_prefix(b":").ok_or(Unexpected)?;
+        let length = rest.iter().position(|&byte| byte == b'\r').ok_or(Unexpected)?;
+        let (digits, rest) = rest.split_at(length);
+        self.0 = rest.strip_prefix(b"\r\n").ok_or(Unexpected)?;
+        decimal(digits).ok().flatten().ok_or(Unexpected)
     }
 
-    fn head(&mut self, kind: u8) -> Option<Option<usize>> {
-        let line = line(self.0, 0).ok()?.filter(|line| line.kind == kind)?;
+    fn head(&mut self, kind: u8) -> Result<Option<usize>, Unexpected> {
+        let line = line(self.0, 0).ok().flatten().filter(|line| line.kind == kind).ok_or(Unexpected)?;
         self.0 = &self.0[line.end..];
-        Some(line.number)
+        Ok(line.number)
     }
 }
 
@@ -301,11 +304,12 @@ mod tests {
     #[test]
     fn known_shapes_are_read() {
         let mut reader = Reader::new(b"*3\r\n$2\r\nab\r\n$-1\r\n_\r\n:12\r\n+OK\r\n");
-        assert_eq!(reader.array(), Some(3));
-        assert_eq!(reader.text(), Some(Some(&b"ab"[..])));
-        assert_eq!((reader.text(), reader.text()), (Some(None), Some(None)));
-        assert_eq!(reader.natural(), Some(12));
-        assert_eq!((reader.array(), reader.text(), reader.natural()), (None, None, None));
+        assert_eq!(reader.array(), Ok(3));
+        assert_eq!(reader.text(), Ok(Some(&b"ab"[..])));
+        assert_eq!((reader.text(), reader.text()), (Ok(None), Ok(None)));
+        assert_eq!(reader.natural(), Ok(12));
+        let none = (Err(Unexpected), Err(Unexpected), Err(Unexpected));
+        assert_eq!((reader.array(), reader.text(), reader.natural()), none);
     }
 
     /// Any reply, as bytes.
@@ -355,7 +359,7 @@ mod tests {
             let _ = Search::default().end(&bytes, 2);
             let _ = push(&bytes);
             let mut reader = Reader::new(&bytes);
-            while reader.array().is_some() || reader.text().is_some() || reader.natural().is_some() {}
+            while reader.array().is_ok() || reader.text().is_ok() || reader.natural().is_ok() {}
         }
     }
 }

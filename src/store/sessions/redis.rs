@@ -61,7 +61,7 @@ use super::id::tag_text;
 use super::{Created, Limits, NewSession, Session, SessionId, SessionKey};
 use crate::clock::{Clock, millis};
 use crate::config::SessionFormat;
-use crate::store::redis::{Answer, Operation, Reader, RedisHandle, Request, operation};
+use crate::store::redis::{Answer, Operation, Reader, RedisHandle, Request, Unexpected, operation};
 use crate::store::users::groups::Groups;
 use crate::store::{ServerState, Shard, StoreError};
 
@@ -128,7 +128,7 @@ impl RedisSessions {
             ],
         };
         let answer = self.redis.ask(&CHECK_TRIP, &request).await?;
-        let (fields, is_renewed) = checked(answer).ok_or_else(|| unexpected(()))?;
+        let (fields, is_renewed) = checked(answer).map_err(unexpected)?;
         if !is_renewed {
             return Ok(None);
         }
@@ -339,29 +339,30 @@ fn ignored(key: SessionKey) -> Option<Session> {
     None
 }
 
-/// The fields that a check reads, those that exist and are UTF-8, and whether the session was renewed. `None` for replies
-/// of another shape.
-fn checked(answer: Answer) -> Option<([Option<String>; 5], bool)> {
+/// The fields that a check reads, those that exist and are UTF-8, and whether the session was renewed.
+fn checked(answer: Answer) -> Result<([Option<String>; 5], bool), Unexpected> {
     let mut fields = [const { None }; 5];
     match answer {
         Answer::Bytes(replies) => {
             let mut replies = Reader::new(&replies);
             if replies.array()? != fields.len() {
-                return None;
+                return Err(Unexpected);
             }
             for field in &mut fields {
                 *field = replies.text()?.and_then(|text| std::str::from_utf8(text).ok()).map(str::to_owned);
             }
-            Some((fields, replies.natural()? == 1))
+            Ok((fields, replies.natural()? == 1))
         }
         Answer::Values(replies) => {
-            let [Value::Array(texts), Value::Int(renewed)] = <[Value; 2]>::try_from(replies).ok()? else { return None };
+            let Ok([Value::Array(texts), Value::Int(renewed)]) = <[Value; 2]>::try_from(replies) else {
+                return Err(Unexpected);
+            };
             for (field, text) in fields.iter_mut().zip(texts) {
                 if let Value::BulkString(text) = text {
                     *field = String::from_utf8(text).ok();
                 }
             }
-            Some((fields, renewed == 1))
+            Ok((fields, renewed == 1))
         }
     }
 }
