@@ -34,6 +34,8 @@ PAUSE = 0.8
 EVERY_SECOND, EVERY_FEW = re.compile(r"PrometheusHandle\d+run_upkeep"), re.compile(r"gauges6Gauges4look")
 # Rust's allocator, whichever it is: every Vec, String and Box calls one of these.
 ALLOCATION = re.compile(r"_rust_(?:alloc|alloc_zeroed|realloc)$")
+# The end of a function's name, which differs from build to build.
+HASH = re.compile(r"17h[0-9a-f]{16}E$")
 # System calls that depend on what else the machine does: how often threads wait for each other, and into how many
 # pieces the log is divided. Outside valgrind, the kernel isn't asked for the time.
 INCIDENTAL = re.compile(r"^(?:clock_gettime\b.*|syscall|.*rustix.*)$")
@@ -206,7 +208,7 @@ def read(file: Path, requests: int) -> Window:
     def named(text: str) -> str:
         # A name is written out once, with a number that stands for it afterwards.
         number, _, name = text.partition(" ")
-        return names.setdefault(number, name)
+        return names.setdefault(number, HASH.sub("", name))
 
     function = callee = ""
     inclusive = False
