@@ -451,9 +451,9 @@ mod tests {
             let asked = [ask(&wire, 1, 1), ask(&wire, 2, 1)];
             command(&mut server).await;
             if is_server {
-                drop(server)
+                drop(server);
             } else {
-                drop(driver)
+                drop(driver);
             }
             for asked in asked {
                 assert!(failure(asked).await.is_connection_dropped());
