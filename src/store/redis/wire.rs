@@ -332,7 +332,7 @@ mod tests {
     use super::super::frames::pack;
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(200);
+    const PATIENCE: Duration = Duration::from_secs(2);
 
     /// A connection, and the server's end of it.
     fn connection() -> (Wire, AbortOnDropHandle<()>, DuplexStream) {
