@@ -10,14 +10,14 @@ import secrets
 import statistics
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from .measurements import CONNECTIONS, say
-from .parts import BenchError, Redis, Server, cpu, encode, process
+from .parts import BenchError, Nginx, Redis, Server, cpu, encode, process
 from .sessions import uuid7
-from .targets import ROOT, fleets, free_port
+from .targets import ROOT, free_port
 
 LOGIN, APP = "login.example.org", "app1.example.org"
 SESSIONS = 20
@@ -31,16 +31,21 @@ PAGE_RATIO, VERIFY_RATIO = 1.15, 1.05
 
 @dataclass
 class Cost:
-    """Microseconds of CPU per request, by part, and the median latency in milliseconds."""
+    """Microseconds of CPU per request, by part, the median latency in milliseconds, and requests per second."""
 
     nginx: float
     server: float
     redis: float
     p50_ms: float
+    per_second: float
 
     @property
     def all(self) -> float:
         return self.nginx + self.server + self.redis
+
+    @staticmethod
+    def median(costs: list[Cost]) -> Cost:
+        return Cost(*(statistics.median(getattr(cost, part.name) for cost in costs) for part in fields(Cost)))
 
 
 def measure(directory: Path, binary: Path, bare: Path, seconds: int, rounds: int) -> dict:
@@ -70,12 +75,12 @@ def measure(directory: Path, binary: Path, bare: Path, seconds: int, rounds: int
         described = {"X-Original-Method": "GET", "X-Original-URL": f"http://{APP}/README.md"}
         own, bound = [cookies[0] for cookies in signed_in], [cookies[1] for cookies in signed_in]
         arms = {
-            ALONE: (alone.base, "/README.md", bound, {}, alone.pid, None),
-            ASKING: (asking.base, "/README.md", bound, {}, asking.pid, server.pid),
-            CEILING: (ceiling.base, "/README.md", bound, {}, ceiling.pid, handler.pid),
-            LOOKING_UP: (by_lookup.base, "/README.md", bare_cookies, {}, by_lookup.pid, looking_up.pid),
-            PROFILE: (server.base, "/profile", own, {}, None, server.pid),
-            VERIFY: (server.base, "/auth/verify/nginx", bound, described, None, server.pid),
+            ALONE: (alone.base, "/README.md", bound, {}, alone, []),
+            ASKING: (asking.base, "/README.md", bound, {}, asking, [server.pid]),
+            CEILING: (ceiling.base, "/README.md", bound, {}, ceiling, [handler.pid]),
+            LOOKING_UP: (by_lookup.base, "/README.md", bare_cookies, {}, by_lookup, [looking_up.pid]),
+            PROFILE: (server.base, "/profile", own, {}, None, [server.pid]),
+            VERIFY: (server.base, "/auth/verify/nginx", bound, described, None, [server.pid]),
         }
         found: dict[str, list[Cost]] = {name: [] for name in arms}
         for turn in range(-1, rounds):
@@ -86,11 +91,7 @@ def measure(directory: Path, binary: Path, bare: Path, seconds: int, rounds: int
                 # The first turn opens connections and fills caches.
                 if turn >= 0:
                     found[name].append(cost)
-    parts = ("nginx", "server", "redis", "p50_ms")
-    costs = {
-        name: Cost(*(statistics.median(getattr(c, part) for c in all_) for part in parts))
-        for name, all_ in found.items()
-    }
+    costs = {name: Cost.median(all_) for name, all_ in found.items()}
     return {
         "arms": {name: asdict(cost) for name, cost in costs.items()},
         "page_ratio": costs[ASKING].all / costs[LOOKING_UP].all,
@@ -111,18 +112,6 @@ def table(r: dict) -> str:
     lines.append(f"{'asking authfleet, by the handler that says 200':<68}{r['ceiling_ratio']:8.2f}")
     lines.append(f"{'a question, by a session check':<68}{r['verify_ratio']:8.2f} (at most {VERIFY_RATIO})")
     return "\n".join(lines)
-
-
-@dataclass
-class Nginx:
-    """A running nginx of one process, whose CPU can be read."""
-
-    pid: int
-    port: int
-
-    @property
-    def base(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
 
 def protected() -> str:
@@ -150,27 +139,32 @@ def nginx(directory: Path, server: str, asked: str = "") -> Iterator[Nginx]:
         'map $http_upgrade $connection_upgrade { default upgrade; "" ""; }',
     ]
     (directory / "nginx.conf").write_text(
-        f"master_process off; daemon off; pid {directory}/pid; error_log stderr;\n"
+        f"master_process off; pid {directory}/pid; error_log stderr;\n"
         "events { worker_connections 1024; }\n"
         f"http {{ access_log off; keepalive_requests 1000000; {' '.join(lines)}\n"
         f"server {{ listen 127.0.0.1:{port}; {server} }} }}\n"
     )
-    command = [fleets.tool("nginx"), "-p", str(directory), "-c", str(directory / "nginx.conf"), "-e", "stderr"]
-    with process(command, directory, port) as child:
-        yield Nginx(child.pid, port)
+    with Nginx.started(directory, directory / "nginx.conf", port) as it:
+        yield it
 
 
 def sign_in(server: Server) -> tuple[str, str]:
     """Makes an account with a session; returns its cookies at the sign-in host and at the application's."""
+    own = session(server)
+    start, location = redirected(server, APP, "/.authfleet/start?to=/", "")
+    _, location = redirected(server, LOGIN, location, own)
+    bound, _ = redirected(server, APP, location, start)
+    return own, bound
+
+
+def session(server: Server) -> str:
+    """Makes an account with a session; returns its cookie."""
     who = {"email": f"{secrets.token_hex(8)}@example.com", "password": secrets.token_urlsafe(18)}
     for path, wanted in (("/auth/register", 201), ("/auth/login", 200)):
         status, _, own = server.post(path, who)
         if status != wanted:
             raise BenchError(f"{path}: {status}")
-    start, location = redirected(server, APP, "/.authfleet/start?to=/", "")
-    _, location = redirected(server, LOGIN, location, own)
-    bound, _ = redirected(server, APP, location, start)
-    return own, bound
+    return own
 
 
 def redirected(server: Server, host: str, target: str, cookie: str) -> tuple[str, str]:
@@ -201,8 +195,9 @@ def requests(script: Path, path: str, cookies: list[str], headers: dict[str, str
     return script
 
 
-def wrk(base: str, script: Path, seconds: int, proxy: int | None, asked: int | None, redis: Redis) -> Cost:
-    used = lambda: (cpu(proxy) if proxy else 0.0, cpu(asked) if asked else 0.0, redis.cpu())  # noqa: E731
+def wrk(base: str, script: Path, seconds: int, proxy: Nginx | None, asked: list[int], redis: Redis) -> Cost:
+    """Sends requests for some seconds. `asked` are the processes behind the proxy."""
+    used = lambda: (proxy.cpu() if proxy else 0.0, sum(map(cpu, asked)), redis.cpu())  # noqa: E731
     before = used()
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-s", str(script), base]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
@@ -212,4 +207,4 @@ def wrk(base: str, script: Path, seconds: int, proxy: int | None, asked: int | N
         raise BenchError(f"{base}: wrong answers under load:\n{shown}")
     value, unit = re.search(r"50%\s+([\d.]+)(us|ms|s)\b", shown).groups()
     each = [(b - a) / count * 1e6 for a, b in zip(before, after)]
-    return Cost(*each, float(value) * {"us": 0.001, "ms": 1, "s": 1000}[unit])
+    return Cost(*each, float(value) * {"us": 0.001, "ms": 1, "s": 1000}[unit], count / seconds)

@@ -1,4 +1,4 @@
-"""The programs that `loadtest/bench` starts: authfleet servers, Redis in each form, PostgreSQL, a trace collector."""
+"""The programs that `loadtest/bench` starts: authfleet, nginx, Redis in each form, PostgreSQL, a trace collector."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def cpu(pid: int) -> float:
     """Seconds of CPU that the process has used, in user and system mode, in all threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def children(pid: int) -> list[int]:
+    """The processes that the main thread of this one has started and that run."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def resident(pid: int, field: str = "VmRSS") -> float:
@@ -206,8 +211,7 @@ class Postgres:
     def cpu(self) -> float:
         """CPU seconds of all processes of the server, including those that have ended."""
         own = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return sum(map(int, own[11:15])) / TICK + sum(cpu(int(child)) for child in children)
+        return sum(map(int, own[11:15])) / TICK + sum(map(cpu, children(self.pid)))
 
     @staticmethod
     @contextlib.contextmanager
@@ -242,6 +246,30 @@ class Postgres:
             # SIGTERM would wait until all connections end.
             child.send_signal(signal.SIGINT)
             child.wait(30)
+
+
+@dataclass
+class Nginx:
+    """A running nginx."""
+
+    pid: int
+    port: int
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cpu(self) -> float:
+        """CPU seconds of the process and of its workers."""
+        return sum(map(cpu, [self.pid, *children(self.pid)]))
+
+    @staticmethod
+    @contextlib.contextmanager
+    def started(directory: Path, conf: Path, port: int) -> Iterator[Nginx]:
+        """Starts nginx with this configuration, which listens on this port. Its state and logs are in `directory`."""
+        options = ["-p", str(directory), "-c", str(conf), "-e", "stderr", "-g", "daemon off;"]
+        with process([fleets.tool("nginx"), *options], directory, port) as child:
+            yield Nginx(child.pid, port)
 
 
 def is_free(port: int) -> bool:
