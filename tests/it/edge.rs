@@ -115,6 +115,37 @@ async fn every_line_of_the_log_is_json() {
     }
 }
 
+/// In a container, the workers write to one pipe, and whoever reads it may be slow. No line ends up within another.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn lines_of_two_workers_stay_whole_in_a_pipe() {
+    use tokio::io::AsyncReadExt as _;
+
+    const REQUESTS: usize = 400;
+    let demo = Demo::start(1, &[]);
+    let mut pipe = demo.nginx_into_a_pipe();
+    let agent = "x".repeat(500);
+    let call = || tokio::spawn(demo.call("GET", "/metrics").header("user-agent", &agent).send());
+    let calls: Vec<_> = (0..REQUESTS).map(|_| call()).collect();
+    // A pipe takes 64 KiB. Then the workers wait.
+    let is_full = async || rustix::io::ioctl_fionread(&pipe).expect("a pipe") > 48 * 1024;
+    within(PATIENTLY, "a full pipe", is_full).await;
+
+    let mut log = Vec::new();
+    while !log.ends_with(b"\n") || String::from_utf8_lossy(&log).matches("/metrics").count() < REQUESTS {
+        let mut piece = [0; 1000];
+        let count = tokio::time::timeout(PATIENTLY, pipe.read(&mut piece)).await.expect("a line for each request");
+        log.extend_from_slice(&piece[..count.expect("read")]);
+    }
+    for answer in calls {
+        answer.await.expect("a request").expect_problem(404, "not_found");
+    }
+    for line in log.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let shown = String::from_utf8_lossy(line);
+        assert!(serde_json::from_slice::<Value>(line).is_ok(), "{shown}");
+    }
+}
+
 /// A request that a replica can't parse must not make nginx mark a replica as failed.
 #[tokio::test]
 async fn no_input_marks_a_replica_as_failed() {

@@ -59,6 +59,21 @@ impl Demo {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
+    /// Starts nginx again with its log in a pipe, as in a container. Returns the end to read from.
+    #[cfg(target_os = "linux")]
+    pub fn nginx_into_a_pipe(&self) -> tokio::net::unix::pipe::Receiver {
+        use tokio::net::unix::pipe;
+
+        self.part("stop", "nginx");
+        let log = self.log_path("access");
+        std::fs::remove_file(&log).expect("removed");
+        assert!(run(Command::new("mkfifo").arg(&log)).status.success(), "a pipe");
+        // Open for writing too, so that opening it doesn't wait for nginx.
+        let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(&log).expect("a pipe");
+        self.part("start", "nginx");
+        receiver
+    }
+
     /// Host and port of nginx.
     pub fn address(&self) -> &str {
         self.url.strip_prefix("http://").expect("an http URL")
