@@ -66,6 +66,8 @@ class Load:
         # Answers by replica, and what was wrong.
         self.answers: Counter = Counter()
         self.wrong: list[str] = []
+        # How often all living sessions have been checked.
+        self.rounds = 0
         # At the end of its drain, a replica of the version before this one resets connections that it hasn't accepted.
         # If a POST is lost to that, it is counted apart. This version's drains excuse nothing.
         self.is_excused = False
@@ -107,6 +109,7 @@ class Load:
                 if found.status == 200 and email.encode() not in found.body:
                     self.wrong.append(f"check of {email}: {found.body}")
                 time.sleep(0.002)
+            self.rounds += 1
 
     def visits(self) -> None:
         client = Client(self.port)
@@ -121,6 +124,13 @@ class Load:
             self.expect("check", client.check(changed), 200)
             self.expect("sign-out", client.sign_out(changed), 200)
             self.expect("check after sign-out", client.check(changed), 401)
+
+    def until_living_is_read_anew(self) -> None:
+        """Waits until no session is checked that was taken out of `living` before this call."""
+        before, deadline = self.rounds, time.monotonic() + 60
+        while self.rounds < before + 2:
+            assert time.monotonic() < deadline, f"{self.rounds} rounds"
+            time.sleep(0.05)
 
     def until_each_answered(self, replicas: list[str]) -> None:
         """Waits until every replica has answered since this call, so that a phase isn't over before it began."""

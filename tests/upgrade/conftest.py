@@ -30,9 +30,11 @@ class Site:
         self.fleet, self.old, self.new, self.engine = fleet, old, new, engine
         self.version = dict.fromkeys(fleet.replicas, "old")
 
-    def replace(self, replica: str, version: str) -> None:
-        """Drains a replica, and starts it with a version's binary. Returns when it is ready."""
+    def replace(self, replica: str, version: str, **env: str) -> None:
+        """Drains a replica, and starts it with a version's binary, and with these variables like all that are started
+        after it. Returns when it is ready."""
         fleets.stop(self.fleet, replica)
+        self.fleet.env.update(env)
         self.fleet.binary = str(self.new if version == "new" else self.old)
         fleets.start(self.fleet, replica)
         self.version[replica] = version
