@@ -403,6 +403,9 @@ mod tests {
         let late = failure(ask(&wire, 1, 1)).await;
         assert!(late.is_timeout(), "{late}");
         let next = ask(&wire, 2, 1);
+        for number in ["1", "2"] {
+            assert_eq!(command(&mut server).await, number);
+        }
         server.write_all(b":1\r\n:2\r\n").await.expect("sent");
         assert_eq!(next.await.expect("no panic"), Ok(vec![Value::Int(2)]));
     }
