@@ -87,7 +87,8 @@ async fn a_login_and_its_check_are_one_tree_over_nginx_and_two_replicas() {
     assert_eq!((login.at("http.response.status_code"), login.at("url.path")), ("200", "/auth/login"));
     assert_eq!(login.resource["service.name"], "authfleet");
     let expected =
-        ["by_login users", "password queue", "password verify", "PIPELINE throttle", "EVALSHA create"].into();
+        ["by_login users", "password queue", "password verify", "PIPELINE throttle", "EVALSHA create", "EVALSHA limit"]
+            .into();
     let below = names_below(&spans, login);
     assert!(below.is_superset(&expected), "{below:?}");
     assert!(one(&spans, "password queue").end <= one(&spans, "password verify").begin, "first queued, then hashed");

@@ -102,18 +102,18 @@ async fn shake_hands(wire: &Wire, info: &RedisConnectionInfo) -> RedisResult<()>
         if let Some(password) = info.password() {
             // Without a user's name as a server without ACLs knows it.
             steps.cmd("AUTH").arg(info.username()).arg(password);
-            meanings.push(Some("the server refuses the user or the password"));
+            meanings.push(Some((ErrorKind::AuthenticationFailed, "authentication failed")));
         }
     } else {
         steps.cmd("HELLO").arg(3);
         if let Some(credentials) = &credentials {
             steps.arg("AUTH").arg(credentials);
         }
-        meanings.push(Some("the server refuses RESP3, the user or the password"));
+        meanings.push(Some((ErrorKind::AuthenticationFailed, "authentication failed, or RESP3 is unknown")));
     }
     if info.db() != 0 {
         steps.cmd("SELECT").arg(info.db());
-        meanings.push(Some("the server refuses the database"));
+        meanings.push(Some((ErrorKind::InvalidClientConfig, "the database can't be selected")));
     }
     for (what, is) in [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
         // An ACL may refuse it, and servers before Redis 7.2 don't know it.
@@ -121,9 +121,8 @@ async fn shake_hands(wire: &Wire, info: &RedisConnectionInfo) -> RedisResult<()>
         meanings.push(None);
     }
     for (reply, meaning) in wire.pipeline(&steps).await?.into_iter().zip(meanings) {
-        if let (Value::ServerError(error), Some(meaning)) = (reply, meaning) {
-            let error = RedisError::from(error);
-            return Err((ErrorKind::AuthenticationFailed, meaning, error.to_string()).into());
+        if let (Value::ServerError(error), Some((kind, meaning))) = (reply, meaning) {
+            return Err((kind, meaning, RedisError::from(error).to_string()).into());
         }
     }
     Ok(())

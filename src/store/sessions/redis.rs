@@ -85,6 +85,7 @@ static CREATE_TRIP: Operation = operation!("create");
 static END_TRIP: Operation = operation!("end");
 static END_ALL_TRIP: Operation = operation!("end_all");
 static FORGET_TRIP: Operation = operation!("forget");
+static LIMIT_TRIP: Operation = operation!("limit");
 static PING_TRIP: Operation = operation!("ping");
 
 #[derive(Debug)]
@@ -199,17 +200,17 @@ impl RedisSessions {
             SessionFormat::Classic => SessionFormat::Compact,
             SessionFormat::Compact => SessionFormat::Classic,
         };
-        let mut all = self.list_of(&CREATE_TRIP, Keys::of(created.user_id, other)).await?;
+        let mut all = self.list_of(&LIMIT_TRIP, Keys::of(created.user_id, other)).await?;
         // Users have sessions of both formats only for a time after the format was changed.
         if all.is_empty() {
             return Ok(0);
         }
-        all.extend(self.list_of(&CREATE_TRIP, Keys::of(created.user_id, created.format)).await?);
+        all.extend(self.list_of(&LIMIT_TRIP, Keys::of(created.user_id, created.format)).await?);
         all.sort_by_key(|(_, entry)| entry.created_at);
         let excess = all.len().saturating_sub(self.limits.per_user as usize);
         let mut evicted = 0;
         for (key, _) in all.iter().filter(|(key, _)| *key != created).take(excess) {
-            evicted += u32::from(self.remove(&CREATE_TRIP, *key).await?);
+            evicted += u32::from(self.remove(&LIMIT_TRIP, *key).await?);
         }
         Ok(evicted)
     }
