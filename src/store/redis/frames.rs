@@ -1,5 +1,8 @@
 //! Redis's protocol as bytes: commands are packed, and replies are delimited and read, without a tree of values in
 //! between. RESP2 and RESP3: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
+//!
+//! Written by hand for session checks, although the client library and `redis-protocol` parse replies: both make such a
+//! tree. Whoever needs one gets it from the client library, by [`Replies::values`].
 use std::io;
 
 use bytes::Bytes;
@@ -8,7 +11,7 @@ use redis::{RedisResult, Value};
 /// A longer string isn't read (`proto-max-bulk-len`'s default).
 const LONGEST: usize = 512 << 20;
 /// More elements of one reply aren't read.
-const MOST: usize = 1 << 32;
+const MOST: usize = 1 << 30;
 
 /// Appends a command.
 pub(super) fn pack(command: &[&[u8]], to: &mut Vec<u8>) {

@@ -4,8 +4,8 @@
 //! | --- | --- | --- | --- |
 //! | `user:{USER_ID}:code:HASH`, or `user:{BUCKET}:USER_ID:code:HASH` | hash | a code that was handed out, by the SHA-256 of it: `session_id`, `expires_at_ms`, `host`, `start`, `to` | [`CODE_TTL`] |
 //!
-//! It is in the slot of its session, so that one script can take it and look at the session. A leak of the store gives no code
-//! away.
+//! It is in the slot of its session, so that one script can take it and look at the session. A leak of the store gives
+//! no code away.
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -112,8 +112,8 @@ impl RedisSessions {
         host: &str,
         start: &str,
     ) -> Result<Option<Taken>, StoreError> {
-        // The code doesn't say which format its session has. Most are of the last one.
-        for format in [SessionFormat::Compact, SessionFormat::Classic] {
+        // The code doesn't say which format its session has. The default comes first.
+        for format in [SessionFormat::Classic, SessionFormat::Compact] {
             let keys = Keys::of(user_id, format);
             let mut call = TAKE.key(keys.code(hash));
             call.arg(keys.prefix()).arg(host).arg(start).arg(HOSTS_KEPT);

@@ -71,11 +71,7 @@ impl RedisSessions {
         let pattern = format!("{SESSIONS}{{*}}:{session_id}");
         for shard in self.redis.shards().await? {
             let mut found = Vec::new();
-            self.scan(&SCAN_TRIP, &shard, &pattern, |names| {
-                found.extend(names);
-                true
-            })
-            .await?;
+            self.scan(&SCAN_TRIP, &shard, &pattern, |names| found.extend(names)).await?;
             for name in found {
                 let mut owner = cmd("HGET");
                 owner.arg(&name).arg("user_id");
@@ -90,20 +86,21 @@ impl RedisSessions {
         Ok(None)
     }
 
-    /// Runs SCAN in short steps, so that other clients are not delayed, until `go_on` returns false.
+    /// Finds all keys of this pattern by SCAN in short steps, so that other clients are not delayed.
     async fn scan(
         &self,
         operation: &Operation,
         shard: &Shard,
         pattern: &str,
-        mut go_on: impl FnMut(Vec<Vec<u8>>) -> bool,
+        mut see: impl FnMut(Vec<Vec<u8>>),
     ) -> Result<(), StoreError> {
         let mut cursor = 0;
         loop {
             let mut step = cmd("SCAN");
             step.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(SCAN_STEP);
             let (next, names): (u64, Vec<Vec<u8>>) = self.redis.command_at(shard, operation, &step).await?;
-            if !go_on(names) || next == 0 {
+            see(names);
+            if next == 0 {
                 return Ok(());
             }
             cursor = next;
@@ -175,10 +172,7 @@ impl RedisSessions {
     async fn count_each(&self, shard: &Shard) -> Result<u64, StoreError> {
         // While Redis resizes its table, SCAN may return a key twice.
         let mut seen = HashSet::new();
-        let see = |names| {
-            seen.extend::<Vec<Vec<u8>>>(names);
-            true
-        };
+        let see = |names: Vec<Vec<u8>>| seen.extend(names);
         self.scan(&COUNT_TRIP, shard, &format!("{SESSIONS}*"), see).await?;
         Ok(seen.len() as u64)
     }
