@@ -8,7 +8,9 @@
 //! 2. **Change SQL**: the account and its epoch, if the epoch is still the one that was read. If it isn't, somebody
 //!    else changed the account meanwhile. The account is then read again, and if the change is still wanted, step 1
 //!    follows.
-//! 3. **End the sessions again.** A Redis that lost its fence after step 1 may have created one before step 2.
+//! 3. **See that the fence still stands.** A Redis that lost it after step 1 may have created a session before step 2, so
+//!    all end again. If it stands, there is none of before the change, and what was opened since then, with the new
+//!    password, is left alone.
 //!
 //! A login reads the epoch before it verifies the password and creates its session under that epoch. Afterwards it
 //! reads the epoch from SQL again. If that has changed, it ends its own session before anybody gets the token. So a
@@ -112,11 +114,89 @@ impl Revocation<'_> {
             };
             changed(&user);
             if let Some(sessions) = self.sessions {
-                ended += sessions.end_all(user.id, None, Some(epoch)).await?;
+                ended += sessions.fence_off(user.id, epoch).await?;
             }
             Ok((user, epoch))
         };
         let result = steps.await;
         Revoked { ended, result }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::auth::AuthError;
+    use crate::auth::token::TokenKeys;
+    use crate::clock::Clock;
+    use crate::config::{DatabaseUrl, SessionFormat};
+    use crate::store::sessions::{Created, Limits, MemorySessions, NewSession, SessionKey};
+    use crate::store::users::{NewUser, migrate};
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    fn session(user: &User, epoch: i64, clock: &Clock) -> NewSession {
+        let created_at = clock.now();
+        let expires_at = created_at + DAY;
+        let keys = TokenKeys::new(&[b"a secret".to_vec().into()]);
+        let (_, claims) = keys.issue(user.id, SessionFormat::Classic, expires_at.as_millisecond());
+        NewSession {
+            key: SessionKey { user_id: user.id, session_id: claims.session_id, format: claims.format },
+            username: user.username.clone(),
+            email: user.email.clone(),
+            groups: user.groups.clone(),
+            created_at,
+            expires_at,
+            created_by: "replica-1".to_owned(),
+            ip: "192.0.2.1".to_owned(),
+            user_agent: String::new(),
+            epoch,
+            replaces: None,
+        }
+    }
+
+    /// Between the change in SQL and the last step, somebody may sign in with the new password.
+    #[tokio::test]
+    async fn a_login_with_the_new_password_outlives_the_change() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = DatabaseUrl::Sqlite(directory.path().join("users.db"));
+        migrate(&url).await.expect("a new database");
+        let clock = Clock::system();
+        let users = UserStore::open(&url, clock.clone()).await.expect("a database");
+        let hash: SecretString = "$argon2id$fake".into();
+        let new = NewUser { email: "ada@example.org".into(), username: None, password_hash: hash.clone() };
+        let ada = users.create(new).await.expect("created");
+        let limits = Limits { idle: Duration::from_mins(30), max_age: DAY, per_user: 10 };
+        let sessions = SessionStore::Memory(MemorySessions::new(clock.clone(), limits));
+        let create = |session: &NewSession| {
+            sessions.create(session).now_or_never().expect("memory answers at once").expect("memory answers")
+        };
+        let done = Created::Done { evicted: 0, replaced: false };
+        let before = session(&ada, ada.epoch, &clock);
+        let (overtaken, after) = (session(&ada, ada.epoch, &clock), session(&ada, ada.epoch + 1, &clock));
+        assert_eq!(create(&before), done);
+
+        let revocation = Revocation { users: &users, sessions: Some(&sessions) };
+        let revoked = revocation
+            .run(
+                ada.clone(),
+                Change::Password(&hash),
+                |_| Err(AuthError::SessionInvalid),
+                |_| {
+                    assert_eq!(create(&overtaken), Created::Overtaken { fence: ada.epoch + 1 });
+                    assert_eq!(create(&after), done);
+                },
+            )
+            .await;
+        assert_eq!(revoked.result.expect("nobody else changes anything").1, ada.epoch + 1);
+        assert_eq!(revoked.ended, 1);
+        for (session, is_alive) in [(&before, false), (&overtaken, false), (&after, true)] {
+            let found = sessions.check(session.key, limits.idle).await.expect("memory answers");
+            assert_eq!(found.is_some(), is_alive, "of epoch {}", session.epoch);
+        }
     }
 }

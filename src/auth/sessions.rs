@@ -241,7 +241,7 @@ impl Auth {
     ) -> Result<u32, AuthError> {
         let Claims { user_id, session_id: asking, .. } = *claims;
         let end_all = async |keep| {
-            let ended = self.sessions.end_all(user_id, keep, None).await;
+            let ended = self.sessions.end_all(user_id, keep).await;
             ended.inspect_err(|_| self.unconfirmed(user_id, None, "revoked", Some(asking), client))
         };
         // What can't be confirmed must be asked for again, and that takes the session that asks. So that one ends last.

@@ -331,7 +331,7 @@ impl Clients {
             }
             Some(Answered { status: 403, .. }) => {
                 // `from` was not the password.
-                self.record(event, What::ChangeRefused { user: session.user });
+                self.record(event, What::Unknown);
                 user.passwords.lock().retain(|generation| *generation != to);
                 None
             }

@@ -70,7 +70,7 @@ impl Admin {
 
     /// Ends all of a user's sessions. Returns how many.
     pub(crate) async fn revoke_all(&self, user_id: Uuid) -> Result<u32, AdminError> {
-        let ended = self.sessions()?.end_all(user_id, None, None).await;
+        let ended = self.sessions()?.end_all(user_id, None).await;
         let count = ended.inspect_err(|_| self.audit_unconfirmed("revoked", user_id, None))?;
         self.audit_ended("revoked", user_id, count);
         Ok(count)

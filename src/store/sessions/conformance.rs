@@ -307,18 +307,18 @@ async fn all_of_a_user_s_sessions_end(subject: Subject) {
         subject.create(&subject.session(user, id)).await;
     }
     let keep = Some(subject.key(ada, 'b').session_id);
-    assert_eq!(subject.store.end_all(ada, keep, None).await.expect("the store answers"), 2);
+    assert_eq!(subject.store.end_all(ada, keep).await.expect("the store answers"), 2);
     for (user, id, expected) in [(ada, 'a', false), (ada, 'b', true), (ada, 'c', false), (eve, 'a', true)] {
         assert_eq!(subject.is_alive(subject.key(user, id)).await, expected, "{id}");
     }
-    assert_eq!(subject.store.end_all(ada, None, None).await.expect("the store answers"), 1);
-    assert_eq!(subject.store.end_all(ada, None, None).await.expect("the store answers"), 0);
+    assert_eq!(subject.store.end_all(ada, None).await.expect("the store answers"), 1);
+    assert_eq!(subject.store.end_all(ada, None).await.expect("the store answers"), 0);
 }
 
 async fn a_fence_stops_what_was_verified_before_it(subject: Subject) {
     let ada = Uuid::now_v7();
     subject.create(&subject.session(ada, 'a')).await;
-    assert_eq!(subject.store.end_all(ada, None, Some(2)).await.expect("the store answers"), 1);
+    assert_eq!(subject.store.fence_off(ada, 2).await.expect("the store answers"), 1);
     assert_eq!(subject.create(&subject.session(ada, 'b')).await, Created::Overtaken { fence: 2 });
     assert!(!subject.is_alive(subject.key(ada, 'b')).await);
     assert_eq!(subject.create(&NewSession { epoch: 2, ..subject.session(ada, 'c') }).await, DONE);
@@ -327,7 +327,7 @@ async fn a_fence_stops_what_was_verified_before_it(subject: Subject) {
 async fn a_fence_never_goes_down(subject: Subject) {
     let ada = Uuid::now_v7();
     for epoch in [5, 3] {
-        subject.store.end_all(ada, None, Some(epoch)).await.expect("the store answers");
+        subject.store.fence_off(ada, epoch).await.expect("the store answers");
     }
     let late = NewSession { epoch: 4, ..subject.session(ada, 'a') };
     assert_eq!(subject.create(&late).await, Created::Overtaken { fence: 5 });
@@ -491,11 +491,11 @@ async fn every_session_ends_whatever_its_format(group: Arc<Group>) {
             assert_eq!(subject.create(session).await, DONE);
         }
         let keep = Some(compact.key(ada, 'b').session_id);
-        assert_eq!(subject.store.end_all(ada, keep, None).await.expect("the store answers"), 2);
+        assert_eq!(subject.store.end_all(ada, keep).await.expect("the store answers"), 2);
         for (session, expected) in sessions.iter().zip([false, true, false]) {
             assert_eq!(subject.is_alive(session.key).await, expected, "{:?}", session.key);
         }
-        assert_eq!(subject.store.end_all(ada, None, None).await.expect("the store answers"), 1);
+        assert_eq!(subject.store.end_all(ada, None).await.expect("the store answers"), 1);
         assert!(!subject.is_alive(sessions[1].key).await);
         for session in &others {
             assert!(subject.is_alive(session.key).await, "{:?}", session.key);
@@ -563,10 +563,10 @@ async fn users_with_the_same_tag_are_kept_apart(group: Arc<Group>) {
     // As many as a user may have, and one more.
     assert_eq!(compact.create(&compact.session(eve, 'g')).await, DONE);
     assert_eq!(compact.create(&compact.session(eve, 'h')).await, Created::Done { evicted: 1, replaced: false });
-    assert_eq!(compact.store.end_all(eve, None, Some(2)).await.expect("the store answers"), 3);
+    assert_eq!(compact.store.fence_off(eve, 2).await.expect("the store answers"), 3);
     assert!(compact.is_alive(mine).await, "nothing ended another user's session");
     assert_eq!(compact.create(&compact.session(ada, 'b')).await, DONE, "nor is there a fence before it");
-    assert_eq!(compact.store.end_all(ada, None, None).await.expect("the store answers"), 2);
+    assert_eq!(compact.store.end_all(ada, None).await.expect("the store answers"), 2);
     assert!(!compact.is_alive(mine).await);
 }
 
@@ -597,7 +597,7 @@ async fn an_index_loses_what_has_ended(group: Arc<Group>) {
         assert!(entries <= 70, "{entries} entries, for 40 sessions");
     }
     compact.create(&compact.session(first, 'a')).await;
-    assert_eq!(compact.store.end_all(first, None, None).await.expect("the store answers"), 1);
+    assert_eq!(compact.store.end_all(first, None).await.expect("the store answers"), 1);
     assert_eq!(compact.store.list(first).await.expect("the store answers"), []);
 }
 

@@ -130,21 +130,19 @@ impl MemorySessions {
     #[expect(clippy::unused_self, reason = "the same shape as the Redis store")]
     pub(super) fn confirmable(&self, _: Uuid) {}
 
-    pub(super) fn end_all(&self, user_id: Uuid, keep: Option<SessionId>, fence: Option<i64>) -> u32 {
-        let now = self.clock.now_ms();
-        let mut state = self.state.lock();
-        let user = state.users.entry(user_id).or_default();
-        user.fence = user.fence.max(fence.unwrap_or(0));
-        user.sessions.retain(|entry| entry.is_alive(now));
-        let before = user.sessions.len();
-        user.sessions.retain(|entry| Some(entry.id) == keep);
-        u32::try_from(before - user.sessions.len()).unwrap_or(u32::MAX)
+    pub(super) fn end_all(&self, user_id: Uuid, keep: Option<SessionId>) -> u32 {
+        self.state.lock().users.get_mut(&user_id).map_or(0, |user| user.end_all(keep, self.clock.now_ms()))
     }
 
     pub(super) fn fence_off(&self, user_id: Uuid, epoch: i64) -> u32 {
-        let stands = self.state.lock().users.get(&user_id).is_some_and(|user| user.fence >= epoch);
+        let mut state = self.state.lock();
+        let user = state.users.entry(user_id).or_default();
         // The fence only rises. If it is at this epoch already, another call has ended the sessions.
-        if stands { 0 } else { self.end_all(user_id, None, Some(epoch)) }
+        if user.fence >= epoch {
+            return 0;
+        }
+        user.fence = epoch;
+        user.end_all(None, self.clock.now_ms())
     }
 
     pub(super) fn list(&self, user_id: Uuid) -> Vec<SessionEntry> {
@@ -215,6 +213,14 @@ impl State {
 }
 
 impl User {
+    /// Ends all sessions except `keep`. Returns how many were alive.
+    fn end_all(&mut self, keep: Option<SessionId>, now: i64) -> u32 {
+        self.sessions.retain(|entry| entry.is_alive(now));
+        let before = self.sessions.len();
+        self.sessions.retain(|entry| Some(entry.id) == keep);
+        u32::try_from(before - self.sessions.len()).unwrap_or(u32::MAX)
+    }
+
     fn remove(&mut self, id: SessionId) -> bool {
         let before = self.sessions.len();
         self.sessions.retain(|entry| entry.id != id);

@@ -287,19 +287,13 @@ impl SessionStore {
         either!(self.forget(key))
     }
 
-    /// Ends all of a user's sessions except `keep`, and returns how many were alive. With `fence`, no session of a
-    /// lower epoch can be created from then on. Atomic.
+    /// Ends all of a user's sessions except `keep`, and returns how many were alive. Atomic.
     ///
     /// # Errors
     ///
     /// As [`SessionStore::end`].
-    pub(crate) async fn end_all(
-        &self,
-        user_id: Uuid,
-        keep: Option<SessionId>,
-        fence: Option<i64>,
-    ) -> Result<u32, StoreError> {
-        either!(self.end_all(user_id, keep, fence))
+    pub(crate) async fn end_all(&self, user_id: Uuid, keep: Option<SessionId>) -> Result<u32, StoreError> {
+        either!(self.end_all(user_id, keep))
     }
 
     /// Ends all of a user's sessions of a lower epoch, prevents new ones, and returns how many were alive. If the fence

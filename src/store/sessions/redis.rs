@@ -265,46 +265,28 @@ impl RedisSessions {
         self.redis.script(operation, &call).await
     }
 
-    pub(super) async fn end_all(
-        &self,
-        user_id: Uuid,
-        keep: Option<SessionId>,
-        fence: Option<i64>,
-    ) -> Result<u32, StoreError> {
-        self.run_end_all(user_id, keep, fence, false).await
+    pub(super) async fn end_all(&self, user_id: Uuid, keep: Option<SessionId>) -> Result<u32, StoreError> {
+        self.run_end_all(user_id, keep, None).await
     }
 
     pub(super) async fn fence_off(&self, user_id: Uuid, epoch: i64) -> Result<u32, StoreError> {
-        self.run_end_all(user_id, None, Some(epoch), true).await
+        self.run_end_all(user_id, None, Some(epoch)).await
     }
 
     /// Does it in both formats at the same time, and waits for both even if one fails.
-    async fn run_end_all(
-        &self,
-        user_id: Uuid,
-        keep: Option<SessionId>,
-        fence: Option<i64>,
-        only_if_raised: bool,
-    ) -> Result<u32, StoreError> {
-        let of = |format| self.end_all_in(Keys::of(user_id, format), keep, fence, only_if_raised);
+    async fn run_end_all(&self, user_id: Uuid, keep: Option<SessionId>, fence: Option<i64>) -> Result<u32, StoreError> {
+        let of = |format| self.end_all_in(Keys::of(user_id, format), keep, fence);
         let (classic, compact) = tokio::join!(of(SessionFormat::Classic), of(SessionFormat::Compact));
         Ok(classic? + compact?)
     }
 
-    async fn end_all_in(
-        &self,
-        keys: Keys,
-        keep: Option<SessionId>,
-        fence: Option<i64>,
-        only_if_raised: bool,
-    ) -> Result<u32, StoreError> {
+    async fn end_all_in(&self, keys: Keys, keep: Option<SessionId>, fence: Option<i64>) -> Result<u32, StoreError> {
         let mut call = call(&Scripts::of(keys.format).end_all, keys, keys.index());
         call.key(keys.fence())
             .arg(keys.prefix())
             .arg(keep.as_ref().map_or("", SessionId::as_str))
             .arg(fence.map_or(String::new(), |epoch| epoch.to_string()))
-            .arg(millis(FENCE_TTL))
-            .arg(u8::from(only_if_raised));
+            .arg(millis(FENCE_TTL));
         if self.redis.confirms() {
             call.key(keys.confirm()).arg(CONFIRM_TTL);
         }

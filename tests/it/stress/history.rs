@@ -37,9 +37,6 @@ pub(super) enum What {
     EndedAll { user: UserNumber, except: Option<SessionNumber>, acknowledged: bool },
     /// The password should become this one, and every session with an older one should end.
     PasswordChanged { user: UserNumber, to: Generation, acknowledged: bool },
-    /// A change of the password was refused, because meanwhile somebody else had changed the password. It may have ended the
-    /// user's sessions first: its first step does, and another change may win before its second.
-    ChangeRefused { user: UserNumber },
     /// Every session of the user should end, and nobody should sign in until the user is enabled.
     Disabled { user: UserNumber, acknowledged: bool },
     /// The user may sign in again. Only what was acknowledged is recorded, with the start of the first attempt.
@@ -98,13 +95,12 @@ pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
             let session = sessions.get_mut(session).expect("a session that was opened");
             session.refused_from = session.refused_from.min(*end);
         }
-        let acknowledged = match *what {
-            What::Ended { acknowledged, .. }
-            | What::EndedAll { acknowledged, .. }
-            | What::PasswordChanged { acknowledged, .. }
-            | What::Disabled { acknowledged, .. } => acknowledged,
-            What::ChangeRefused { .. } => true,
-            What::Opened { .. } | What::Checked { .. } | What::Enabled { .. } | What::Unknown => continue,
+        let (What::Ended { acknowledged, .. }
+        | What::EndedAll { acknowledged, .. }
+        | What::PasswordChanged { acknowledged, .. }
+        | What::Disabled { acknowledged, .. }) = *what
+        else {
+            continue;
         };
         // The next time that somebody began to enable the user.
         let enabled = |user| {
@@ -124,7 +120,6 @@ pub(super) fn violations(history: &[Event]) -> Vec<Violation> {
                     // A change that failed may also have ended newer sessions.
                     (user == session.user && (is_older || !acknowledged), is_older)
                 }
-                What::ChangeRefused { user } => (user == session.user, false),
                 // Even a login that was under way.
                 What::Disabled { user, .. } => (user == session.user, session.opening.1 < enabled(user)),
                 What::Opened { .. } | What::Checked { .. } | What::Enabled { .. } | What::Unknown => {
@@ -179,7 +174,6 @@ pub(super) fn story(history: &[Event], violation: &Violation) -> String {
         What::Opened { user, .. }
         | What::EndedAll { user, .. }
         | What::PasswordChanged { user, .. }
-        | What::ChangeRefused { user }
         | What::Disabled { user, .. }
         | What::Enabled { user } => user == *of,
         What::Checked { session, .. } | What::Ended { session, .. } => session == number,
@@ -196,7 +190,7 @@ pub(super) fn figures(history: &[Event]) -> String {
     let (mut checks, mut refused) = ([0; 2], [0; 2]);
     for event in history {
         match event.what {
-            What::Opened { .. } | What::Enabled { .. } | What::ChangeRefused { .. } => {}
+            What::Opened { .. } | What::Enabled { .. } => {}
             What::Checked { by, valid, .. } => {
                 let by = usize::from(by == Token::HostBound);
                 checks[by] += 1;
@@ -289,16 +283,6 @@ mod checker {
         assert_eq!(judged(&[(20, 30, change), (29, 40, login)]), [], "under way at the same time");
         let login = What::Opened { session: 1, user: 0, password: 1 };
         assert_eq!(judged(&[(20, 30, change), (31, 40, login)]), []);
-    }
-
-    #[test]
-    fn a_refused_change_may_have_ended_sessions() {
-        let refused = What::ChangeRefused { user: 0 };
-        assert_eq!(judged(&[(20, 60, refused), (30, 40, checked(false))]), []);
-        let found = judged(&[(15, 18, checked(false)), (20, 60, refused)]);
-        assert_eq!(found, [Violation::Lost(0, Token::Main)], "but not before it began");
-        let found = judged(&[(20, 60, refused), (30, 40, checked(false)), (50, 70, checked(true))]);
-        assert_eq!(found, [Violation::Flickered(0, Token::Main)], "and for good");
     }
 
     #[test]

@@ -16,8 +16,8 @@ pub(super) struct Scripts {
     /// adds, so it may run while Redis is full.
     pub(super) end: Script,
     /// KEYS: index, fence, and confirm if replicas must confirm it. ARGV: USER, key prefix, id to keep or '', epoch or
-    /// '', fence's life in ms, '1' to end nothing if the fence is at this epoch or above, confirm's life in ms. Returns
-    /// how many were alive. It removes more than the fence adds, so it may run while Redis is full.
+    /// '', fence's life in ms, confirm's life in ms. Ends nothing if the fence is at this epoch or above. Returns how
+    /// many were alive. It removes more than the fence adds, so it may run while Redis is full.
     pub(super) end_all: Script,
 }
 
@@ -194,11 +194,11 @@ return alive
 ";
 
 const END_ALL: &str = r"
-if KEYS[3] then redis.call('SET', KEYS[3], 1, 'PX', ARGV[8]) end
+if KEYS[3] then redis.call('SET', KEYS[3], 1, 'PX', ARGV[7]) end
 if ARGV[5] ~= '' then
   local fence, epoch = tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[5])
   redis.call('SET', KEYS[2], math.max(fence, epoch), 'PX', math.max(redis.call('PTTL', KEYS[2]), tonumber(ARGV[6])))
-  if ARGV[7] == '1' and fence >= epoch then return 0 end
+  if fence >= epoch then return 0 end
 end
 local ended = 0
 for _, id in ipairs(entries(KEYS[1])) do
