@@ -2,8 +2,9 @@
 //!
 //! The unit tests of the sessions' store use this file too, so of the others it uses only `ports`.
 use std::fs::{self, OpenOptions};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use redis::{Connection, FromRedisValue};
@@ -78,8 +79,19 @@ impl Server {
         self.port.as_ref().expect("it listens on a port").address()
     }
 
-    /// Starts it, with its previous address and data if it ran before. Returns when it answers.
+    /// Starts it, with its previous address and data if it ran before. Returns when it answers. If it crashes by itself,
+    /// starts it again, as an orchestrator would: Valkey 8.1.1 sometimes crashes when it comes back into a cluster.
     pub async fn start(&mut self) {
+        for _ in 0..2 {
+            self.launch();
+            match self.try_answers().await {
+                Err(status) if status.signal().is_some() => {
+                    println!("{} crashed while starting: {status}", program());
+                    self.process = None;
+                }
+                other => return other.unwrap_or_else(|status| panic!("redis-server ended: {status}")),
+            }
+        }
         self.launch();
         self.answers().await;
     }
@@ -100,14 +112,19 @@ impl Server {
 
     /// Waits until it answers. It listens before it has loaded its data, and refuses commands until then.
     pub async fn answers(&mut self) {
+        self.try_answers().await.unwrap_or_else(|status| panic!("redis-server ended: {status}"));
+    }
+
+    async fn try_answers(&mut self) -> Result<(), ExitStatus> {
         let begin = Instant::now();
         while self.connect().is_none_or(|mut connection| redis::cmd("PING").exec(&mut connection).is_err()) {
             if let Some(status) = self.process.as_mut().expect("it was started").try_wait().expect("a child") {
-                panic!("redis-server ended: {status}");
+                return Err(status);
             }
             assert!(begin.elapsed() < PATIENTLY, "redis-server does not answer");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        Ok(())
     }
 
     fn signal(&self, signal: Signal) {

@@ -29,13 +29,17 @@ impl Watch {
             let (check, stop) = (replica.checker(session), Arc::clone(&stop));
             tokio::spawn(async move {
                 let mut seen = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
+                loop {
+                    // The last request is sent after somebody has asked for what was seen.
+                    let is_last = stop.load(Ordering::Relaxed);
                     let begin = Instant::now();
                     let status = check().send().await.status;
                     seen.push(Seen { begin, end: Instant::now(), status });
+                    if is_last {
+                        break seen;
+                    }
                     tokio::time::sleep(Duration::from_millis(3)).await;
                 }
-                seen
             })
         });
         let clients = clients.collect();
