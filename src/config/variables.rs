@@ -349,6 +349,11 @@ settings! {
             scope: Replica)]
         pub concurrency: usize,
 
+        /// `true`: hashing leaves one CPU of the machine to everything else, the first that the replica may use. For
+        /// replicas in containers, among which the kernel shares the CPUs equally; otherwise low priority suffices.
+        #[setting("HASH_RESERVE_CPU", values: formats::boolean("true", "false"), default: "false", scope: Replica)]
+        pub reserve_cpu: bool,
+
         /// Passwords that may wait to be hashed; further ones get a 503.
         #[setting("HASH_QUEUE",
             values: whole(1..=65_536), default: "16 per `HASH_CONCURRENCY`" => |_| 16 * concurrency, scope: Replica)]

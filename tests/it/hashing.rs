@@ -86,3 +86,29 @@ async fn clients_that_leave_during_a_login_leave_nothing_behind() {
         }
     }
 }
+
+/// Replicas in containers leave one CPU to everything else.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn hashing_leaves_a_cpu_to_others_if_it_is_told_to() {
+    use rustix::thread::{CpuSet, sched_getaffinity};
+
+    let all = sched_getaffinity(None).expect("the CPUs of this test");
+    let mut rest = all;
+    if all.count() > 1 {
+        rest.unset((0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)).expect("a CPU"));
+    }
+    let mut fleet = Fleet::builder().env("HASH_CONCURRENCY", "2").start().await;
+    for (reserve, for_hashing) in [("false", all), ("true", rest)] {
+        fleet[0].restart(&[("HASH_RESERVE_CPU", reserve)]).await;
+        // Each hashing thread does this itself when it begins.
+        within(PATIENTLY, reserve, async || {
+            let (hashing, others): (Vec<_>, Vec<_>) =
+                fleet[0].threads().into_iter().partition(|(name, _)| name.starts_with("hash-"));
+            assert_eq!(hashing.len(), 2, "{hashing:?}");
+            assert!(others.iter().all(|(_, cpus)| *cpus == all), "{others:?}");
+            hashing.iter().all(|(_, cpus)| *cpus == for_hashing)
+        })
+        .await;
+    }
+}

@@ -7,7 +7,7 @@
 //!   leaks it. Work that nobody waits for any more is dropped before it begins. Once it has begun, it runs to its end.
 //! - The threads run at a lower priority and let others run every 50 µs ([`paced_argon2`]), so that session checks keep
 //!   their latency during a storm of logins. The verification of a predecessor's bcrypt hash can't be interrupted that
-//!   way.
+//!   way. In containers they also leave one CPU of the machine alone (`HASH_RESERVE_CPU`).
 //! - A verification costs the same whether the user exists or not (ASVS 5.0 6.3.8): one hash with the configured
 //!   parameters. A hash with other parameters costs its own time until the user's next login upgrades it.
 //! - The threads share Argon2's memory and reuse what was used last. What is unused for [`IDLE`] goes back to the
@@ -94,6 +94,8 @@ struct Shared {
     scheme: Scheme,
     concurrency: usize,
     capacity: usize,
+    #[cfg(target_os = "linux")]
+    reserve_cpu: bool,
     state: Mutex<State>,
     wake: Condvar,
     #[cfg(test)]
@@ -154,6 +156,8 @@ impl HashGate {
                 scheme,
                 concurrency,
                 capacity: config.queue,
+                #[cfg(target_os = "linux")]
+                reserve_cpu: config.reserve_cpu,
                 state: Mutex::new(state),
                 wake: Condvar::new(),
                 #[cfg(test)]
@@ -261,7 +265,13 @@ impl Shared {
 
     /// What each thread does until the gate closes.
     fn work_off(&self) {
-        lower_priority();
+        #[cfg(target_os = "linux")]
+        {
+            lower_priority();
+            if self.reserve_cpu {
+                reserve_cpu();
+            }
+        }
         let running = gauge!(HASH_RUNNING);
         let mut done = None;
         while let Some((job, mut blocks)) = self.next(done) {
@@ -421,5 +431,24 @@ fn lower_priority() {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
-fn lower_priority() {}
+/// Leaves the first CPU that this thread may use to everything else, if there is another one.
+///
+/// The kernel shares the CPUs among containers before it looks at the priorities of threads, so a hashing thread gives
+/// way only within its own container. Replicas that may use the same CPUs leave the same one.
+#[cfg(target_os = "linux")]
+fn reserve_cpu() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+    let reserved = sched_getaffinity(None).and_then(|mut cpus| {
+        if cpus.count() < 2 {
+            return Ok(());
+        }
+        if let Some(first) = (0..CpuSet::MAX_CPU).find(|cpu| cpus.is_set(*cpu)) {
+            cpus.unset(first);
+        }
+        sched_setaffinity(None, &cpus)
+    });
+    if let Err(error) = reserved {
+        warn!(%error, "HASH_RESERVE_CPU: a hashing thread uses all CPUs; logins may slow down session checks");
+    }
+}

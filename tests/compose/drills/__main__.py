@@ -153,6 +153,8 @@ if __name__ == "__main__":
     published += ("AUTHFLEET_HTTP_PORT_2",)
     os.environ |= {name: str(free_port()) for name in published}
     os.environ |= {"COMPOSE_PROJECT_NAME": PROJECT, "COMPOSE_FILE": "docker-compose.yml", "AUTHFLEET_SUBNET": SUBNET}
+    # The drills start containers dozens of times, and each start waits for health checks.
+    os.environ.setdefault("AUTHFLEET_HEALTH_INTERVAL", "3s")
     os.environ["AUTHFLEET_STORE"] = machines.STORE
     try:
         code = main()

@@ -1,6 +1,6 @@
 //! Processes that end with the test.
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+#[cfg(target_os = "linux")]
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 use super::PATIENTLY;
 
@@ -46,6 +48,19 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+    }
+
+    /// The names of its threads, and the CPUs that each may use.
+    #[cfg(target_os = "linux")]
+    pub fn threads(&self) -> Vec<(String, CpuSet)> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("its threads");
+        // A thread may end meanwhile.
+        let thread = |task: fs::DirEntry| {
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
+            let id = task.file_name().to_str()?.parse().ok()?;
+            Some((name.trim_end().to_owned(), sched_getaffinity(Pid::from_raw(id)).ok()?))
+        };
+        tasks.filter_map(|task| thread(task.expect("a thread"))).collect()
     }
 
     /// Its exit status. `None` while it runs.
@@ -91,7 +106,7 @@ fn append(path: &Path) -> File {
 
 /// The text of a file. Empty if it doesn't exist yet.
 pub fn read(path: &Path) -> String {
-    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
 /// The binary, with only these variables.
@@ -111,7 +126,7 @@ pub fn unprivileged(directory: &Path) -> Command {
     let mut command = if rustix::process::getuid().is_root() {
         let copy = directory.join("authfleet");
         if !copy.exists() {
-            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).expect("an own directory");
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).expect("an own directory");
             // Copied by another process. If this one opened the file for writing, a child that another test starts
             // meanwhile would inherit it, and Linux doesn't run a file that is open for writing.
             let copied = Command::new("cp").arg(original).arg(&copy).status().expect("cp runs");

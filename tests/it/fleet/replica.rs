@@ -106,6 +106,12 @@ impl Replica {
         self.running().signal(signal);
     }
 
+    /// The names of its threads, and the CPUs that each may use.
+    #[cfg(target_os = "linux")]
+    pub fn threads(&self) -> Vec<(String, rustix::thread::CpuSet)> {
+        self.running().threads()
+    }
+
     /// Waits for it to end by itself.
     pub async fn ended(&mut self) -> ExitStatus {
         let status = self.process.as_mut().expect("the replica is running").ended().await;

@@ -32,7 +32,8 @@ impl Drop for Running<'_> {
     }
 }
 
-const SMALL: HashingConfig = HashingConfig { memory_kib: 64, iterations: 2, parallelism: 1, concurrency: 2, queue: 8 };
+const SMALL: HashingConfig =
+    HashingConfig { memory_kib: 64, iterations: 2, parallelism: 1, concurrency: 2, reserve_cpu: false, queue: 8 };
 const SMALL_WORK: &str = "m=64,t=2,p=1";
 const PASSWORD: &str = "correct horse battery staple";
 
@@ -400,7 +401,7 @@ async fn measured_alone() {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    let gate = gate(HashingConfig { memory_kib: 19 * 1024, iterations: 1, parallelism: 1, concurrency: 2, queue: 64 });
+    let gate = gate(HashingConfig { memory_kib: 19 * 1024, iterations: 1, concurrency: 2, queue: 64, ..SMALL });
     let before = anonymous_kib();
     for _round in 0..3 {
         let hashes = join_all((0..8).map(|_| gate.hash(PASSWORD.into(), Origin::default()))).await;
