@@ -153,6 +153,11 @@ async fn a_shard_whose_primary_goes_is_served_again_soon_and_the_others_all_the_
     let replica = &group.servers[4];
     // The shard has no replica until the old primary is back, and refuses writes without one.
     within(PATIENTLY, "another primary", async || replica.info("role") == "master").await;
+    let key = sessions[&1].key();
+    within(PATIENTLY, "every server knows it", async || {
+        [0, 2, 3, 5].iter().all(|&server| group.owner(&key, server) == Some(4))
+    })
+    .await;
     group.servers[1].start().await;
     let replica = &group.servers[4];
     within(PATIENTLY, "a replica", async || replica.info("min_slaves_good_slaves") == "1").await;

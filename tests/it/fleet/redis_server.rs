@@ -82,18 +82,18 @@ impl Server {
     /// Starts it, with its previous address and data if it ran before. Returns when it answers. If it crashes by itself,
     /// starts it again, as an orchestrator would: Valkey 8.1.1 sometimes crashes when it comes back into a cluster.
     pub async fn start(&mut self) {
-        for _ in 0..2 {
+        let begin = Instant::now();
+        loop {
             self.launch();
-            match self.try_answers().await {
-                Err(status) if status.signal().is_some() => {
-                    println!("{} crashed while starting: {status}", program());
-                    self.process = None;
-                }
-                other => return other.unwrap_or_else(|status| panic!("redis-server ended: {status}")),
-            }
+            let Err(status) = self.try_answers().await else { return };
+            assert!(status.signal().is_some() && begin.elapsed() < PATIENTLY, "redis-server ended: {status}");
+            let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+            let report =
+                log.rfind("BUG REPORT START").map_or("", |at| &log[log.floor_char_boundary(at.saturating_sub(1500))..]);
+            println!("{} crashed while starting: {status}\n{report:.6000}", program());
+            self.process = None;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        self.launch();
-        self.answers().await;
     }
 
     /// Starts it without waiting.
