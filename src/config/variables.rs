@@ -349,8 +349,9 @@ settings! {
             scope: Replica)]
         pub concurrency: usize,
 
-        /// `true`: hashing leaves one CPU of the machine to everything else, the first that the replica may use. For
-        /// replicas in containers, among which the kernel shares the CPUs equally; otherwise low priority suffices.
+        /// `true`: on Linux, hashing leaves one CPU of the machine to everything else, the first that the replica may
+        /// use. For replicas in containers, among which the kernel shares the CPUs equally; otherwise low priority
+        /// suffices.
         #[setting("HASH_RESERVE_CPU", values: formats::boolean("true", "false"), default: "false", scope: Replica)]
         pub reserve_cpu: bool,
 

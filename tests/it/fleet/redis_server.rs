@@ -79,8 +79,8 @@ impl Server {
         self.port.as_ref().expect("it listens on a port").address()
     }
 
-    /// Starts it, with its previous address and data if it ran before. Returns when it answers. If it crashes by itself,
-    /// starts it again, as an orchestrator would: Valkey 8.1.1 sometimes crashes when it comes back into a cluster.
+    /// Starts it, with its previous address and data if it ran before. Returns when it answers. Valkey 8.1.1
+    /// sometimes crashes when it comes back into a cluster. It is then started again, as an orchestrator would.
     pub async fn start(&mut self) {
         let begin = Instant::now();
         loop {
@@ -88,9 +88,9 @@ impl Server {
             let Err(status) = self.try_answers().await else { return };
             assert!(status.signal().is_some() && begin.elapsed() < PATIENTLY, "redis-server ended: {status}");
             let log = fs::read_to_string(self.log_path()).unwrap_or_default();
-            let report =
-                log.rfind("BUG REPORT START").map_or("", |at| &log[log.floor_char_boundary(at.saturating_sub(1500))..]);
-            println!("{} crashed while starting: {status}\n{report:.6000}", program());
+            let Some(at) = log.rfind("VALKEY BUG REPORT START") else { panic!("redis-server crashed: {status}") };
+            let report = &log[log.floor_char_boundary(at.saturating_sub(1500))..];
+            println!("Valkey crashed while starting: {status}\n{report:.6000}");
             self.process = None;
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
