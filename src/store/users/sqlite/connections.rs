@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sqlx::SqlitePool;
@@ -15,8 +15,9 @@ use super::files::{self, Fate, FileId, Files, Paths};
 use super::{OpenError, UserStoreError, schema};
 use crate::store::users::observed::{DEADLINE, acquired, observed};
 
-/// How long a starting server waits for a migration.
+/// How long a starting server waits for a migration, and for a database that is locked or answers slowly.
 const START_PATIENCE: Duration = Duration::from_secs(10);
+const START_PAUSE: Duration = Duration::from_millis(100);
 /// The number of readers. Statements take microseconds, so more readers would only cost a thread and a page cache each.
 pub(super) const READERS: u32 = 4;
 /// How long an operation waits for a connection. Less than [`DEADLINE`], so that it is this time-out that comes, and is
@@ -162,9 +163,23 @@ impl Database {
     pub(super) async fn open(path: &Path) -> Result<Self, OpenError> {
         Paths::resolve(path)?;
         files::check_place(path)?;
-        // Waits while another replica saves a journal.
-        let _lock = files::lock(path, START_PATIENCE).await?;
-        let opened = Arc::new(Opened::open(path).await?);
+        let deadline = Instant::now() + START_PATIENCE;
+        let opened = loop {
+            let one_attempt = async {
+                // Waits while another replica saves a journal.
+                let _lock = files::lock(path, deadline.saturating_duration_since(Instant::now())).await?;
+                Opened::open(path).await
+            };
+            match one_attempt.await {
+                // An operation's limits are too short for a start: while a backup has the database for itself, or the
+                // machine is busy, the server would end and be started again and again.
+                Err(error) if error.may_pass() && Instant::now() < deadline => {
+                    tracing::warn!(%error, "the users database can't be used yet");
+                    tokio::time::sleep(START_PAUSE).await;
+                }
+                opened => break Arc::new(opened?),
+            }
+        };
         Ok(Self { path: path.into(), state: Mutex::new(State::Open(opened)), reopening: tokio::sync::Mutex::new(()) })
     }
 

@@ -31,6 +31,10 @@ use super::names::{Keys, free_usernames, written};
 use super::{Imported, NewUser, User, UserStoreError, id_at};
 use crate::clock::Clock;
 
+/// Primary result codes of SQLite: another process, or another connection of this one, has the database locked.
+const BUSY: u32 = 5;
+const LOCKED: u32 = 6;
+
 impl From<OpenError> for UserStoreError {
     fn from(error: OpenError) -> Self {
         Self::unavailable(error)
@@ -85,6 +89,22 @@ pub(crate) enum OpenError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Sqlite { path: PathBuf, source: sqlx::Error },
+}
+
+impl OpenError {
+    /// Whether the problem may pass by itself: another process has the database locked, or opening it took too long.
+    fn may_pass(&self) -> bool {
+        let Self::Sqlite { source, .. } = self else { return false };
+        match source {
+            sqlx::Error::PoolTimedOut => true,
+            // The low byte of an extended code is the primary one (<https://www.sqlite.org/rescode.html>).
+            sqlx::Error::Database(error) => error
+                .code()
+                .and_then(|code| code.parse::<u32>().ok())
+                .is_some_and(|code| [BUSY, LOCKED].contains(&(code & 0xff))),
+            _ => false,
+        }
+    }
 }
 
 /// The users of one file. Safe to share between tasks, and the file between processes of one host.

@@ -1,4 +1,8 @@
 //! Opening a database: what is refused, with which message, and with which permissions files are created.
+use std::time::Duration;
+
+use sqlx::Connection as _;
+
 use super::*;
 
 #[tokio::test]
@@ -16,6 +20,24 @@ async fn open_says_what_to_do() {
 
     fs::write(&path, "text".repeat(500)).unwrap();
     assert!(refused().await.contains("file is not a database"));
+}
+
+#[tokio::test]
+async fn open_waits_for_a_process_that_has_the_database_for_itself() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("users.db");
+    migrate(&path).await.unwrap();
+    let mut other = foreign(&path).await;
+    execute(&mut other, "PRAGMA locking_mode = EXCLUSIVE").await;
+    execute(&mut other, "BEGIN IMMEDIATE").await;
+    execute(&mut other, "COMMIT").await;
+
+    let opening = tokio::spawn(async move { SqliteUsers::open(&path, Clock::system()).await });
+    // Longer than an operation would wait.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(!opening.is_finished(), "{:?}", opening.await);
+    other.close().await.unwrap();
+    opening.await.unwrap().unwrap().create(new("ada@example.org", None)).await.unwrap();
 }
 
 #[tokio::test]
