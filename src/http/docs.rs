@@ -10,7 +10,7 @@ use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use http::{HeaderMap, StatusCode};
 use sha2::{Digest as _, Sha256};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
@@ -54,6 +54,14 @@ const FILES: [&str; 9] = [
 const CACHED: HeaderValue = HeaderValue::from_static("public, max-age=604800");
 /// For the pages that name those files, and for the OpenAPI document: browsers ask each time whether they have changed.
 const ASKED_FOR: HeaderValue = HeaderValue::from_static("no-cache");
+/// Swagger UI needs inline styles and `data:` images, but no inline scripts.
+const UI_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; \
+     frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+);
+/// For what no browser shows as a page.
+const DATA_POLICY: HeaderValue =
+    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
 
 /// A file that is the same for everybody. The process holds its bytes once, however many clients read it.
 #[derive(Clone, Debug)]
@@ -62,10 +70,11 @@ struct File {
     content_type: HeaderValue,
     etag: HeaderValue,
     caching: HeaderValue,
+    policy: HeaderValue,
 }
 
 impl File {
-    fn new(content: Bytes, content_type: &str, caching: HeaderValue) -> Self {
+    fn new(content: Bytes, content_type: &str, caching: HeaderValue, policy: HeaderValue) -> Self {
         let hash = Sha256::digest(&content);
         let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&hash[..12]));
         Self {
@@ -73,6 +82,7 @@ impl File {
             content_type: HeaderValue::from_str(content_type).expect("a media type"),
             etag: HeaderValue::from_str(&etag).expect("base64url in quotes"),
             caching,
+            policy,
         }
     }
 
@@ -80,7 +90,11 @@ impl File {
     fn answer(&self, request: &HeaderMap) -> Response {
         let known = request.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
         let mut known = known.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
-        let headers = [(ETAG, self.etag.clone()), (CACHE_CONTROL, self.caching.clone())];
+        let headers = [
+            (ETAG, self.etag.clone()),
+            (CACHE_CONTROL, self.caching.clone()),
+            (CONTENT_SECURITY_POLICY, self.policy.clone()),
+        ];
         if known.any(|tag| tag == "*" || tag.as_bytes() == self.etag.as_bytes()) {
             return (StatusCode::NOT_MODIFIED, headers).into_response();
         }
@@ -104,12 +118,12 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>(document: &OpenApi) -> Ro
         };
         let is_asked_for = matches!(name, "index.html" | "swagger-initializer.js");
         let caching = if is_asked_for { ASKED_FOR } else { CACHED };
-        files.insert(name, File::new(content, &file.content_type, caching));
+        files.insert(name, File::new(content, &file.content_type, caching, UI_POLICY));
     }
     let index = files["index.html"].clone();
     let files = Arc::new(files);
     let json = document.to_json().expect("the document is JSON");
-    let document = File::new(json.into(), "application/json", ASKED_FOR);
+    let document = File::new(json.into(), "application/json", ASKED_FOR, DATA_POLICY);
     Router::new()
         .route("/docs", get(async || Redirect::temporary("/docs/").into_response()))
         .route("/docs/", get(async move |headers: HeaderMap| index.answer(&headers)))
