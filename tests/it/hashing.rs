@@ -25,6 +25,22 @@ async fn passwords_are_hashed_as_promised() {
     fleet[0].try_login("ada", PASSWORD).send().await.expect(200);
 }
 
+/// Not only in the unit test of the gate, because the server has another allocator.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_a_login_took_of_memory_goes_back() {
+    let fleet = Fleet::builder().env("ARGON2_MEMORY", "64MiB").start().await;
+    let mebibytes = async || fleet[0].metric("process_resident_memory_bytes", &[]).await / f64::from(1 << 20);
+    let idle = mebibytes().await;
+    let ada = fleet[0].register("ada").await;
+    fleet[0].login(&ada).await;
+    assert!(mebibytes().await > idle + 60.0, "it is kept for the next login");
+    // It takes no request to give it back.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let after = mebibytes().await;
+    assert!(after < idle + 32.0, "{idle} MiB before, {after} after");
+}
+
 /// ASVS 5.0 15.2.2.
 #[tokio::test]
 async fn a_storm_of_logins_is_shed_and_hurts_nobody() {

@@ -34,6 +34,7 @@ use blake2::digest::block_api::{UpdateCore as _, VariableOutputCore as _};
 use blake2::digest::block_buffer::LazyBuffer;
 use blake2::{Blake2b512, Blake2bVarCore, Digest as _};
 use multiversion::multiversion;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use zeroize::Zeroize as _;
 
 /// The most blocks that are filled between two pauses: about 50 µs of work. One block of addresses (RFC 9106
@@ -49,8 +50,8 @@ const SLICES: usize = 4;
 /// The lower half of a word.
 const LOW: u64 = 0xffff_ffff;
 
-/// A block of Argon2's memory: 1 KiB.
-#[derive(Clone, Copy)]
+/// A block of Argon2's memory: 1 KiB. Memory that was mapped can be seen as blocks with `zerocopy`.
+#[derive(Clone, Copy, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[expect(missing_debug_implementations, reason = "passwords can be tried with what is in it")]
 #[repr(align(64))]
 pub struct Block([u64; WORDS]);

@@ -1,12 +1,14 @@
 //! Stored hashes: what is written, what is accepted, and the computing itself.
-use std::collections::TryReserveError;
+use std::io;
 use std::ops::RangeInclusive;
 
 use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use argon2::{Algorithm, Params, Version};
+use memmap2::MmapMut;
 use paced_argon2::{Block, Input};
 use secrecy::{ExposeSecret as _, SecretString};
 use subtle::ConstantTimeEq as _;
+use zerocopy::FromBytes as _;
 
 use super::normalize;
 use crate::config::HashingConfig;
@@ -29,11 +31,6 @@ const SALT_LENGTH: usize = 16;
 /// RFC 9106 §4: a 256-bit tag.
 const OUTPUT_LENGTH: usize = 32;
 
-/// Every allocation has room for at least so many blocks: 33 MiB. glibc maps requests of 32 MiB or more separately and
-/// unmaps them when they're freed. Smaller ones it learns to keep in an arena, where they would stay resident. The part
-/// that is never touched takes addresses but no memory.
-const MAPPED_ALONE: usize = 33 * 1024;
-
 /// Why a stored hash can't be used. Has no part of a hash or a password in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum StoredError {
@@ -47,24 +44,25 @@ pub(super) enum StoredError {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ComputeError {
     #[error("no memory for Argon2's blocks")]
-    Memory(#[from] TryReserveError),
+    Memory(#[from] io::Error),
     #[error("the operating system gave no randomness")]
     Random(#[from] getrandom::Error),
 }
 
-/// Argon2's working memory. It's kept for the next hash.
+/// Argon2's working memory. It's kept for the next hash. Mapped by itself, because an allocator keeps what it is given
+/// back for its next customer: mimalloc for minutes if nothing else happens, glibc in an arena.
 #[derive(Default)]
-pub(super) struct Blocks(Vec<Block>);
+pub(super) struct Blocks(Option<MmapMut>);
 
 impl Blocks {
-    fn of(&mut self, count: usize) -> Result<&mut [Block], TryReserveError> {
-        if self.0.len() < count {
-            let mut fresh = Vec::new();
-            fresh.try_reserve_exact(count.max(MAPPED_ALONE))?;
-            fresh.resize(count, Block::ZERO);
-            self.0 = fresh;
-        }
-        Ok(&mut self.0[..count])
+    fn of(&mut self, count: usize) -> io::Result<&mut [Block]> {
+        let bytes = count * size_of::<Block>();
+        let map = match self.0.take().filter(|map| map.len() >= bytes) {
+            Some(map) => map,
+            None => MmapMut::map_anon(bytes)?,
+        };
+        let map = self.0.insert(map);
+        Ok(<[Block]>::mut_from_bytes(&mut map[..bytes]).expect("pages are aligned, and hold whole blocks"))
     }
 }
 
