@@ -184,7 +184,8 @@ def note(outcome: Outcome) -> str:
         )
     if extra.get("ratio"):
         calm, storm = extra["p99_calm_ms"], extra["p99_storm_ms"]
-        return f"p99 {calm:.1f} ms calm, {storm:.1f} ms under logins: {extra['ratio']:.2f}-fold"
+        counted = "" if extra["ahead"] else " (with k6's own waiting; root leaves it out)"
+        return f"p99 {calm:.1f} ms calm, {storm:.1f} ms under logins: {extra['ratio']:.2f}-fold{counted}"
     if "oha" in extra:
         return "; ".join(f"{row['what']}: {row['per_second']}/s" for row in extra["oha"])
     return ""
