@@ -84,7 +84,7 @@ class Run:
     log: list[str]
     seconds: float
     # Whether k6 went before other processes.
-    ahead: bool
+    ahead: bool = False
 
     @property
     def interrupted(self) -> bool:
