@@ -191,6 +191,21 @@ async fn answers_of_replicas_pass_with_security_headers() {
     assert_eq!(replica["client_ip"], "127.0.0.1", "no client chooses its address: {replica}");
 }
 
+/// Replicas believe nginx, so nginx must not pass on what a client claims.
+#[tokio::test]
+async fn no_client_chooses_the_host_that_its_origin_is_compared_with() {
+    let demo = Demo::start(1, &[]);
+    let login = |origin: &str| {
+        let user = json!({ "email": "nobody@example.org", "password": PASSWORD });
+        demo.call("POST", "/auth/login").json(&user).header("origin", origin)
+    };
+    let claimed = login("http://evil.example").header("x-forwarded-host", "evil.example");
+    claimed.header("x-forwarded-proto", "http").send().await.expect_problem(403, "cross_site");
+    let forwarded = login("http://evil.example").header("forwarded", "host=evil.example");
+    forwarded.send().await.expect_problem(403, "cross_site");
+    login(&format!("http://{}", demo.address())).send().await.expect_problem(401, "invalid_credentials");
+}
+
 #[tokio::test]
 async fn a_flood_of_logins_from_one_address_is_limited_and_checks_are_not() {
     let demo = Demo::start(1, &[]);

@@ -7,10 +7,12 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import unittest
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -81,6 +83,18 @@ class Judging(unittest.TestCase):
     def test_k6_that_broke_off_is_a_miss(self) -> None:
         done = k6.Run(107, {}, k6.Recording(), ["error: script"], 1)
         self.assertEqual([t.ok for t in scenarios.from_k6(done)], [False])
+
+    def test_k6_goes_first_if_it_may(self) -> None:
+        asked = [
+            sys.executable,
+            "-c",
+            "import os; print(hasattr(os, 'SCHED_RR') and os.sched_getscheduler(0) == os.SCHED_RR)",
+        ]
+        chrt = shutil.which("chrt")
+        may = chrt is not None and subprocess.run([chrt, "--rr", "1", "true"], capture_output=True).returncode == 0
+        for ahead, goes_first in ((True, may), (False, False)):
+            done = subprocess.run(asked, capture_output=True, text=True, preexec_fn=partial(k6.begin, ahead))
+            self.assertEqual((done.returncode, done.stdout), (0, f"{goes_first}\n"), done.stderr)
 
     def test_the_report_escapes_what_a_fleet_says(self) -> None:
         outcome = self.outcome(False)
